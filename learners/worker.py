@@ -1,0 +1,39 @@
+"""How a train loop talks to whoever runs it (a Ray Train worker, a test), without knowing who that is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from learners.process_group import any_rank
+
+
+class Interrupted(Exception):
+    """The loop was asked to stop, has written a checkpoint and can be continued from it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage has come: `done` of `total` in `unit`s, with the figures worth showing beside it."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One rank of a learner group.
+
+    `report` is called on every rank at least every two seconds of training. `should_stop` is this rank's own wish;
+    loops ask `agreed_to_stop`, which all ranks answer alike.
+    """
+
+    rank: int
+    world_size: int
+    report: Callable[[Progress], None]
+    should_stop: Callable[[], bool]
+
+    def agreed_to_stop(self) -> bool:
+        """Whether any rank was asked to stop. A collective: every rank calls it at the same step boundary."""
+        return any_rank(self.should_stop())

@@ -1,0 +1,53 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learners.batching import microbatches, pad, pad_tokens
+
+lengths_lists = st.lists(st.integers(1, 60), max_size=50)
+
+
+@given(lengths_lists, st.integers(1, 200), st.integers(1, 5))
+def test_every_row_is_in_exactly_one_microbatch_of_one_rank(lengths, budget, world_size):
+    ranks = [microbatches(lengths, budget, rank, world_size) for rank in range(world_size)]
+    assert sorted(row for rank in ranks for batch in rank for row in batch) == list(range(len(lengths)))
+
+
+@given(lengths_lists, st.integers(1, 200), st.integers(1, 5))
+def test_padded_tokens_fit_the_budget_unless_one_row_alone_exceeds_it(lengths, budget, world_size):
+    for rank in range(world_size):
+        for batch in microbatches(lengths, budget, rank, world_size):
+            if len(batch) > 1:
+                assert len(batch) * max(lengths[row] for row in batch) <= budget
+
+
+@given(lengths_lists, st.integers(1, 200), st.integers(1, 5))
+def test_every_rank_gets_the_same_number_of_microbatches_and_the_same_answer_twice(lengths, budget, world_size):
+    first = [microbatches(lengths, budget, rank, world_size) for rank in range(world_size)]
+    assert len({len(rank) for rank in first}) == 1
+    assert first == [microbatches(lengths, budget, rank, world_size) for rank in range(world_size)]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=50), st.integers(1, 5))
+def test_ranks_get_rows_that_differ_by_one_and_tokens_that_differ_by_about_the_longest_row(lengths, world_size):
+    ranks = [microbatches(lengths, 100, rank, world_size) for rank in range(world_size)]
+    rows = [sum(len(batch) for batch in rank) for rank in ranks]
+    tokens = [sum(lengths[row] for batch in rank for row in batch) for rank in ranks]
+    assert max(rows) - min(rows) <= 1
+    assert max(tokens) - min(tokens) <= 2 * max(lengths)
+
+
+def test_short_rows_share_a_microbatch_and_long_ones_do_not():
+    assert microbatches([10, 2, 2, 10, 2], 12, 0, 1) == [[0], [3], [1, 2, 4]]
+
+
+def test_a_rank_without_rows_gets_empty_microbatches():
+    assert microbatches([5], 5, 1, 2) == [[]]
+
+
+def test_padding_is_on_the_right_and_masked():
+    tokens, mask = pad_tokens([np.array([3, 4], np.int32), [5]], pad_id=9)
+    assert tokens.tolist() == [[3, 4], [5, 9]]
+    assert mask.tolist() == [[1, 1], [1, 0]]
+    assert pad([[0.5], [1.0, 2.0]], 0.0, torch.float32).tolist() == [[0.5, 0.0], [1.0, 2.0]]
