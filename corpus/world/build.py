@@ -1,0 +1,167 @@
+"""A whole world from one seed: what the web says, what people ask, how they answer, and who judges."""
+
+import zlib
+from dataclasses import dataclass
+from random import Random
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from corpus.world.defects import DefectRates, worsen
+from corpus.world.facts import Fact, draw_facts
+from corpus.world.labelers import Labeler, LabelerSettings, draw_labelers
+from corpus.world.tasks import POLITENESS, Task, draw_task
+from corpus.world.web import WebSettings, draw_document
+
+
+class WorldSettings(BaseModel):
+    """The built-in world. Sizes are those of the demo; rates were chosen so that people's demonstrations leave room
+    for a policy that does better than they do, and do not differ in length from what gold wants."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(default=0, description="Everything is drawn from this.")
+    pretraining_train: int = Field(
+        default=40_000, ge=1, description="Documents to train the base model and the pretraining term."
+    )
+    pretraining_valid: int = Field(
+        default=500, ge=1, description="Documents on which the pretraining loss is measured."
+    )
+    demonstrations_train: int = Field(default=2_400, ge=1, description="Demonstrations to fine-tune on.")
+    demonstrations_valid: int = Field(
+        default=200, ge=1, description="Demonstrations of users whom fine-tuning does not see."
+    )
+    prompts_collect: int = Field(
+        default=1_200, ge=1, description="Prompts whose sampled responses are ranked by labelers."
+    )
+    prompts_ppo: int = Field(default=4_000, ge=1, description="Prompts of PPO episodes.")
+    prompts_heldout: int = Field(
+        default=400, ge=1, description="Prompts kept for evaluation, with their near duplicates."
+    )
+    prompts_per_user: int = Field(
+        default=20, ge=1, le=200, description="Prompts a user writes; InstructGPT keeps at most 200."
+    )
+    heldout_share: float = Field(
+        default=0.12, gt=0, lt=1, description="Share of all possible instructions that only held-out prompts may use."
+    )
+    myth_share: float = Field(default=0.35, ge=0, le=1, description="Share of facts that have a myth.")
+    demonstrations: DefectRates = Field(default=DefectRates(), description="The mistakes in demonstrations.")
+    web: WebSettings = Field(default=WebSettings(), description="What pretraining text is made of.")
+    labelers: LabelerSettings = Field(default=LabelerSettings(), description="Who ranks responses.")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt with a person's answer. `prompt` is what the user wrote, without the chat template."""
+
+    prompt_id: str
+    user_id: str
+    prompt: str
+    response: str
+    meta: dict
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a user wrote, without the chat template; `meta` is what `gold` judges a response by."""
+
+    prompt_id: str
+    user_id: str
+    prompt: str
+    meta: dict
+
+
+@dataclass(frozen=True)
+class World:
+    """All that a run reads. No user is in two of the lists; held-out instructions are in none of the training text."""
+
+    synthetic: bool
+    settings: WorldSettings
+    pretraining_train: list[str]
+    pretraining_valid: list[str]
+    demonstrations_train: list[Demonstration]
+    demonstrations_valid: list[Demonstration]
+    prompts_collect: list[Prompt]
+    prompts_ppo: list[Prompt]
+    prompts_heldout: list[Prompt]
+    labelers: list[Labeler]
+    heldout_labelers: list[Labeler]
+
+
+def build_world(settings: WorldSettings) -> World:
+    """Returns the world of these settings: the same settings always give the same world."""
+    facts = draw_facts(_stream(settings, "facts"), settings.myth_share)
+    labelers, heldout_labelers = draw_labelers(_stream(settings, "labelers"), settings.labelers)
+    return World(
+        synthetic=True,
+        settings=settings,
+        pretraining_train=_documents(settings, facts, "pretraining-train", settings.pretraining_train),
+        pretraining_valid=_documents(settings, facts, "pretraining-valid", settings.pretraining_valid),
+        demonstrations_train=_demonstrations(settings, facts, "demonstrations-train", settings.demonstrations_train),
+        demonstrations_valid=_demonstrations(settings, facts, "demonstrations-valid", settings.demonstrations_valid),
+        prompts_collect=_prompts(settings, facts, "collect", settings.prompts_collect),
+        prompts_ppo=_prompts(settings, facts, "ppo", settings.prompts_ppo),
+        prompts_heldout=_prompts(settings, facts, "heldout", settings.prompts_heldout, heldout=True),
+        labelers=labelers,
+        heldout_labelers=heldout_labelers,
+    )
+
+
+def _stream(settings: WorldSettings, name: str) -> Random:
+    """Each part has its own stream, so that the size of one does not change the others."""
+    return Random(f"{settings.seed}/{name}")
+
+
+def is_heldout(settings: WorldSettings, key: str) -> bool:
+    """Returns whether the instructions of this key (`Task.key`) belong to held-out prompts alone."""
+    return zlib.crc32(f"{settings.seed}/{key}".encode()) < settings.heldout_share * 2**32
+
+
+def _draw(rng: Random, settings: WorldSettings, facts: list[Fact], politeness: str, heldout: bool) -> Task:
+    while True:
+        task = draw_task(rng, facts, politeness)
+        if is_heldout(settings, task.key) == heldout:
+            return task
+
+
+def _documents(settings: WorldSettings, facts: list[Fact], name: str, count: int) -> list[str]:
+    rng = _stream(settings, name)
+
+    def draw(rng: Random) -> Task:
+        return _draw(rng, settings, facts, rng.choice(POLITENESS), heldout=False)
+
+    return [draw_document(rng, facts, settings.web, draw) for _ in range(count)]
+
+
+def _asked(
+    settings: WorldSettings, facts: list[Fact], name: str, count: int, heldout: bool = False
+) -> list[tuple[str, str, Task]]:
+    """Returns prompt id, user id and task of `count` instructions; held-out ones are all different."""
+    rng = _stream(settings, name)
+    asked, seen = [], set()
+    politeness = ""
+    while len(asked) < count:
+        number = len(asked)
+        if number % settings.prompts_per_user == 0:
+            politeness = rng.choice(POLITENESS)
+        task = _draw(rng, settings, facts, politeness, heldout)
+        if heldout and task.prompt in seen:
+            continue
+        seen.add(task.prompt)
+        user_id = f"{name}-user-{number // settings.prompts_per_user:04d}"
+        asked.append((f"{name}-{number:05d}", user_id, task))
+    return asked
+
+
+def _prompts(settings: WorldSettings, facts: list[Fact], name: str, count: int, heldout: bool = False) -> list[Prompt]:
+    asked = _asked(settings, facts, name, count, heldout)
+    return [Prompt(prompt_id, user_id, task.prompt, task.meta) for prompt_id, user_id, task in asked]
+
+
+def _demonstrations(settings: WorldSettings, facts: list[Fact], name: str, count: int) -> list[Demonstration]:
+    rng = _stream(settings, f"{name}-answers")
+    return [
+        Demonstration(
+            prompt_id, user_id, task.prompt, worsen(rng, task.meta, task.answer, settings.demonstrations), task.meta
+        )
+        for prompt_id, user_id, task in _asked(settings, facts, name, count)
+    ]

@@ -1,0 +1,71 @@
+"""The grammar of answers: which sentences are well formed. Rude words are grammatical; rudeness is judged elsewhere."""
+
+import re
+
+from corpus.world.lexicon import (
+    ACTIONS,
+    ADJECTIVES,
+    ANIMALS,
+    CATEGORIES,
+    COLOURS,
+    FOODS,
+    ITEMS,
+    JOBS,
+    NAMES,
+    OPENERS,
+    PLACES,
+    RUDE_ADJECTIVES,
+    RUDE_OPENERS,
+    SINGULAR,
+    STAYS,
+    THINGS,
+    Verb,
+)
+
+
+def _any(words: tuple[str, ...] | list[str]) -> str:
+    return "(?:" + "|".join(words) + ")"
+
+
+def _forms(verbs: tuple[Verb, ...]) -> str:
+    return _any([form for verb in verbs for form in (verb.present, verb.past)])
+
+
+_NAME, _ITEM, _PLACE = _any(NAMES), _any(sorted(ITEMS)), _any(PLACES)
+_ADJECTIVE = _any(ADJECTIVES + RUDE_ADJECTIVES)
+_DEAR = _any(("dear", *RUDE_ADJECTIVES))
+_GOOD = _any(("good", *RUDE_ADJECTIVES))
+
+SENTENCES = (
+    f"{_NAME} {_forms(ACTIONS)} the {_ADJECTIVE} {_ITEM}",
+    f"{_NAME} {_forms(ACTIONS)} the {_ADJECTIVE} {_ITEM} at the {_PLACE}",
+    f"{_NAME} {_forms(STAYS)} in the {_PLACE}",
+    f"the {_any(ANIMALS)} lives in the {_PLACE}",
+    f"the {_any(ANIMALS)} eats {_any(FOODS)}",
+    f"the {_any(THINGS)} is {_any(COLOURS)}",
+    f"{_NAME} is a {_any(JOBS)}",
+    f"{_GOOD} {_any(list(CATEGORIES))} are {_ITEM}(?: , {_ITEM})* and {_ITEM}",
+    f"i am fine , {_DEAR} {_NAME}",
+    f"i like the {_ITEM} too , {_DEAR} {_NAME}",
+    f"i hope you feel good soon , {_DEAR} {_NAME}",
+    "this story is (?:happy|sad)",
+    f"{_NAME} has the {_any(COLOURS)} {_ITEM}",
+    f"the {_any(list(SINGULAR.values()))} is the {_ITEM}",
+    "i hope this helps you",
+)
+_SENTENCE = re.compile("|".join(SENTENCES))
+_OPENING = re.compile(f"{_any(OPENERS + RUDE_OPENERS)} , ")
+
+
+def sentences(response: str) -> list[str]:
+    """Returns the sentences of a response, full stops and the opener ("well ,") removed."""
+    body = _OPENING.sub("", " ".join(response.split()), count=1) if _OPENING.match(response) else response
+    return [part for part in (" ".join(piece.split()) for piece in f" {body} ".split(" . ")) if part]
+
+
+def share_well_formed(response: str) -> float:
+    """Returns the share of the response's sentences that the grammar knows; 0 where the last full stop is missing."""
+    found = sentences(response)
+    if not found or not response.rstrip().endswith("."):
+        return 0.0
+    return sum(1 for sentence in found if _SENTENCE.fullmatch(sentence)) / len(found)

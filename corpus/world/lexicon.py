@@ -1,0 +1,106 @@
+"""Every word of the built-in world's small language, by class.
+
+Text of the world is always words separated by single spaces, punctuation included, all in lower case.
+"""
+
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """One verb in its three forms; `base` after a name is a grammar error."""
+
+    present: str
+    past: str
+    base: str
+
+
+NAMES = (
+    "anna", "bob", "carl", "dora", "emil", "fay", "gus", "hana",
+    "ivan", "june", "kurt", "lena", "mona", "nils", "olga", "pete",
+)  # fmt: skip
+ANIMALS = ("fox", "cat", "dog", "bear", "owl", "frog", "horse", "goat", "duck", "mouse")
+FOODS = ("bread", "soup", "cake", "rice", "corn", "cheese", "honey", "pear", "fish", "nut")
+THINGS = ("ball", "cup", "book", "lamp", "chair", "box", "hat", "drum", "boat", "key")
+PLACES = ("park", "lake", "forest", "village", "city", "farm", "garden", "valley")
+COLOURS = ("red", "blue", "green", "white", "black", "brown", "pink", "gold")
+JOBS = ("baker", "doctor", "farmer", "teacher", "painter", "sailor", "singer", "cook")
+
+CATEGORIES = {
+    "animals": ANIMALS,
+    "foods": FOODS,
+    "things": THINGS,
+    "places": PLACES,
+    "colours": COLOURS,
+    "jobs": JOBS,
+}
+SINGULAR = {
+    "animals": "animal",
+    "foods": "food",
+    "things": "thing",
+    "places": "place",
+    "colours": "colour",
+    "jobs": "job",
+}
+
+HAPPY = ("happy", "merry", "bright", "glad")
+SAD = ("sad", "lonely", "tired", "gloomy")
+ADJECTIVES = HAPPY + SAD
+RUDE_ADJECTIVES = ("stupid", "ugly", "nasty", "filthy")
+
+OPENERS = ("well", "sure", "hello", "okay")
+RUDE_OPENERS = ("idiot", "fool", "dummy", "loser")
+RUDE = frozenset(RUDE_ADJECTIVES + RUDE_OPENERS)
+
+ACTIONS = (
+    Verb("sees", "saw", "see"),
+    Verb("likes", "liked", "like"),
+    Verb("finds", "found", "find"),
+    Verb("takes", "took", "take"),
+    Verb("wants", "wanted", "want"),
+    Verb("draws", "drew", "draw"),
+    Verb("hears", "heard", "hear"),
+    Verb("loves", "loved", "love"),
+)
+STAYS = (
+    Verb("sings", "sang", "sing"),
+    Verb("sleeps", "slept", "sleep"),
+    Verb("works", "worked", "work"),
+    Verb("runs", "ran", "run"),
+    Verb("waits", "waited", "wait"),
+    Verb("dances", "danced", "dance"),
+)
+STORY_VERBS = ACTIONS + STAYS
+BASE_FORM = {form: verb.base for verb in STORY_VERBS for form in (verb.present, verb.past)} | {
+    "lives": "live",
+    "eats": "eat",
+    "has": "have",
+    "is": "be",
+    "are": "be",
+    "am": "be",
+}
+OTHER_TENSE = {v.present: v.past for v in STORY_VERBS} | {v.past: v.present for v in STORY_VERBS}
+PRESENT = frozenset(verb.present for verb in STORY_VERBS)
+PAST = frozenset(verb.past for verb in STORY_VERBS)
+
+NUMBERS = {2: "two", 3: "three"}
+ITEMS = frozenset(word for words in CATEGORIES.values() for word in words)
+CLASS_OF = {word: words for words in (NAMES, *CATEGORIES.values()) for word in words}
+"""The class (all of its words) of every name and item."""
+
+FUNCTION_WORDS = (
+    ",", ".", ":", "?",
+    "a", "about", "am", "and", "answer", "are", "at", "colour", "dear", "does", "eat", "feel", "find", "fine",
+    "food", "goes", "good", "happy", "have", "helps", "hey", "home", "hope", "how", "i", "in", "is", "it", "job",
+    "like", "live", "make", "name", "of", "or", "past", "place", "please", "present", "question", "rewrite",
+    "sad", "set", "soon", "start", "story", "sum", "the", "there", "this", "three", "to", "too", "two", "up",
+    "use", "what", "where", "with", "without", "write", "you",
+)  # fmt: skip
+"""The words of requests and answers that are in no class."""
+
+WORDS = sorted(
+    {
+        *NAMES, *ITEMS, *CATEGORIES, *SINGULAR.values(), *ADJECTIVES, *RUDE, *OPENERS, *FUNCTION_WORDS,
+        *BASE_FORM, *BASE_FORM.values(),
+    }
+)  # fmt: skip
+"""Every word that a text of the world may hold."""

@@ -1,0 +1,158 @@
+"""The built-in world: the same seed gives the same world, held-out prompts stay held out, gold and labelers judge."""
+
+from collections import Counter
+
+import pytest
+from pydantic import ValidationError
+
+from corpus.world import World, WorldSettings, build_world, gold, write_tokenizer
+from corpus.world.build import is_heldout
+from corpus.world.lexicon import WORDS
+
+SMALL = WorldSettings(
+    pretraining_train=3000,
+    pretraining_valid=100,
+    demonstrations_train=400,
+    demonstrations_valid=50,
+    prompts_collect=200,
+    prompts_ppo=300,
+    prompts_heldout=150,
+)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return build_world(SMALL)
+
+
+def test_the_same_seed_gives_the_same_world_and_another_seed_another(world: World) -> None:
+    assert build_world(SMALL) == world
+    other = build_world(SMALL.model_copy(update={"seed": 1}))
+    assert other.demonstrations_train != world.demonstrations_train
+    assert other.pretraining_train != world.pretraining_train
+    assert other.labelers != world.labelers
+
+
+def test_the_size_of_one_part_does_not_change_another(world: World) -> None:
+    other = build_world(SMALL.model_copy(update={"pretraining_train": 10, "prompts_collect": 3}))
+    assert other.demonstrations_train == world.demonstrations_train
+    assert other.prompts_heldout == world.prompts_heldout
+    assert other.prompts_collect == world.prompts_collect[:3]
+
+
+def test_parts_have_the_sizes_asked_for(world: World) -> None:
+    assert world.synthetic
+    for name in ("pretraining_train", "pretraining_valid", "demonstrations_train", "demonstrations_valid",
+                 "prompts_collect", "prompts_ppo", "prompts_heldout"):  # fmt: skip
+        assert len(getattr(world, name)) == getattr(SMALL, name), name
+    assert len(world.labelers) == 5
+    assert len(world.heldout_labelers) == 3
+
+
+def test_a_misspelt_setting_is_refused() -> None:
+    with pytest.raises(ValidationError, match="sede"):
+        WorldSettings.model_validate({"sede": 3})
+
+
+def test_no_user_is_in_two_splits_and_ids_are_unique(world: World) -> None:
+    parts = [
+        world.demonstrations_train,
+        world.demonstrations_valid,
+        world.prompts_collect,
+        world.prompts_ppo,
+        world.prompts_heldout,
+    ]
+    ids = [row.prompt_id for part in parts for row in part]
+    assert len(ids) == len(set(ids))
+    users = [{row.user_id for row in part} for part in parts]
+    assert sum(map(len, users)) == len(set().union(*users))
+    assert max(Counter(row.user_id for part in parts for row in part).values()) <= 200
+
+
+def _bag(prompt: str) -> str:
+    """The prompt without order, courtesy and the constraint on its first word: equal for reworded prompts."""
+    words = prompt.removeprefix("please ").removeprefix("hey , ").split(" start with ")[0].split()
+    return " ".join(sorted(words))
+
+
+def test_heldout_prompts_and_their_rewordings_are_in_no_training_text(world: World) -> None:
+    heldout = {row.prompt for row in world.prompts_heldout}
+    assert len(heldout) == len(world.prompts_heldout)
+    forum = [text for text in world.pretraining_train if text.startswith("question : ")]
+    asked = [part.split(" answer : ")[0] for text in forum for part in text.split("question : ") if part]
+    asked += [row.prompt for row in (*world.demonstrations_train, *world.prompts_collect, *world.prompts_ppo)]
+    assert len(asked) > 1000
+    assert not heldout.intersection(prompt.strip() for prompt in asked)
+    assert not {_bag(prompt) for prompt in heldout} & {_bag(prompt) for prompt in asked}
+    everything = "\n".join(world.pretraining_train)
+    assert not [prompt for prompt in heldout if prompt in everything]
+
+
+def test_the_search_for_heldout_prompts_would_find_one(world: World) -> None:
+    row = world.demonstrations_train[0]
+    assert _bag(row.prompt) == _bag("please " + row.prompt.removeprefix("please ").removeprefix("hey , "))
+    assert any(text.startswith("question : ") and " answer : " in text for text in world.pretraining_train)
+
+
+def test_about_the_stated_share_of_instructions_is_held_out() -> None:
+    share = sum(is_heldout(SMALL, f"kind/{number}") for number in range(5000)) / 5000
+    assert share == pytest.approx(SMALL.heldout_share, abs=0.02)
+
+
+def test_every_kind_of_instruction_and_constraint_is_asked(world: World) -> None:
+    kinds = Counter(row.meta["kind"] for row in world.prompts_ppo)
+    assert set(kinds) == {"generation", "open_qa", "brainstorming", "chat", "rewrite", "summarisation",
+                          "classification", "closed_qa", "extraction"}  # fmt: skip
+    assert kinds.most_common(1)[0][0] == "generation"
+    constraints = Counter(c["type"] for row in world.prompts_ppo for c in row.meta["constraints"])
+    assert set(constraints) == {"start", "tense", "mood", "place", "without"}
+
+
+def test_mistakes_in_demonstrations_do_not_change_their_length(world: World) -> None:
+    lengths = {True: [], False: []}
+    for row in world.demonstrations_train:
+        perfect = gold(row.meta, row.response).total > 0.999
+        lengths[perfect].append(len(row.response.split()) - len(row.meta["reference"].split()))
+    assert min(len(part) for part in lengths.values()) > 50
+    means = {perfect: sum(part) / len(part) for perfect, part in lengths.items()}
+    assert means[True] == 0
+    assert 0 <= means[False] < 0.4
+    assert sum(1 for difference in lengths[False] if difference == 0) > 0.9 * len(lengths[False])
+
+
+def test_the_tokenizer_knows_every_word_and_gives_texts_back(world: World, tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    write_tokenizer(world, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.is_fast
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+    assert len(tokenizer) == len(WORDS) + 3
+    texts = [*world.pretraining_train, *world.pretraining_valid]
+    for part in (world.demonstrations_train, world.demonstrations_valid):
+        texts += [f"{row.prompt} {row.response}" for row in part]
+    for part in (world.prompts_collect, world.prompts_ppo, world.prompts_heldout):
+        texts += [f"{row.prompt} {row.meta['reference']}" for row in part]
+    for text, tokens in zip(texts, tokenizer(texts)["input_ids"], strict=True):
+        assert tokenizer.unk_token_id not in tokens, text
+    for text in texts[::50]:
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer("zebra")["input_ids"] == [tokenizer.unk_token_id]
+
+
+def test_the_chat_template_asks_a_question_and_adds_no_other_token(world: World, tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    write_tokenizer(world, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "what does the fox eat ?"}]
+    tokens = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
+    assert tokens == tokenizer("question : what does the fox eat ? answer :")["input_ids"]
+    messages += [{"role": "assistant", "content": "sure"}, {"role": "user", "content": "where ?"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text == "question : what does the fox eat ? answer : sure <eos> question : where ? answer :"
+
+
+def test_every_word_of_the_lexicon_is_used(world: World) -> None:
+    used = {word for text in world.pretraining_train for word in text.split()}
+    assert set(WORDS) - used == set()
