@@ -4,17 +4,38 @@ A prompt is one string. A plain prompt is the request itself; a conversation is 
 ("\\n\\nHuman: …\\n\\nAssistant: …\\n\\nHuman: …\\n\\nAssistant:"), see corpus/dialogues.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class PromptLike(Protocol):
+    """What a row needs to become tokens; the built-in world's rows are such rows too."""
+
+    @property
+    def prompt_id(self) -> str: ...
+    @property
+    def user_id(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def meta(self) -> dict[str, Any]: ...
+
+
+class DemonstrationLike(PromptLike, Protocol):
+    """A prompt with its answer."""
+
+    @property
+    def response(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request. `meta` is a JSON string that travels along untouched, or empty."""
+    """One request. `meta` travels along untouched (as JSON in the tables)."""
 
     prompt_id: str
     user_id: str
     prompt: str
-    meta: str = ""
+    meta: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -25,7 +46,7 @@ class Demonstration:
     user_id: str
     prompt: str
     response: str
-    meta: str = ""
+    meta: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,7 +59,7 @@ class Comparison:
     prompt: str
     responses: tuple[str, ...]
     ranks: tuple[int, ...]
-    meta: str = ""
+    meta: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Rows of text to token tables, with their length limits; and a tokenizer for runs that start from no base model."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -8,7 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from corpus.problems import UsageProblem
-from corpus.rows import Comparison, Demonstration, Prompt
+from corpus.rows import Comparison, DemonstrationLike, PromptLike
 from corpus.schemas import TableName, make_table, schema
 from corpus.templates import (
     adds_bos,
@@ -32,14 +33,17 @@ class TokenLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_prompt_tokens: int = Field(
-        1024, ge=1, description="Longest prompt. InstructGPT: prompts over 1k tokens are filtered out."
+        default=1024, ge=1, description="Longest prompt. InstructGPT: prompts over 1k tokens are filtered out."
     )
     max_response_tokens: int = Field(
-        1024, ge=1, description="Longest response, EOS included. InstructGPT: responses of at most 1k tokens."
+        default=1024, ge=1, description="Longest response, EOS included. InstructGPT: responses of at most 1k tokens."
     )
-    context_tokens: int = Field(2048, ge=2, description="Longest sequence of the model. InstructGPT: context of 2k.")
+    context_tokens: int = Field(
+        default=2048, ge=2, description="Longest sequence of the model. InstructGPT: context of 2k."
+    )
     long_prompts: Literal["filter", "refuse"] = Field(
-        "filter", description="What becomes of a longer prompt: left out and counted (InstructGPT), or an error."
+        default="filter",
+        description="What becomes of a longer prompt: left out and counted (InstructGPT), or an error.",
     )
 
     @model_validator(mode="after")
@@ -80,7 +84,7 @@ def tokenise_pretraining(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBa
     return _counted("pretraining", {"tokens": rows}, {"split_documents": split, "empty_documents": empty})
 
 
-def tokenise_prompts(rows: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", limits: TokenLimits) -> pa.Table:
+def tokenise_prompts(rows: Sequence[PromptLike], tokenizer: "PreTrainedTokenizerBase", limits: TokenLimits) -> pa.Table:
     """The prompts table. Counts: long_prompts (left out)."""
     check_special_tokens(tokenizer)
     kept = list(_within(rows, encode_prompts(tokenizer, [row.prompt for row in rows]), limits))
@@ -92,7 +96,7 @@ def tokenise_prompts(rows: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase
 
 
 def tokenise_demonstrations(
-    rows: Sequence[Demonstration], tokenizer: "PreTrainedTokenizerBase", limits: TokenLimits
+    rows: Sequence[DemonstrationLike], tokenizer: "PreTrainedTokenizerBase", limits: TokenLimits
 ) -> pa.Table:
     """The demonstrations table. Counts: long_prompts and long_responses (both left out).
 
@@ -138,7 +142,7 @@ def tokenise_comparisons(
     return _counted("comparisons", columns, {"long_prompts": len(rows) - len(kept), "cut_responses": cut})
 
 
-_Row = TypeVar("_Row", Prompt, Demonstration, Comparison)
+_Row = TypeVar("_Row", bound=PromptLike)
 
 
 def _within(rows: Sequence[_Row], prompts: list[list[int]], limits: TokenLimits) -> Iterator[tuple[_Row, list[int]]]:
@@ -156,7 +160,9 @@ def _within(rows: Sequence[_Row], prompts: list[list[int]], limits: TokenLimits)
 
 
 def _columns(kept: Sequence[tuple[object, list[int]]], names: Iterable[str]) -> dict[str, list]:
-    return {name: [getattr(row, name) for row, _ in kept] for name in names}
+    columns = {name: [getattr(row, name) for row, _ in kept] for name in names}
+    columns["meta"] = [json.dumps(meta, sort_keys=True, ensure_ascii=False) if meta else "" for meta in columns["meta"]]
+    return columns
 
 
 def _counted(name: TableName, columns: dict[str, list], dropped: dict[str, int]) -> pa.Table:

@@ -20,11 +20,11 @@ LONG = "a very long text with many words in it " * 10
 
 
 def test_prompts_over_the_limit_are_left_out_and_counted(tokenizer, tmp_path):
-    rows = [Prompt("1", "u", "hello"), Prompt("2", "u", LONG), Prompt("3", "v", "world", '{"a": 1}')]
+    rows = [Prompt("1", "u", "hello"), Prompt("2", "u", LONG), Prompt("3", "v", "world", {"a": "é"})]
     table = tokenise_prompts(rows, tokenizer, LIMITS)
     assert table["prompt_id"].to_pylist() == ["1", "3"]
     assert counts(table) == {"long_prompts": 1}
-    assert table["meta"].to_pylist() == ["", '{"a": 1}']
+    assert table["meta"].to_pylist() == ["", '{"a": "é"}']
     schemas.write_table(table, tmp_path / "t.parquet", "prompts")
     assert counts(schemas.read_table(tmp_path / "t.parquet", "prompts")) == {"long_prompts": 1}
 
@@ -79,14 +79,21 @@ def test_a_document_longer_than_the_context_becomes_windows_that_join_to_it(toke
 
 def test_pad_equal_to_eos_is_refused_by_every_table(tokenizer):
     tokenizer.pad_token = tokenizer.eos_token
-    for tokenise, rows in (
-        (tokenise_pretraining, ["a"]),
-        (tokenise_prompts, [Prompt("1", "u", "a")]),
-        (tokenise_demonstrations, [Demonstration("1", "u", "a", "b")]),
-        (tokenise_comparisons, [Comparison("1", "u", "l", "a", ("b", "c"), (0, 1))]),
+    for tokenise in (
+        lambda: tokenise_pretraining(["a"], tokenizer, LIMITS),
+        lambda: tokenise_prompts([Prompt("1", "u", "a")], tokenizer, LIMITS),
+        lambda: tokenise_demonstrations([Demonstration("1", "u", "a", "b")], tokenizer, LIMITS),
+        lambda: tokenise_comparisons([Comparison("1", "u", "l", "a", ("b", "c"), (0, 1))], tokenizer, LIMITS),
     ):
         with pytest.raises(UsageProblem, match="PAD and EOS"):
-            tokenise(rows, tokenizer, LIMITS)
+            tokenise()
+
+
+def test_a_row_of_the_built_in_world_is_tokenised_as_it_is(tokenizer):
+    from corpus.world.build import Demonstration as WorldDemonstration
+
+    row = WorldDemonstration("1", "u", "hello", "hi", {"kind": "chat"})
+    assert tokenise_demonstrations([row], tokenizer, LIMITS)["meta"].to_pylist() == ['{"kind": "chat"}']
 
 
 def test_no_rows_make_an_empty_table(tokenizer):
