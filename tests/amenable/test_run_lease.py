@@ -1,0 +1,165 @@
+"""One run, one writer: with real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from amenable import run_lease
+from amenable.run_lease import LEASE_FILE, RunLease
+from corpus.problems import RunProblem, UsageProblem
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from amenable.run_lease import RunLease
+with RunLease(Path(sys.argv[1])) as lease:
+    print(lease.epoch, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def start_holder(tmp_path: Path):
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline().strip().isdigit()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def written(directory: Path) -> dict:
+    return json.loads((directory / LEASE_FILE).read_text())
+
+
+def test_a_live_holder_is_named_and_a_killed_one_is_succeeded(tmp_path, start_holder):
+    holder = start_holder()
+    with pytest.raises(UsageProblem) as caught, RunLease(tmp_path):
+        pass
+    told = str(caught.value)
+    assert f"is in use by process {holder.pid} on {os.uname().nodename} since 20" in told
+    assert f"(kill {holder.pid})" in told
+    assert "--run" in told
+    assert written(tmp_path)["epoch"] == 1
+
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with RunLease(tmp_path) as lease:
+        assert lease.epoch == 2
+        assert written(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_killed_holder_that_nobody_has_waited_for_is_dead_too(tmp_path, start_holder):
+    holder = start_holder()
+    os.kill(holder.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while "Z" not in Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with RunLease(tmp_path) as lease:
+        assert lease.epoch == 2
+
+
+def test_the_lease_is_given_back_at_the_end_even_of_a_failed_run_and_the_epoch_grows(tmp_path):
+    with pytest.raises(ZeroDivisionError), RunLease(tmp_path):
+        raise ZeroDivisionError
+    assert written(tmp_path)["held"] is False
+    with RunLease(tmp_path) as lease:
+        assert lease.epoch == 2
+        lease.check()
+
+
+def test_the_same_process_cannot_hold_it_twice(tmp_path):
+    with RunLease(tmp_path), pytest.raises(UsageProblem, match=f"process {os.getpid()}"), RunLease(tmp_path):
+        pass
+
+
+def test_a_later_process_with_the_same_number_is_not_the_holder(tmp_path):
+    with RunLease(tmp_path):
+        pass
+    content = written(tmp_path)
+    machine = content["process"].rpartition("/")[0]
+    (tmp_path / LEASE_FILE).write_text(json.dumps({**content, "held": True, "process": f"{machine}/1"}))
+    with RunLease(tmp_path) as lease:
+        assert lease.epoch == 2
+
+
+def test_a_holder_on_another_machine_lives_while_it_shows_life(tmp_path):
+    with RunLease(tmp_path):
+        pass
+    content = {**written(tmp_path), "held": True, "process": "elsewhere/1", "host": "far-away"}
+    (tmp_path / LEASE_FILE).write_text(json.dumps(content))
+    with pytest.raises(UsageProblem, match=r"on far-away since .*, last seen .* ago; .*try again in 1 min"):
+        RunLease(tmp_path).__enter__()
+    long_ago = time.time() - run_lease.DEAD_AFTER_S - 5
+    os.utime(tmp_path / LEASE_FILE, (long_ago, long_ago))
+    with RunLease(tmp_path) as lease:
+        assert lease.epoch == 2
+
+
+def test_a_holder_shows_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lease, "SIGN_OF_LIFE_EVERY_S", 0.02)
+    with RunLease(tmp_path):
+        os.utime(tmp_path / LEASE_FILE, (1, 1))
+        deadline = time.monotonic() + 10
+        while (tmp_path / LEASE_FILE).stat().st_mtime < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_holder_that_was_taken_over_is_told_and_does_not_give_back_what_is_not_its_own(tmp_path):
+    with RunLease(tmp_path) as lease:
+        content = {**written(tmp_path), "epoch": 7, "pid": 4242, "host": "far-away"}
+        (tmp_path / LEASE_FILE).write_text(json.dumps(content))
+        with pytest.raises(RunProblem, match=r"taken over by process 4242 on far-away .* this older attempt stops"):
+            lease.check()
+    assert written(tmp_path) == content
+
+
+def test_a_lease_that_someone_removed_is_missed(tmp_path):
+    with RunLease(tmp_path) as lease:
+        (tmp_path / LEASE_FILE).unlink()
+        with pytest.raises(RunProblem, match="is gone"):
+            lease.check()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"host": "x"}'])
+def test_a_lease_that_cannot_be_read_is_not_overwritten(tmp_path, content):
+    (tmp_path / LEASE_FILE).write_text(content)
+    with pytest.raises(UsageProblem, match="cannot be read; remove it if no run writes there"):
+        RunLease(tmp_path).__enter__()
+    assert (tmp_path / LEASE_FILE).read_text() == content
+
+
+def test_of_many_that_start_at_once_one_gets_it(tmp_path):
+    code = """
+import sys, time
+from pathlib import Path
+from amenable.run_lease import RunLease
+from corpus.problems import UsageProblem
+run, number = Path(sys.argv[1]), sys.argv[2]
+(run / f"ready-{number}").touch()
+while len(list(run.glob("ready-*"))) < 3: time.sleep(0.001)
+try:
+    with RunLease(run):
+        deadline = time.monotonic() + 30
+        while len(list(run.glob("lost-*"))) < 2 and time.monotonic() < deadline: time.sleep(0.001)
+except UsageProblem:
+    (run / f"lost-{number}").touch()
+    sys.exit(2)
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(n)]) for n in range(3)]
+    assert sorted(process.wait(timeout=60) for process in processes) == [0, 2, 2]
