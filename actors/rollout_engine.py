@@ -1,0 +1,215 @@
+"""vLLM's engine in this process, driven step by step: requests in, completions out, weights changed between steps.
+
+Invariants:
+- A request's tokens depend on the weights, its prompt and its own seed, not on what else is in the batch.
+- A completion says which weights wrote which of its tokens.
+- After weights change, nothing computed from the old ones is read again: keys and values of running requests are
+  recomputed, the prefix cache is emptied.
+
+Only this module imports vllm, and only when an engine is made: the import takes seconds.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.settings import RolloutSettings
+from corpus.problems import RunProblem, UsageProblem
+from models.snapshot import Snapshot, unpack, verify
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives and dies with its actor: no orphaned process
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # roles share cores on small machines
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Without CUDA graphs only a few small sampler functions would be compiled: seconds of start-up for nothing.
+    "TORCH_COMPILE_DISABLE": "1",
+}
+"""Set before vllm is imported, unless the person has set them."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to be drawn. `seed` makes it repeatable; top-k is never used."""
+
+    key: str
+    prompt_tokens: Sequence[int]
+    max_tokens: int
+    temperature: float
+    seed: int
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class VersionSpan:
+    """Response tokens [start, end) were written by the weights called `version`."""
+
+    version: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished response. `logprobs` are of its tokens under the weights that wrote them, at the temperature used.
+
+    `finish_reason` is "stop" where the end-of-text token was produced (it is then the last token), else "length".
+    """
+
+    key: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    spans: list[VersionSpan]
+
+
+class RolloutEngine:
+    """A vLLM engine for one causal language model directory; other weights of the same shape can be loaded into it."""
+
+    def __init__(self, model_directory: str, settings: RolloutSettings, max_sequence_tokens: int) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
+        # vLLM writes what it has learnt of a model's class under HOME; nothing of ours depends on it.
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from actors.snapshot_transfer import BACKEND, register
+
+        register()
+        try:
+            self._engine = LLMEngine.from_engine_args(
+                EngineArgs(
+                    model=model_directory,
+                    dtype=settings.dtype,
+                    max_model_len=max_sequence_tokens,
+                    max_num_seqs=settings.max_concurrent,
+                    enforce_eager=True,
+                    kv_cache_memory_bytes=settings.kv_cache_mib << 20,
+                    generation_config="vllm",  # not the model's own sampling defaults
+                    logprobs_mode="processed_logprobs",  # after temperature: what the token was really drawn from
+                    async_scheduling=False,  # else a batch in flight is labelled with the next weights' version
+                    enable_prefix_caching=True,
+                    disable_log_stats=True,
+                    trust_remote_code=False,
+                    weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                )
+            )
+        except (ValueError, OSError) as error:
+            raise UsageProblem(f"vLLM cannot serve the model in {model_directory}: {_first_line(error)}") from error
+        self._model_directory = model_directory
+        self._max_sequence_tokens = max_sequence_tokens
+        self._loaded_names: frozenset[str] | None = None
+
+    @property
+    def pending(self) -> int:
+        """Requests that are waiting or running."""
+        return self._engine.get_num_unfinished_requests()
+
+    def submit(self, request: Request) -> None:
+        """Queue one request. Raises UsageProblem where prompt and response cannot fit the context."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if len(request.prompt_tokens) + request.max_tokens > self._max_sequence_tokens:
+            raise UsageProblem(
+                f"A prompt of {len(request.prompt_tokens)} tokens and a response of up to {request.max_tokens} do not "
+                f"fit the context of {self._max_sequence_tokens} tokens."
+            )
+        self._engine.add_request(
+            request.key,
+            {"prompt_token_ids": list(request.prompt_tokens)},
+            SamplingParams(
+                max_tokens=request.max_tokens,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                seed=request.seed,
+                logprobs=0,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            ),
+        )
+
+    def step(self) -> list[Completion]:
+        """One engine step: up to one token for every running request. Returns the requests that finished in it."""
+        return [self._completion(output) for output in self._engine.step() if output.finished]
+
+    def run(self, requests: Sequence[Request]) -> list[Completion]:
+        """All of `requests`, in their order, with nothing else in the engine meanwhile."""
+        if self.pending:
+            raise RunProblem(f"The engine still has {self.pending} requests; they must finish before a batch is run.")
+        done: dict[str, Completion] = {}
+        for request in requests:
+            self.submit(request)
+        while self.pending:
+            done.update({completion.key: completion for completion in self.step()})
+        return [done[request.key] for request in requests]
+
+    def load(self, snapshot: Snapshot, version: str) -> float:
+        """Put `snapshot`'s weights in place of the present ones and call them `version`; running requests go on.
+
+        Returns the seconds for which generation stood still. Raises RunProblem where the snapshot is damaged or
+        lacks weights that an earlier one had.
+        """
+        started = time.perf_counter()
+        verify(snapshot)
+        names = frozenset(entry.name for entry in snapshot.manifest)
+        if self._loaded_names is not None and names != self._loaded_names:
+            odd = sorted(names ^ self._loaded_names)[0]
+            raise RunProblem(f"Weights {version} do not name the same tensors as those before them: {odd} differs.")
+        self._engine.collective_rpc("start_weight_update")
+        self._engine.collective_rpc("update_weights", args=({"weights": list(unpack(snapshot))},))
+        self._engine.collective_rpc("finish_weight_update")
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
+            raise RunProblem(f"vLLM kept keys and values of older weights when {version} was loaded.")
+        self._engine.set_weight_version(version)
+        self._loaded_names = names
+        return time.perf_counter() - started
+
+    def prompt_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
+        """Log-probabilities [len(tokens) − 1] in nats, at temperature 1, of every token after the first.
+
+        Only with nothing else in the engine, or the steps it takes would lose other requests' completions.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if self.pending:
+            raise RunProblem("A probe needs an engine without other requests.")
+        key = f"probe-{time.monotonic_ns()}"
+        self._engine.add_request(
+            key,
+            {"prompt_token_ids": list(tokens)},
+            SamplingParams(
+                max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+            ),
+        )
+        output: Any = None
+        while self.pending:
+            for each in self._engine.step():
+                output = each
+        scored = output.prompt_logprobs[1:]
+        return np.array([at[token].logprob for at, token in zip(scored, tokens[1:], strict=True)], dtype=np.float32)
+
+    def close(self) -> None:
+        """Free the engine's memory; it is not to be used afterwards."""
+        self._engine.engine_core.shutdown()
+
+    def _completion(self, output: Any) -> Completion:
+        best = output.outputs[0]
+        tokens = list(best.token_ids)
+        logprobs = [at[token].logprob for at, token in zip(best.logprobs, tokens, strict=True)]
+        spans = [VersionSpan(span.version, span.start, span.end) for span in best.weight_versions or ()]
+        return Completion(output.request_id, tokens, logprobs, str(best.finish_reason), spans)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

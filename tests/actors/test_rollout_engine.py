@@ -1,0 +1,159 @@
+"""The vLLM engine wrapper against transformers: log-probabilities, weight changes, seeds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actors.rollout_engine import Request, RolloutEngine
+from actors.settings import RolloutSettings
+from corpus.problems import RunProblem, UsageProblem
+from models.snapshot import Snapshot, pack
+
+pytestmark = pytest.mark.slow
+
+WORDS = 97
+CONTEXT = 64
+
+
+def make_model(seed: int):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=0.08,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("model")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w3"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="w0", eos_token="w1", bos_token="w2", unk_token="w3"
+    )
+    tokenizer.save_pretrained(path)
+    make_model(0).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(directory: Path) -> RolloutEngine:
+    settings = RolloutSettings(max_concurrent=8, kv_cache_mib=16)
+    engine = RolloutEngine(str(directory), settings, CONTEXT)
+    return engine
+
+
+def requests(count: int, temperature: float = 1.0, max_tokens: int = 12) -> list[Request]:
+    return [
+        Request(f"r{i}", [5 + (7 * i + j) % 80 for j in range(3 + i)], max_tokens, temperature, seed=100 + i)
+        for i in range(count)
+    ]
+
+
+def reference_logprobs(model, prompt, response, temperature: float) -> np.ndarray:
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *response]])).logits[0] / temperature
+    chosen = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
+    return chosen.gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
+
+
+def snapshot_of(model, update: int) -> Snapshot:
+    return pack(dict(model.named_parameters()), (0, update))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_transformers_at_the_same_temperature(engine, temperature):
+    engine.load(snapshot_of(make_model(0), 0), "0.0")
+    batch = requests(4, temperature)
+    for request, completion in zip(batch, engine.run(batch), strict=True):
+        expected = reference_logprobs(make_model(0), request.prompt_tokens, completion.tokens, temperature)
+        np.testing.assert_allclose(completion.logprobs, expected, atol=5e-5)
+        other = reference_logprobs(make_model(0), request.prompt_tokens, completion.tokens, temperature * 1.3)
+        assert np.abs(completion.logprobs - other).max() > 1e-2  # the check would see a wrong temperature
+
+
+def test_a_response_depends_on_its_seed_and_not_on_its_neighbours(engine):
+    engine.load(snapshot_of(make_model(0), 0), "0.0")
+    together = {c.key: c for c in engine.run(requests(6))}
+    alone = engine.run(requests(6)[4:5])[0]
+    assert alone.tokens == together["r4"].tokens
+    assert alone.logprobs == together["r4"].logprobs
+    first = requests(6)[4]
+    reseeded = engine.run([Request("x", first.prompt_tokens, 12, 1.0, seed=9)])[0]
+    assert reseeded.tokens != alone.tokens
+
+
+def test_weights_loaded_in_mid_flight_write_the_rest_and_say_so(engine):
+    before, after = make_model(0), make_model(1)
+    engine.load(snapshot_of(before, 0), "0.0")
+    batch = requests(3, max_tokens=20)
+    for request in batch:
+        engine.submit(request)
+    done = []
+    for _ in range(5):
+        done += engine.step()
+    pause_s = engine.load(snapshot_of(after, 1), "0.1")
+    assert pause_s > 0
+    while engine.pending:
+        done += engine.step()
+    mixed = 0
+    for request in batch:
+        completion = next(c for c in done if c.key == request.key)
+        spans = completion.spans
+        assert spans[0].start == 0
+        assert spans[-1].end == len(completion.tokens)
+        for span in spans:
+            model = {"0.0": before, "0.1": after}[span.version]
+            # All keys and values were recomputed: each token is scored by one model over the whole sequence so far.
+            expected = reference_logprobs(model, request.prompt_tokens, completion.tokens, 1.0)
+            np.testing.assert_allclose(
+                completion.logprobs[span.start : span.end], expected[span.start : span.end], atol=5e-5
+            )
+        mixed += len(spans) > 1
+    assert mixed
+
+
+def test_the_probe_sees_what_the_weights_are(engine):
+    tokens = [5, 9, 33, 60, 12, 7]
+    for seed in (2, 3):
+        engine.load(snapshot_of(make_model(seed), seed), f"0.{seed}")
+        expected = reference_logprobs(make_model(seed), tokens[:1], tokens[1:], 1.0)
+        np.testing.assert_allclose(engine.prompt_logprobs(tokens), expected, atol=5e-5)
+
+
+def test_a_damaged_or_foreign_snapshot_is_refused_and_the_weights_stay(engine):
+    engine.load(snapshot_of(make_model(0), 0), "0.0")
+    kept = engine.run(requests(1))[0]
+    good = snapshot_of(make_model(1), 1)
+    bad = good.buffer.copy()
+    bad[100] ^= 1
+    with pytest.raises(RunProblem, match="damaged"):
+        engine.load(Snapshot(good.version, bad, good.manifest, good.checksum), "0.1")
+    fewer = dict(list(make_model(1).named_parameters())[:-1])
+    with pytest.raises(RunProblem, match="do not name the same tensors"):
+        engine.load(pack(fewer, (0, 1)), "0.1")
+    again = engine.run(requests(1))[0]
+    assert again.tokens == kept.tokens
+    assert {span.version for span in again.spans} == {"0.0"}
+
+
+def test_a_prompt_beyond_the_context_is_refused(engine):
+    with pytest.raises(UsageProblem, match="do not fit the context of 64 tokens"):
+        engine.submit(Request("long", [5] * 60, 5, 1.0, seed=0))
