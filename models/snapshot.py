@@ -90,6 +90,6 @@ def _view(block: Tensor, entry: Entry) -> Tensor:
 
 
 def _checksum(version: tuple[int, int], manifest: list[Entry], buffer: np.ndarray) -> str:
-    digest = hashlib.sha256(memoryview(buffer))
+    digest = hashlib.sha256(buffer.data)
     digest.update(repr((tuple(version), [tuple(entry) for entry in manifest])).encode())
     return digest.hexdigest()
