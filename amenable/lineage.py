@@ -1,6 +1,7 @@
 """lineage.json: what a run was made from and with."""
 
 import json
+import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -73,9 +74,13 @@ def _stages(root: Path) -> dict[str, Any]:
         for path in sorted(root.glob(pattern)):
             record = read_record(path.parent)
             if record is not None:
+                parents = {
+                    Path(os.path.relpath(path.parent / parent, root)).as_posix(): held
+                    for parent, held in record.parents.items()
+                }
                 found[path.parent.relative_to(root).as_posix()] = {
                     "hash": record.hash,
-                    "parents": record.parents,
+                    "parents": parents,
                     "seconds": record.seconds,
                     "finished": record.finished,
                 }

@@ -131,6 +131,11 @@ class RunDirectory:
         """The directories of round `number`, counted from 1."""
         return RoundDirectory(self.root / f"round-{number:02d}")
 
+    def latest_results(self) -> Path | None:
+        """results.json of the last round that has been evaluated; None where none has."""
+        found = sorted(self.root.glob("round-*/eval/results.json"))
+        return found[-1] if found else None
+
     def relative(self, path: Path) -> str:
         """`path` as it is called inside the run: 'round-01/ppo'."""
         return path.relative_to(self.root).as_posix()

@@ -1,4 +1,4 @@
-"""summary.json and what `--json` prints: what came of a run, in documented keys. The models below are the document."""
+"""summary.json, and what `--json` prints of a run: what came of it. The models here document its keys."""
 
 from typing import Any, Literal
 
@@ -6,42 +6,41 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
-Unit = Literal["share", "score", "nats", "tokens", "seconds", "episodes/s", "count", "loss"]
-
 
 class _Documented(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Result(_Documented):
-    """One figure that the run is judged by."""
-
-    name: str = Field(description="What was measured, on what, against what: 'gold win rate of PPO against SFT'.")
-    value: float | None = Field(description="The figure; null where it could not be measured.")
-    low: float | None = Field(default=None, description="Lower end of the 95 % interval.")
-    high: float | None = Field(default=None, description="Upper end of the 95 % interval.")
-    unit: Unit = Field(default="score", description="'share' is a fraction from 0 to 1; the others say what they are.")
-    note: str = Field(default="", description="What a reader must know to read the figure right; may be empty.")
-
-
 class StageSummary(_Documented):
     """One stage of the run."""
 
-    name: str = Field(description="The stage, with its round where it has one: 'sft', 'round-01/ppo'.")
     reused: bool = Field(description="True where an earlier run had done it and nothing that it reads has changed.")
-    seconds: float = Field(description="Wall-clock seconds of the run that did it.")
+    seconds: float = Field(description="Wall-clock seconds that it took when it was done.")
     values: dict[str, Any] = Field(default={}, description="What the stage found: losses, counts, the choice made.")
 
 
 class Summary(_Documented):
-    """What came of a run."""
+    """What came of a run.
 
-    schema_version: int = Field(default=SCHEMA_VERSION, description="Version of these keys.")
+    The keys from `learned` on are those of `evaluation.results.summary`, which says more of them; they are null where
+    the run ended before its evaluation.
+    """
+
+    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="Version of these keys.")
     run: str = Field(description="Name of the run.")
-    run_directory: str = Field(description="Where the run is, as the recipe gave it.")
-    synthetic: bool = Field(description="True where prompts, feedback and gold scores come from the built-in world.")
-    until: str | None = Field(default=None, description="The stage after which the run was asked to end.")
-    seconds: float = Field(description="Wall-clock seconds of this command.")
-    stages: list[StageSummary] = Field(default=[], description="The stages in their order.")
-    results: list[Result] = Field(default=[], description="The figures the run is judged by, the most important first.")
-    report: str | None = Field(default=None, description="Path of the report, from the run directory; null: none.")
+    run_directory: str = Field(description="Where the run is, as the recipe gives it.")
+    synthetic: bool = Field(description="True where prompts, labels and gold scores come from the built-in world.")
+    until: str | None = Field(default=None, description="The stage the run was asked to end after; null: the last.")
+    stages: dict[str, StageSummary] = Field(default={}, description="'sft', 'round-01/ppo', … in their order.")
+    seconds: dict[str, float] = Field(default={}, description="Seconds by stage, and of this command as 'command'.")
+    report: str | None = Field(default=None, description="Path of the report inside the run directory; null: none.")
+    learned: bool | None = Field(
+        default=None, description="True where PPO beats SFT, raw and length-controlled, with intervals above 50 %."
+    )
+    verdict: str | None = Field(default=None, description="The same as a sentence with its figures.")
+    judge: str | None = Field(default=None, description="Whose scores decide: 'gold' or 'reward'.")
+    win_rates: dict[str, Any] | None = Field(default=None, description="'A_vs_B' → judge → raw, length_controlled.")
+    models: dict[str, Any] | None = Field(default=None, description="Model → its means over held-out prompts.")
+    reward_model: dict[str, Any] | None = Field(default=None, description="Accuracy of the reward model, baselines.")
+    samples_per_prompt: int | None = Field(default=None, description="Answers of each model to each prompt.")
+    prompts: int | None = Field(default=None, description="Held-out prompts of the evaluation.")

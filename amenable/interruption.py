@@ -1,0 +1,67 @@
+"""What Ctrl-C and SIGTERM do: the first asks the run to stop at its next checkpoint, the second stops it at once.
+
+Signals belong to the whole process, so there is one flag for it. Ray takes SIGTERM for itself in `ray.init`, and Ray
+Train takes SIGINT in `fit`: whoever calls these from the main thread calls `listen` again afterwards.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ASKED = b"\nStopping after a checkpoint; once more to stop at once.\n"
+_requested = threading.Event()
+
+
+class Interrupted(Exception):
+    """The run stopped because it was asked to, with all it had done safe on the disk.
+
+    Its text says where: "ppo, update 17 of 48".
+    """
+
+
+def requested() -> bool:
+    """True once a person or the system has asked the run to stop."""
+    return _requested.is_set()
+
+
+def wait(seconds: float) -> bool:
+    """Sleeps for `seconds`, or until a stop is asked for; returns whether one is."""
+    return _requested.wait(seconds)
+
+
+def stop_if_requested(where: str) -> None:
+    """Raises Interrupted where a stop has been asked for. To be called only when all done so far is on the disk."""
+    if requested():
+        raise Interrupted(where)
+
+
+def listen() -> None:
+    """Makes SIGINT and SIGTERM ask for a stop. Raises ValueError outside the main thread, as Python's signals do."""
+    for number in _SIGNALS:
+        signal.signal(number, _heed)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Within it SIGINT and SIGTERM ask for a stop; afterwards they do what they did before, and the flag is down."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    _requested.clear()
+    listen()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _requested.clear()
+
+
+def _heed(number: int, frame: FrameType | None) -> None:
+    if _requested.is_set():
+        raise KeyboardInterrupt
+    _requested.set()
+    # A handler may interrupt a print in the middle, and then print would fail: write to the descriptor itself.
+    os.write(2, _ASKED)

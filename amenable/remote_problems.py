@@ -1,0 +1,45 @@
+"""Finds the sentence for a person inside the errors that Ray wraps around it. Imports nothing of Ray."""
+
+import re
+from collections.abc import Iterator
+
+from corpus.problems import RunProblem, UsageProblem
+
+_SORTS = {problem.__name__: problem for problem in (UsageProblem, RunProblem)}
+# An actor that fails in its constructor leaves only the text of the traceback; its last line names the error.
+_LAST_LINE = re.compile(r"^(?:corpus\.problems\.)?(UsageProblem|RunProblem): (.+)$", re.MULTILINE)
+
+
+def problem_in(error: BaseException) -> UsageProblem | RunProblem | None:
+    """The UsageProblem or RunProblem that `error` is or was caused by, as it was raised; None where there is none."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        wrapped = list(_wrapped(current))
+        # Ray makes an error that is both its own and the problem, with the traceback for its text: look inside first.
+        if isinstance(current, UsageProblem | RunProblem) and not wrapped:
+            return current
+        waiting.extend(wrapped)
+        if getattr(current, "actor_init_failed", False) is True:
+            found = _LAST_LINE.search(str(current))
+            if found:
+                return _SORTS[found[1]](found[2])
+    return None
+
+
+def _wrapped(error: BaseException) -> Iterator[BaseException]:
+    """What `error` carries: RayTaskError.cause, Ray Train's failures by worker or of its controller, Python's cause."""
+    failures = getattr(error, "worker_failures", None)
+    inside = [
+        getattr(error, "cause", None),
+        *(failures.values() if isinstance(failures, dict) else ()),
+        getattr(error, "controller_failure", None),
+        getattr(error, "_base_exc", None),  # Ray Train's UserExceptionWithTraceback
+    ]
+    if not isinstance(error, UsageProblem | RunProblem):
+        inside.append(error.__cause__)
+    yield from (one for one in inside if isinstance(one, BaseException))
