@@ -36,7 +36,10 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Request:
-    """One response to be drawn. `seed` makes it repeatable; top-k is never used."""
+    """One response to be drawn. `seed` makes it repeatable; top-k is never used.
+
+    With `score_prompt` the completion also carries the log-probabilities of the prompt's own tokens.
+    """
 
     key: str
     prompt_tokens: Sequence[int]
@@ -44,6 +47,7 @@ class Request:
     temperature: float
     seed: int
     top_p: float = 1.0
+    score_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Completion:
     """A finished response. `logprobs` are of its tokens under the weights that wrote them, at the temperature used.
 
     `finish_reason` is "stop" where the end-of-text token was produced (it is then the last token), else "length".
+    `prompt_logprobs` [prompt − 1], in nats, are of every prompt token after the first, where they were asked for.
     """
 
     key: str
@@ -67,6 +72,7 @@ class Completion:
     logprobs: list[float]
     finish_reason: str
     spans: list[VersionSpan]
+    prompt_logprobs: np.ndarray | None = None
 
 
 class RolloutEngine:
@@ -132,6 +138,7 @@ class RolloutEngine:
                 top_p=request.top_p,
                 seed=request.seed,
                 logprobs=0,
+                prompt_logprobs=0 if request.score_prompt else None,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
@@ -173,31 +180,6 @@ class RolloutEngine:
         self._loaded_names = names
         return time.perf_counter() - started
 
-    def prompt_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
-        """Log-probabilities [len(tokens) − 1] in nats, at temperature 1, of every token after the first.
-
-        Only with nothing else in the engine, or the steps it takes would lose other requests' completions.
-        """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        if self.pending:
-            raise RunProblem("A probe needs an engine without other requests.")
-        key = f"probe-{time.monotonic_ns()}"
-        self._engine.add_request(
-            key,
-            {"prompt_token_ids": list(tokens)},
-            SamplingParams(
-                max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
-            ),
-        )
-        output: Any = None
-        while self.pending:
-            for each in self._engine.step():
-                output = each
-        scored = output.prompt_logprobs[1:]
-        return np.array([at[token].logprob for at, token in zip(scored, tokens[1:], strict=True)], dtype=np.float32)
-
     def close(self) -> None:
         """Free the engine's memory; it is not to be used afterwards."""
         self._engine.engine_core.shutdown()
@@ -207,7 +189,16 @@ class RolloutEngine:
         tokens = list(best.token_ids)
         logprobs = [at[token].logprob for at, token in zip(best.logprobs, tokens, strict=True)]
         spans = [VersionSpan(span.version, span.start, span.end) for span in best.weight_versions or ()]
-        return Completion(output.request_id, tokens, logprobs, str(best.finish_reason), spans)
+        prompt = None
+        if output.prompt_logprobs is not None:
+            pairs = zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)
+            prompt = np.array([at[token].logprob for at, token in pairs], dtype=np.float32)
+        return Completion(output.request_id, tokens, logprobs, str(best.finish_reason), spans, prompt)
+
+
+def probe_request(key: str, tokens: Sequence[int]) -> Request:
+    """A request whose completion carries the log-probabilities of `tokens`, at temperature 1."""
+    return Request(key, tokens, max_tokens=1, temperature=1.0, seed=0, score_prompt=True)
 
 
 def _first_line(error: Exception) -> str:

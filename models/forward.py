@@ -57,9 +57,11 @@ class PolicyModel(nn.Module):
         target_mask: Int[Tensor, "batch time"] | Bool[Tensor, "batch time"],
         temperature: float = 1.0,
         with_entropy: bool = False,
+        entropy_gradient: bool = False,
     ) -> tuple[Float[Tensor, "batch time-1"], Float[Tensor, "batch time-1"] | None]:
         """Log-probabilities in float32 of the tokens where `target_mask` is set, 0 elsewhere; and the entropy in
-        nats of the distribution each was drawn from, without gradient, or None where it is not asked for.
+        nats of the distribution each was drawn from, or None where it is not asked for; it carries a gradient only
+        with `entropy_gradient` (for an entropy bonus).
 
         Logits are made for targets only: the unembedding's input is cut down to the positions before them. A batch
         without any target gives zeros whose gradient is zero for every parameter. The first token is never a target.
@@ -81,7 +83,7 @@ class PolicyModel(nn.Module):
         logprobs = -F.cross_entropy(logits, tokens[:, 1:][targets], reduction="none")
         entropy = None
         if with_entropy:
-            with torch.no_grad():
+            with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
                 entropy = _scatter(torch.special.entr(logits.softmax(-1)).sum(-1), targets)
         return _scatter(logprobs, targets), entropy
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.rollout_engine import Request, RolloutEngine
+from actors.rollout_engine import Request, RolloutEngine, probe_request
 from actors.settings import RolloutSettings
 from corpus.problems import RunProblem, UsageProblem
 from models.snapshot import Snapshot, pack
@@ -135,7 +135,7 @@ def test_the_probe_sees_what_the_weights_are(engine):
     for seed in (2, 3):
         engine.load(snapshot_of(make_model(seed), seed), f"0.{seed}")
         expected = reference_logprobs(make_model(seed), tokens[:1], tokens[1:], 1.0)
-        np.testing.assert_allclose(engine.prompt_logprobs(tokens), expected, atol=5e-5)
+        np.testing.assert_allclose(engine.run([probe_request("p", tokens)])[0].prompt_logprobs, expected, atol=5e-5)
 
 
 def test_a_damaged_or_foreign_snapshot_is_refused_and_the_weights_stay(engine):

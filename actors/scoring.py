@@ -1,0 +1,112 @@
+"""The process that hosts the reward scorer, the frozen reference, or both.
+
+On a small machine one process is both; on a large one each has its own. The code is the same: whoever has a handle
+calls `score` on a process that was given a reward and `reference_logprobs` on one that was given a reference.
+"""
+
+import math
+import resource
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from actors.rewards import RewardSettings, make_reward
+from actors.settings import ScoringSettings
+from corpus.problems import RunProblem
+
+
+@ray.remote
+class ScoringWorker:
+    """Loads what it is told to score with; one call at a time, in the order of the calls."""
+
+    def __init__(self, name: str, settings: ScoringSettings) -> None:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+        self._name = name
+        self._settings = settings
+        self._device = "cuda" if settings.gpus else "cpu"
+        self._reward: Any = None
+        self._reference: Any = None
+        self._tokenizer: Any = None
+
+    def ready(self) -> str:
+        """The worker's name, once its imports are done."""
+        return self._name
+
+    def load_reward(self, reward: RewardSettings, directory: str, tokenizer: str) -> None:
+        """Score with `reward` from now on; `directory` is our trained reward model, where the settings ask for it."""
+        from models.build import load_tokenizer
+
+        self._tokenizer = load_tokenizer(tokenizer)
+        self._reward = make_reward(reward, directory, self._tokenizer, self._settings.rows_per_batch)
+
+    def load_reference(self, directory: str) -> None:
+        """Use the model in `directory` as the frozen reference from now on."""
+        import torch
+
+        from models.build import load_causal_lm
+        from models.forward import PolicyModel
+
+        model = load_causal_lm(directory, getattr(torch, self._settings.dtype))
+        self._reference = PolicyModel(model).to(self._device).eval().requires_grad_(False)
+
+    def score(self, episodes: pa.RecordBatch) -> list[float]:
+        """The reward of every episode. Raises RunProblem for one that is not finite, naming its prompt."""
+        return self.score_pairs(
+            episodes.column("prompt_tokens").to_pylist(), episodes.column("response_tokens").to_pylist()
+        )
+
+    def score_pairs(self, prompts: list[list[int]], responses: list[list[int]]) -> list[float]:
+        """The reward of each response (tokens) to its prompt (tokens)."""
+        if self._reward is None:
+            raise RunProblem(f"{self._name} was asked for rewards before it was given a reward model.")
+        decode = self._tokenizer.batch_decode
+        scores = self._reward.score(
+            decode(prompts, skip_special_tokens=True), decode(responses, skip_special_tokens=True), prompts, responses
+        )
+        for row, score in enumerate(scores):
+            if not math.isfinite(score):
+                raise RunProblem(f"{self._name}: the reward of response {row} of a batch is {score}, not a number.")
+        return scores
+
+    def reference_logprobs(self, episodes: pa.RecordBatch, temperature: float) -> list[list[float]]:
+        """The reference's log-probabilities, at the rollouts' temperature, of every response token of every episode."""
+        return self.logprobs_of(
+            episodes.column("prompt_tokens").to_pylist(), episodes.column("response_tokens").to_pylist(), temperature
+        )
+
+    def logprobs_of(
+        self, prompts: list[list[int]], responses: list[list[int]], temperature: float
+    ) -> list[list[float]]:
+        """The reference's log-probabilities of each response's tokens; in fixed batches of `rows_per_batch` rows."""
+        import torch
+
+        from models.sequences import sequence_batch
+
+        if self._reference is None:
+            raise RunProblem(f"{self._name} was asked for log-probabilities before it was given a reference.")
+        results: list[list[float]] = []
+        rows = self._settings.rows_per_batch
+        with torch.inference_mode():
+            for start in range(0, len(prompts), rows):
+                batch = sequence_batch(prompts[start : start + rows], responses[start : start + rows]).to(self._device)
+                logprobs, _ = self._reference(batch.tokens, batch.attention_mask, batch.response_mask, temperature)
+                results += split_rows(logprobs, batch.response_mask[:, 1:])
+        return results
+
+    def memory_mib(self) -> float:
+        """Peak resident memory of this process in MiB."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def split_rows(values: Any, mask: Any) -> list[list[float]]:
+    """The masked entries of each row of `values` [batch, time], as Python floats."""
+    return [row[keep].tolist() for row, keep in zip(values.float().cpu(), mask.bool().cpu(), strict=True)]
+
+
+def pools(workers: Sequence[Any], fused: bool, scorers: int) -> tuple[list[Any], list[Any]]:
+    """(reward scorers, references) among `workers`: all are both where fused, else the first `scorers` score."""
+    return (list(workers), list(workers)) if fused else (list(workers[:scorers]), list(workers[scorers:]))
