@@ -29,6 +29,14 @@ class DemonstrationLike(PromptLike, Protocol):
 
 
 @dataclass(frozen=True)
+class Document:
+    """One text to learn the language from, and whose it is (a split keeps a user's texts together)."""
+
+    user_id: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One request. `meta` travels along untouched (as JSON in the tables)."""
 

@@ -38,12 +38,10 @@ class TokenLimits(BaseModel):
     max_response_tokens: int = Field(
         default=1024, ge=1, description="Longest response, EOS included. InstructGPT: responses of at most 1k tokens."
     )
-    context_tokens: int = Field(
-        default=2048, ge=2, description="Longest sequence of the model. InstructGPT: context of 2k."
-    )
+    context_tokens: int = Field(default=2048, ge=2, description="Longest sequence of the model. InstructGPT: 2k.")
     long_prompts: Literal["filter", "refuse"] = Field(
         default="filter",
-        description="What becomes of a longer prompt: left out and counted (InstructGPT), or an error.",
+        description="A longer prompt is left out and counted (InstructGPT), or an error.",
     )
 
     @model_validator(mode="after")

@@ -1,0 +1,192 @@
+"""Raw rows from files: JSONL, JSON, Parquet and text, gzip or not, local or in an object store; or from the Hub.
+
+Every row comes with its place ("file:line"), which errors about it name.
+"""
+
+import fnmatch
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from corpus.problems import UsageProblem
+from corpus.storage import resolve
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
+HUB = "hub:"
+_WILD = "*?["
+
+
+class RawRow(NamedTuple):
+    """One row as it was found: where ("file:line", "file, row 7") and its columns."""
+
+    place: str
+    columns: dict[str, Any]
+
+
+def read_rows(address: str | os.PathLike[str]) -> Iterator[RawRow]:
+    """The rows at `address`, in order.
+
+    `address` is a file, a directory (all data files in it and below, by name), or a glob, each local or s3://… or
+    gs://…; or "hub:NAME" or "hub:NAME:SPLIT" for a dataset of the Hugging Face Hub (split "train" unless given).
+    A text file gives its blocks between empty lines as rows with a `text` column.
+
+    Raises UsageProblem where nothing is there, or a row is malformed (naming file and line).
+    """
+    text = str(address)
+    if text.startswith(HUB):
+        yield from _hub_rows(text)
+        return
+    filesystem, paths = find_files(text)
+    for path in paths:
+        yield from _file_rows(filesystem, path)
+
+
+def find_files(address: str) -> tuple[fs.FileSystem, list[str]]:
+    """The data files that `address` (file, directory or glob) stands for, sorted. UsageProblem where there are none."""
+    filesystem, inner = resolve(address)
+    kinds = ", ".join(SUFFIXES)
+    if any(character in inner for character in _WILD):
+        fixed = inner[: min(inner.index(character) for character in _WILD if character in inner)].rpartition("/")[0]
+        found = [path for path in _files_below(filesystem, fixed) if fnmatch.fnmatch(path, inner)]
+        if not found:
+            raise UsageProblem(f"{address}: no file matches.")
+        unreadable = [path for path in found if not path.endswith(SUFFIXES)]
+        if unreadable:
+            raise UsageProblem(f"{unreadable[0]}: not a data file ({kinds}), though {address} matches it.")
+        return filesystem, found
+    try:
+        info = filesystem.get_file_info(inner)
+    except OSError as error:
+        raise UsageProblem(f"{address}: cannot be reached ({error}).") from error
+    if info.type == fs.FileType.Directory:
+        found = [path for path in _files_below(filesystem, inner) if path.endswith(SUFFIXES)]
+        if not found:
+            raise UsageProblem(f"{address}: there is no data file ({kinds}) in this directory.")
+        return filesystem, found
+    if info.type == fs.FileType.NotFound:
+        raise UsageProblem(f"{address}: there is no such file or directory.")
+    if not inner.endswith(SUFFIXES):
+        raise UsageProblem(f"{address}: not a data file; the name should end in one of {kinds}.")
+    return filesystem, [inner]
+
+
+def _files_below(filesystem: fs.FileSystem, directory: str) -> list[str]:
+    try:
+        entries = filesystem.get_file_info(fs.FileSelector(directory, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise UsageProblem(f"{directory}: cannot be listed ({error}).") from error
+    below = (entry.path for entry in entries if entry.type == fs.FileType.File)
+    hidden = (directory.count("/") + 1) if directory else 0
+    return sorted(path for path in below if not any(part.startswith(".") for part in path.split("/")[hidden:]))
+
+
+def _file_rows(filesystem: fs.FileSystem, path: str) -> Iterator[RawRow]:
+    try:
+        if path.endswith(".parquet"):
+            yield from _parquet_rows(filesystem, path)
+        elif path.endswith((".jsonl", ".jsonl.gz")):
+            yield from _json_lines(path, _lines(filesystem, path))
+        elif path.endswith((".json", ".json.gz")):
+            yield from _json(path, list(_lines(filesystem, path)))
+        else:
+            yield from _text_blocks(path, _lines(filesystem, path))
+    except UnicodeDecodeError as error:
+        raise UsageProblem(f"{path}: this is not UTF-8 text ({error}).") from error
+    except (EOFError, gzip.BadGzipFile, pa.ArrowException, OSError) as error:
+        raise UsageProblem(f"{path}: cannot be read ({error}).") from error
+
+
+def _lines(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1, and lines without their end. Only \\n ends a line: JSON may hold other separators."""
+    with filesystem.open_input_stream(path, compression=None) as raw:
+        stream: Any = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
+        for number, line in enumerate(_split(stream), start=1):
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
+
+
+def _split(stream: Any) -> Iterator[bytes]:
+    rest = b""
+    while block := stream.read(1 << 20):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _json_lines(path: str, lines: Iterator[tuple[int, str]]) -> Iterator[RawRow]:
+    for number, line in lines:
+        if line.strip():
+            yield RawRow(f"{path}:{number}", _json_object(f"{path}:{number}", line))
+
+
+def _json(path: str, lines: list[tuple[int, str]]) -> Iterator[RawRow]:
+    """A .json file holds one list of objects, or is JSON lines under another name."""
+    whole = "\n".join(line for _, line in lines)
+    if not whole.lstrip().startswith("["):
+        yield from _json_lines(path, iter(lines))
+        return
+    try:
+        elements = json.loads(whole)
+    except json.JSONDecodeError as error:
+        raise UsageProblem(f"{path}:{error.lineno}: this is not JSON ({error.msg}).") from error
+    for number, element in enumerate(elements, start=1):
+        place = f"{path}, element {number}"
+        if not isinstance(element, dict):
+            raise UsageProblem(f"{place}: a row should be an object with named columns.")
+        yield RawRow(place, element)
+
+
+def _json_object(place: str, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageProblem(f"{place}: this is not JSON ({error.msg} at column {error.colno}).") from error
+    if not isinstance(value, dict):
+        raise UsageProblem(f"{place}: a row should be an object with named columns.")
+    return value
+
+
+def _parquet_rows(filesystem: fs.FileSystem, path: str) -> Iterator[RawRow]:
+    with filesystem.open_input_file(path) as stream:
+        number = 0
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
+            for columns in batch.to_pylist():
+                number += 1
+                yield RawRow(f"{path}, row {number}", columns)
+
+
+def _text_blocks(path: str, lines: Iterator[tuple[int, str]]) -> Iterator[RawRow]:
+    block: list[str] = []
+    first = 1
+    for number, line in lines:
+        if line.strip():
+            first = first if block else number
+            block.append(line)
+        elif block:
+            yield RawRow(f"{path}:{first}", {"text": "\n".join(block)})
+            block = []
+    if block:
+        yield RawRow(f"{path}:{first}", {"text": "\n".join(block)})
+
+
+def _hub_rows(address: str) -> Iterator[RawRow]:
+    name, _, split = address.removeprefix(HUB).partition(":")
+    split = split or "train"
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UsageProblem(
+            f"{address}: reading from the Hub needs the `datasets` package (pip install 'amenable[hub]')."
+        ) from error
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:
+        raise UsageProblem(f"{address}: this dataset cannot be loaded ({type(error).__name__}: {error}).") from error
+    for number, columns in enumerate(rows, start=1):
+        yield RawRow(f"{address}, row {number}", dict(columns))
