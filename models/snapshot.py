@@ -57,7 +57,8 @@ def pack(state: Mapping[str, Tensor], version: tuple[int, int], dtype: torch.dty
             offset_of_storage[storage] = offset
             sources.append((entry, tensor))
             size_bytes += -(-tensor.numel() * stored.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-    buffer = np.zeros(size_bytes, dtype=np.uint8)  # zeros, so that the gaps hash the same every time
+    # Zeros, so that the gaps hash the same every time; never empty, so that there is something to take views of.
+    buffer = np.zeros(max(size_bytes, ALIGNMENT_BYTES), dtype=np.uint8)
     block = torch.from_numpy(buffer)
     for entry, tensor in sources:
         _view(block, entry).copy_(tensor)

@@ -77,7 +77,7 @@ def test_tied_pairs_are_dropped_and_not_taken_as_half_labels():
     assert all_tied.item() == 0.0
     assert scores.grad is not None
     assert scores.grad.eq(0).all()
-    assert pair_counts(scores, torch.tensor([0, 0, 1]), prompts) == (1.5 - 0.5, 2.0)
+    assert pair_counts(scores, torch.tensor([0, 0, 1]), prompts) == (1.0, 2.0)
 
 
 def test_an_untied_pair_weighs_the_same_whatever_else_is_tied():

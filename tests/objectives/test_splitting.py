@@ -1,6 +1,7 @@
 """However a minibatch is cut into micro-batches, its losses and gradients are those of the whole."""
 
 import dataclasses
+import itertools
 
 import torch
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ def splits(draw):
     rows = draw(st.integers(1, 7))
     cuts = sorted(draw(st.sets(st.integers(1, rows), max_size=3)) - {rows})
     bounds = [0, *cuts, rows]
-    slices = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    slices = [slice(a, b) for a, b in itertools.pairwise(bounds)]
     return rows, slices, draw(st.integers(0, 2**31))
 
 

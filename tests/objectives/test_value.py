@@ -14,7 +14,7 @@ def test_the_loss_is_half_the_larger_of_the_unclipped_and_clipped_squared_errors
     tokens = ValueTokens(values, torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]]), MASK)
     loss = value_loss(tokens, clip=0.2, global_tokens=2)
     loss.backward()
-    # First token: 1.0 is right but may only count as 0.2, so (0.2 − 1)² and no gradient. Second: 0.1 is within the clip.
+    # First token: 1.0 is right but may only count as 0.2, so (0.2 − 1)² and no gradient. Second: within the clip.
     assert loss.item() == pytest.approx(0.5 * (0.64 + 0.81) / 2)
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, -0.45, 0.0]]))
     assert value_clip_count(tokens, 0.2).item() == 1.0

@@ -14,6 +14,9 @@ from objectives.normalise import whiten
 from objectives.policy import PolicyTokens, importance_weights, policy_diagnostics, policy_loss
 from objectives.value import ValueTokens, value_clip_count, value_loss
 
+# Importing verl takes most of the time.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Warning. Function:FutureWarning")]
+
 
 @pytest.fixture(scope="module")
 def verl():
