@@ -1,8 +1,8 @@
 """Reads a recipe: YAML that may extend another YAML, then key=value overrides, then a pydantic model that checks all.
 
-Three layers, later ones win: the extended file, the file itself, the command line. Groups are merged key by key; lists
-and plain values are replaced. A group whose `kind` changes is replaced as a whole, because the keys of another kind
-would not fit it.
+Four layers, later ones win: the model's defaults, the extended file, the file itself, the command line. Groups are
+merged key by key; lists and plain values are replaced. A group whose `kind` changes is replaced as a whole, because the
+keys of another kind would not fit it.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from amenable.recipe_problems import Layer, sentence
+from amenable.recipe_problems import Layer, only_model_in, sentence
 from corpus.problems import UsageProblem
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -107,7 +107,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: list[str], model: type[
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merged(merged, layer.values)
-    merged = _with_default_kinds(merged, model)
+    merged = _over_defaults(merged, model)
     try:
         return model.model_validate(merged)
     except ValidationError as error:
@@ -210,16 +210,20 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _with_default_kinds(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """`values` where a group that does not say its `kind` has the default's, so that corpus.seed=3 alone will do."""
+def _over_defaults(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """`values` laid over the defaults of the groups that they give in part.
+
+    pydantic replaces a default group as a whole: of `ppo_init: {batch_size: 8}` it would keep nothing that the recipe's
+    own default says of ppo_init. A group that does not say its `kind` is of the default's.
+    """
     result = dict(values)
     for name, field in model.model_fields.items():
         group = result.get(name)
-        default = field.get_default(call_default_factory=not field.default_factory_takes_validated_data)
-        if not isinstance(group, dict) or not isinstance(default, BaseModel):
+        if not isinstance(group, dict):
             continue
-        kind = getattr(default, _KIND, None)
-        if field.discriminator == _KIND and kind is not None:
-            group = {_KIND: kind, **group}
-        result[name] = _with_default_kinds(group, type(default))
+        only_model = only_model_in(field.annotation)
+        default = field.get_default(call_default_factory=not field.default_factory_takes_validated_data)
+        if isinstance(default, BaseModel) and (only_model or field.discriminator == _KIND):
+            group = _merged(default.model_dump(), group)
+        result[name] = _over_defaults(group, only_model) if only_model else group
     return result

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 Key = tuple[str, ...]
+_WORDS = re.compile(r"[A-Za-z_][A-Za-z_0-9]*(?:\.[A-Za-z_0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,25 @@ def sentence(error: ValidationError, model: type[BaseModel], layers: list[Layer]
         if not all(problem.details["type"] == "default_factory_not_called" for problem in group)
     ]
     key, group = next(((key, group) for key, group in shown if group[0].details["type"] == "extra_forbidden"), shown[0])
-    text = f"{_source(key, layers)}: {_told(key, group, model)}"
+    told = _told(key, group, model)
+    text = f"{_source(key, told, layers)}: {told}"
     others = [".".join(other) or "the whole" for other, _ in shown if other != key]
     if others:
         text += f" Also wrong: {', '.join(others)}."
     return text
 
 
-def _source(key: Key, layers: list[Layer]) -> str:
-    """The layer whose word counted for `key`; for a key that nobody gave, the recipe file itself."""
-    for layer in reversed(layers):
-        if key and layer.states(key):
-            return layer.source
+def _source(key: Key, told: str, layers: list[Layer]) -> str:
+    """The layer whose word counted for `key`; for a key that nobody gave, the recipe file itself.
+
+    A complaint about a whole group (`told`) names the keys inside it that do not fit together: the last layer that
+    says one of them made the misfit.
+    """
+    mentioned = [(*key, *word.split(".")) for word in _WORDS.findall(told)]
+    for wanted in (mentioned, [key] if key else []):
+        for layer in reversed(layers):
+            if any(layer.states(one) for one in wanted):
+                return layer.source
     files = [layer for layer in layers if layer.source.endswith((".yaml", ".yml"))]
     return (files or layers)[-1].source
 
@@ -241,6 +250,12 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
+
+
+def only_model_in(annotation: Any) -> type[BaseModel] | None:
+    """The one model that a field of this annotation may hold; None where it may hold several or none."""
+    found = list(_models_in(annotation))
+    return found[0] if len(found) == 1 else None
 
 
 def _all_keys(model: type[BaseModel], above: Key = ()) -> Iterator[Key]:

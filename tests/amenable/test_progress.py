@@ -224,8 +224,8 @@ def test_notes_and_drawing_do_not_wait_for_each_other_for_ever():
     def work() -> None:
         with progress as p:
             p.stage("sft")
-            for step in range(300):
-                p.update(step, 300)
+            for step in range(100):
+                p.update(step, 100)
                 p.note("x")
                 progress._live.refresh()
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from amenable import recipe_loading
-from amenable.recipe import Recipe
 from amenable.recipe_loading import find_recipe, load_recipe, packaged_recipes, recipe_hash, resolved
+from amenable.run_names import check_run_name
 from corpus.problems import UsageProblem
 
 
@@ -46,6 +46,29 @@ class Ppo(Closed):
 class Judge(Closed):
     name: str
     weight: float = 1.0
+
+
+class Optimizer(Closed):
+    rate: float = 1e-5
+    decay: float = 0.0
+
+
+class Learner(Closed):
+    optimizer: Optimizer = Optimizer(decay=0.3)
+    epochs: int = 16
+
+
+class Run(Closed):
+    name: Annotated[str, AfterValidator(check_run_name)]
+    directory: Path = Field(default_factory=lambda values: Path("runs") / values["name"])
+    learner: Learner = Learner(optimizer=Optimizer(rate=2.0), epochs=2)
+    made: Learner = Field(default_factory=lambda: Learner(epochs=3))
+
+    @model_validator(mode="after")
+    def fits(self) -> "Run":
+        if self.learner.epochs < self.made.epochs - 2:
+            raise ValueError(f"learner.epochs {self.learner.epochs} must not be so much below made.epochs")
+        return self
 
 
 class Whole(Closed):
@@ -283,12 +306,28 @@ def test_the_hash_sees_values_not_the_order_or_whether_a_default_was_written(rec
 
 def test_a_run_goes_to_a_directory_of_its_name_unless_told_otherwise(recipe):
     path = recipe("name: first\n")
-    assert load_recipe(path, [], Recipe).run_directory == Path("runs/first")
-    assert load_recipe(path, ["run_directory=/elsewhere"], Recipe).run_directory == Path("/elsewhere")
+    assert load_recipe(path, [], Run).directory == Path("runs/first")
+    assert load_recipe(path, ["directory=/elsewhere"], Run).directory == Path("/elsewhere")
+
+
+def test_a_group_given_in_part_keeps_the_recipes_own_defaults_for_the_rest(recipe):
+    loaded = load_recipe(recipe("name: a\nlearner: {epochs: 5}\n"), ["made.optimizer.rate=4"], Run)
+    assert loaded.learner == Learner(optimizer=Optimizer(rate=2.0), epochs=5)
+    assert loaded.made == Learner(optimizer=Optimizer(rate=4.0, decay=0.3), epochs=3)
+    assert load_recipe(recipe("name: a"), [], Run).learner == Learner(optimizer=Optimizer(rate=2.0), epochs=2)
+
+
+def test_a_misfit_between_groups_is_laid_to_the_source_that_made_it(recipe):
+    path = recipe("name: a\nmade: {epochs: 9}\nlearner: {epochs: 8}\n")
+    assert complaint(path, "learner.epochs=3", model=Run) == (
+        "Command line: learner.epochs 3 must not be so much below made.epochs."
+    )
+    path = recipe("name: a\nmade: {epochs: 9}\n")
+    assert complaint(path, "learner.optimizer.rate=3", model=Run).startswith(f"{path}: learner.epochs 2 must")
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "..", "", ".hidden", "x" * 101, "a\\nb"])
 def test_a_run_name_cannot_lead_out_of_its_directory(recipe, name):
-    told = complaint(recipe(f'name: "{name}"\n'), model=Recipe)
+    told = complaint(recipe(f'name: "{name}"\n'), model=Run)
     assert "cannot be the name of a run" in told
-    assert "run_directory" not in told
+    assert "directory." not in told

@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe
 from amenable.run_directory import RunDirectory
 from amenable.stage_reuse import StageSpec, begin, complete
 from amenable.summary import StageSummary, Summary
 from corpus.problems import RunProblem, UsageProblem
+
+
+class Recipe(BaseModel):
+    name: str
+    seed: int = 0
 
 
 @pytest.fixture

@@ -1,0 +1,211 @@
+"""The command line.
+
+Each command imports what it needs when it runs, so that help comes at once and a wrong word in a recipe is told in a
+second, not after the twenty that torch, Ray and vLLM take.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from amenable.ending import ending
+from corpus.problems import UsageProblem
+
+if TYPE_CHECKING:
+    from amenable.progress import Progress
+    from amenable.recipe import Recipe
+
+app = typer.Typer(
+    name="amenable",
+    help="Train a language model to follow instructions from human feedback: SFT, a reward model, PPO-ptx.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that `amenable recipes` lists.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, as in seed=7 or ppo.learning_rate=1e-5."),
+]
+RunPath = Annotated[
+    str | None, typer.Option("--run", metavar="DIR", help="The run's directory, instead of the recipe's.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="ADDRESS", help="A Ray cluster, such as auto or HOST:6379; else a local one."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON answer on standard output, progress on standard error.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"amenable {version('amenable')}")
+        raise typer.Exit
+
+
+@app.callback()
+def amenable(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and end.")
+    ] = False,
+) -> None:
+    """Train a language model to follow instructions from human feedback: SFT, a reward model, PPO-ptx."""
+
+
+def _train(
+    recipe: str, overrides: list[str] | None, until: str | None, run: str | None, address: str | None, as_json: bool
+) -> None:
+    def work(settings: Recipe, progress: Progress) -> dict[str, Any]:
+        from amenable.pipeline import run_pipeline
+        from amenable.summary import Summary
+
+        found = run_pipeline(settings, until=until, progress=progress, address=address)
+        return Summary.model_validate(found).model_dump(mode="json")
+
+    def tell(answer: dict[str, Any]) -> None:
+        from amenable.outcome import console, tell_run
+        from amenable.summary import Summary
+
+        tell_run(console(), Summary.model_validate(answer))
+
+    _command(recipe, overrides, run, as_json, work, tell)
+
+
+def _command(
+    recipe: str,
+    overrides: list[str] | None,
+    run: str | None,
+    as_json: bool,
+    work: Callable[[Recipe, Progress], dict[str, Any]],
+    tell: Callable[[dict[str, Any]], None],
+) -> None:
+    """Loads the recipe, does `work` with it under live progress and signal handling, and answers."""
+    from amenable.interruption import listening
+    from amenable.progress import Progress
+
+    progress = Progress(json=as_json)
+    with ending(as_json, progress.where) as answer, listening():
+        from amenable.recipe import Recipe
+        from amenable.recipe_loading import load_recipe
+
+        elsewhere = [f"run_directory={json.dumps(run)}"] if run is not None else []
+        settings = load_recipe(recipe, [*(overrides or []), *elsewhere], Recipe)
+        with progress:
+            found = work(settings, progress)
+        answer(found)
+        if not as_json:
+            tell(found)
+
+
+def _training_command(name: str, until: str | None, says: str) -> None:
+    @app.command(name, help=says)
+    def command(
+        recipe: RecipeName,
+        overrides: Overrides = None,
+        run: RunPath = None,
+        address: Address = None,
+        as_json: AsJson = False,
+    ) -> None:
+        _train(recipe, overrides, until, run, address, as_json)
+
+
+_training_command(
+    "run",
+    None,
+    "Run a recipe from its data to the report. Stages done before are reused; after Ctrl-C the same command goes on.",
+)
+_training_command("sft", "sft", "Run a recipe as far as supervised fine-tuning (SFT).")
+_training_command("collect", "collect", "Run a recipe as far as the ranked comparisons.")
+_training_command("rm", "rm", "Run a recipe as far as the reward model (RM).")
+_training_command("ppo", "ppo", "Run a recipe as far as PPO.")
+
+
+@app.command("eval")
+def evaluate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    run: RunPath = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    comparisons: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Score this file of comparisons with the trained reward model instead."),
+    ] = None,
+) -> None:
+    """Run a recipe as far as its evaluation. With --comparisons, score that file with its reward model."""
+    if comparisons is None:
+        _train(recipe, overrides, "eval", run, address, as_json)
+        return
+
+    def work(settings: Recipe, progress: Progress) -> dict[str, Any]:
+        from amenable.pipeline import score_comparisons
+        from corpus.storage import resolve
+
+        filesystem, path = resolve(comparisons)
+        if not filesystem.get_file_info(path).is_file:
+            raise UsageProblem(f"{comparisons}: there is no such file of comparisons.")
+        scores = score_comparisons(settings, comparisons, progress=progress, address=address)
+        return {"run": settings.name, "comparisons": comparisons, "reward_model": scores}
+
+    def tell(answer: dict[str, Any]) -> None:
+        from amenable.outcome import console, tell_comparisons
+        from evaluation.schema import RewardModelResult
+
+        tell_comparisons(console(), comparisons, RewardModelResult.model_validate(answer["reward_model"]))
+
+    _command(recipe, overrides, run, as_json, work, tell)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or the name of a run in ./runs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's report again. It may still be going: what is not there yet is said."""
+    with ending(as_json, lambda: "the report") as answer:
+        from amenable.run_directory import RunDirectory
+        from evaluation.report import build_report
+
+        path = build_report(RunDirectory.find(run).root)
+        answer({"report": str(path)})
+        if not as_json:
+            typer.echo(f"Report: {_short(path)}")
+
+
+@app.command()
+def recipes(as_json: AsJson = False) -> None:
+    """List the recipes that come with the program."""
+    with ending(as_json, lambda: "the list of recipes") as answer:
+        from amenable.recipe_loading import packaged_recipes
+
+        found = packaged_recipes()
+        answer({"recipes": [{"name": one.name, "path": str(one.path), "says": one.says} for one in found]})
+        if not as_json:
+            width = max((len(one.name) for one in found), default=0)
+            for one in found:
+                typer.echo(f"{one.name:{width}}  {one.says}")
+
+
+def _short(path: Path) -> str:
+    """`path` as a person here would type it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def main() -> None:
+    """The command `amenable`."""
+    app()

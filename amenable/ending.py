@@ -1,0 +1,59 @@
+"""How a command ends: which exit code, which sentence, and one JSON answer on standard output where asked for.
+
+0: done. 1: the run could not go on, or a mistake of the program (with its traceback). 2: something the person gave is
+wrong. 130: stopped on request.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import typer
+
+from amenable.interruption import Interrupted
+from amenable.remote_problems import problem_in
+from corpus.problems import UsageProblem
+
+DONE = 0
+RUN_PROBLEM = 1
+USAGE_PROBLEM = 2
+INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def ending(as_json: bool, where: Callable[[], str]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Around the work of a command: turns problems and interruptions into their sentence and exit code.
+
+    Yields the function that gives the command's answer. With `as_json` the answer goes to standard output as JSON, and
+    all else that is printed meanwhile goes to standard error; a problem is an answer too: `{"problem": …, "kind":
+    "usage" | "run" | "interrupted"}`. Without, the answer is not printed. `where` tells where an interruption struck.
+    """
+    stdout = sys.stdout
+
+    def answer(content: dict[str, Any]) -> None:
+        if as_json:
+            print(json.dumps(content, indent=2, ensure_ascii=False), file=stdout, flush=True)
+
+    def end(kind: str, sentence: str, code: int) -> typer.Exit:
+        typer.echo(sentence, err=True)
+        answer({"problem": sentence, "kind": kind})
+        return typer.Exit(code)
+
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        try:
+            yield answer
+        except Interrupted as stop:
+            sentence = f"Interrupted at {stop}; the same command continues."
+            raise end("interrupted", sentence, INTERRUPTED) from None
+        except KeyboardInterrupt:
+            sentence = f"Stopped at once at {where()}; the same command continues from what was last saved."
+            raise end("interrupted", sentence, INTERRUPTED) from None
+        except Exception as error:
+            problem = problem_in(error)
+            if problem is None:
+                raise
+            is_usage = isinstance(problem, UsageProblem)
+            code = USAGE_PROBLEM if is_usage else RUN_PROBLEM
+            raise end("usage" if is_usage else "run", str(problem), code) from None

@@ -1,0 +1,96 @@
+"""What a command says at its end: tables of what came of the run, and where the report is."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from amenable.durations import spoken
+from amenable.run_directory import RunDirectory
+from amenable.summary import Summary
+from evaluation.results import table as results_table
+from evaluation.schema import Accuracy, RewardModelResult, read_results
+
+_WIDTH_OF_FILES = 140  # rich takes 80 where there is no terminal, and would fold the table in a log
+
+
+def console() -> Console:
+    """Standard output, wide enough for a table where it is no terminal."""
+    found = Console()
+    return found if found.is_terminal else Console(width=_WIDTH_OF_FILES)
+
+
+def tell_run(console: Console, summary: Summary) -> None:
+    """Prints what came of a run: the verdict, one row a model, or the stages where nothing has been evaluated yet."""
+    run = RunDirectory(summary.run_directory)
+    results = run.latest_results()
+    console.print()
+    if summary.until in (None, "eval") and results is not None:
+        found = read_results(results)
+        if found.synthetic:
+            console.print("Synthetic results: a program stood in for the people.", style="bold")
+        _print_rows(console, results_table(found))
+        if summary.verdict:
+            _say(console, summary.verdict)
+    else:
+        _print_rows(
+            console,
+            [
+                {
+                    "stage": name,
+                    "": "done before" if stage.reused else "done",
+                    "time": spoken(stage.seconds),
+                    "found": ", ".join(f"{key} {_shown(value)}" for key, value in stage.values.items()),
+                }
+                for name, stage in summary.stages.items()
+            ],
+        )
+    if summary.report is not None:
+        _say(console, f"Report: {Path(summary.run_directory) / summary.report}")
+    else:
+        _say(console, f"Run directory: {summary.run_directory}")
+
+
+def tell_comparisons(console: Console, comparisons: str, result: RewardModelResult) -> None:
+    """Prints how often the reward model and simpler means put the pairs of `comparisons` in the people's order."""
+    rows = [_accuracy_row("reward model", result.accuracy)]
+    rows += [_accuracy_row(name, accuracy) for name, accuracy in result.baselines.items()]
+    console.print()
+    _print_rows(console, rows)
+    _say(console, f"Accuracy on the {result.accuracy.pairs:,} pairs of {comparisons}, with 95 % intervals.")
+
+
+def _accuracy_row(name: str, accuracy: Accuracy) -> dict[str, str]:
+    return {
+        "scored by": name,
+        "pairs in the right order": f"{accuracy.rate:.1%} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]",
+    }
+
+
+def _print_rows(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
+    if not rows:
+        return
+    is_narrow = console.width < _WIDTH_OF_FILES
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0 if is_narrow else 1))
+    for number, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_interval_below(cell) if is_narrow else cell) for cell in row.values()))
+    console.print(table)
+
+
+def _interval_below(cell: str) -> str:
+    """'61.2% [58.1, 64.3]' on two lines, with the interval in one word, which is not folded."""
+    figure, bracket, interval = cell.partition(" [")
+    return f"{figure}\n[{interval.replace(', ', '–')}" if bracket else cell
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
