@@ -1,0 +1,83 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from corpus.problems import UsageProblem
+from evaluation.run_files import read_metrics, read_run
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_metrics_become_curves_by_step(tmp_path: Path):
+    path = write(
+        tmp_path / "m.jsonl", '{"step": 1, "time": 0, "loss": 2, "lr": 1}\n{"step": 2, "time": 1, "loss": 1}\n'
+    )
+    assert read_metrics(path) == {"loss": ([1, 2], [2.0, 1.0]), "lr": ([1], [1.0])}
+
+
+def test_of_a_step_done_twice_the_later_line_counts(tmp_path: Path):
+    lines = [{"step": step, "loss": loss} for step, loss in ((1, 5.0), (2, 9.0), (3, 9.0), (2, 4.0), (3, 3.0))]
+    path = write(tmp_path / "m.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    assert read_metrics(path)["loss"] == ([1, 2, 3], [5.0, 4.0, 3.0])
+
+
+def test_null_is_a_gap(tmp_path: Path):
+    path = write(tmp_path / "m.jsonl", '{"step": 1, "loss": null}\n{"step": 2, "loss": 1.0}\n')
+    assert read_metrics(path) == {"loss": ([2], [1.0])}
+
+
+def test_nan_written_by_python_is_read(tmp_path: Path):
+    [value] = read_metrics(write(tmp_path / "m.jsonl", '{"step": 1, "loss": NaN}\n'))["loss"][1]
+    assert math.isnan(value)
+
+
+def test_a_last_line_cut_short_is_left_out(tmp_path: Path):
+    path = write(tmp_path / "m.jsonl", '{"step": 1, "loss": 2}\n{"step": 2, "lo')
+    assert read_metrics(path) == {"loss": ([1], [2.0])}
+
+
+@pytest.mark.parametrize("line", ['{"step": 2, "lo', "[1]", '{"loss": 1}'])
+def test_any_other_bad_line_is_named(line: str, tmp_path: Path):
+    path = write(tmp_path / "m.jsonl", f'{{"step": 1, "loss": 2}}\n{line}\n{{"step": 3, "loss": 1}}\n')
+    with pytest.raises(UsageProblem, match=r"m\.jsonl, line 2"):
+        read_metrics(path)
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(UsageProblem, match="no such run directory"):
+        read_run(tmp_path / "nothing")
+
+
+def test_stages_are_told_apart_by_their_state(run_directory: Path):
+    (run_directory / "round-01" / "ppo" / "stage.json").unlink()
+    for file in (run_directory / "round-01" / "eval").iterdir():
+        file.unlink()
+    states = {stage.name: stage.state for stage in read_run(run_directory).stages}
+    assert states["sft"] == "done"
+    assert states["round-01/ppo"] == "unfinished"
+    assert states["round-01/eval"] == "absent"
+
+
+@pytest.mark.parametrize("name", ["lineage.json", "round-01/rm/stage.json"])
+def test_a_broken_json_file_is_named(name: str, run_directory: Path):
+    (run_directory / name).write_text("{")
+    with pytest.raises(UsageProblem, match=Path(name).name):
+        read_run(run_directory)
+
+
+def test_a_broken_recipe_is_named(run_directory: Path):
+    (run_directory / "recipe.yaml").write_text("a: [")
+    with pytest.raises(UsageProblem, match=r"recipe\.yaml"):
+        read_run(run_directory)
+
+
+def test_a_broken_evaluation_is_named(run_directory: Path):
+    path = run_directory / "round-01" / "ppo" / "evaluations.jsonl"
+    path.write_text('{"update": 1, "kl": 1.0}\n')
+    with pytest.raises(UsageProblem, match=r"evaluations\.jsonl, line 1: .*episodes"):
+        read_run(run_directory)
