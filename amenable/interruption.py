@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ASKED = b"\nStopping after a checkpoint; once more to stop at once.\n"
+STOPPING = "Stopping after a checkpoint; once more to stop at once."
 _requested = threading.Event()
 
 
@@ -64,4 +64,4 @@ def _heed(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     _requested.set()
     # A handler may interrupt a print in the middle, and then print would fail: write to the descriptor itself.
-    os.write(2, _ASKED)
+    os.write(2, f"\n{STOPPING}\n".encode())

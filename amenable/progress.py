@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from amenable import interruption
 from amenable.durations import spoken
 from amenable.stage_progress import StageProgress, Value
 
@@ -182,13 +183,17 @@ class Progress:
                 # The reader of the pipe (head, a closed terminal) has left; the run is worth more than its audience.
                 self._nobody_listens = True
 
-    def _picture(self) -> Group | Text:
-        """What the live display shows now."""
+    def _picture(self) -> Group:
+        """What the live display shows now. It draws over what the signal handler wrote, so it says that again."""
+        stopping = [Text(interruption.STOPPING, style="yellow")] if interruption.requested() else []
+        return Group(*self._rows(), *stopping)
+
+    def _rows(self) -> list[Table | Text]:
         now = self._clock()
         with self._lock:
             stage = self._stage
             if stage is None or self._waiting is not None or not stage.amount():
-                return Text(self._line(), style="dim")
+                return [Text(self._line(), style="dim")]
             row = Table.grid(padding=(0, 1))
             row.add_row(
                 Text(self._prefix(stage.name), style="bold"),
@@ -196,4 +201,4 @@ class Progress:
                 Text(stage.amount()),
                 Text(stage.pace(now), style="cyan"),
             )
-            return Group(row, Text(stage.figures(), style="dim"))
+            return [row, *([Text(stage.figures(), style="dim")] if stage.values else [])]

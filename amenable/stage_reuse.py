@@ -84,11 +84,12 @@ class StageState:
 class Beginning:
     """How a stage begins. `resumes`: its directory holds what an interrupted run with the same inputs left there.
 
-    `why` is the sentence to show: why the stage runs, and where stale outputs went.
+    `why` is the sentence to show: why the stage runs, and where stale outputs went, which is `set_aside` too.
     """
 
     resumes: bool
     why: str
+    set_aside: Path | None = None
 
 
 def stage_hash(spec: StageSpec) -> str:
@@ -148,7 +149,7 @@ def begin(spec: StageSpec) -> Beginning:
     spec.directory.mkdir(parents=True, exist_ok=True)
     write_json(spec.directory / STARTED_FILE, {"hash": expected, "reads": _plain(spec.reads)})
     again = f"; it is run again, and what it made before is kept in {kept}." if kept else "."
-    return Beginning(False, f"{why}{again}")
+    return Beginning(False, f"{why}{again}", kept)
 
 
 def complete(spec: StageSpec, files: Iterable[Path], seconds: float, values: dict[str, Any]) -> StageRecord:

@@ -1,6 +1,7 @@
 """Live progress: rates, time left, and no silence."""
 
 import io
+import signal
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 import pytest
 from rich.console import Console
 
+from amenable import interruption
 from amenable.durations import spoken
 from amenable.progress import LINE_EVERY_S, Progress
 from amenable.stage_progress import StageProgress
@@ -215,6 +217,18 @@ def test_a_terminal_gets_a_live_picture_with_bar_rate_and_time_left():
         p.finish_stage("loss 1.5")
     assert "note 199 [not markup]" in stream.getvalue()
     assert "[1 of 2] sft: done in" in stream.getvalue()
+
+
+def test_the_live_picture_goes_on_saying_that_the_run_will_stop():
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100, _environ={})
+    with interruption.listening(), Progress(["sft"], console=console) as p:
+        p.stage("sft")
+        p.update(1, 100)
+        wait_for(stream, "1 of 100 steps")
+        assert interruption.STOPPING not in stream.getvalue()
+        signal.raise_signal(signal.SIGTERM)
+        wait_for(stream, interruption.STOPPING)
 
 
 def test_notes_and_drawing_do_not_wait_for_each_other_for_ever():

@@ -127,6 +127,7 @@ def test_a_stage_that_is_run_again_keeps_what_it_made_before(sft):
     beginning = begin(changed)
     aside = sft.directory.parent / "set-aside/sft-1"
     assert not beginning.resumes
+    assert beginning.set_aside == aside
     assert beginning.why == (
         f"sft: settings changed: epochs 3 → 4; it is run again, and what it made before is kept in {aside}."
     )
