@@ -7,52 +7,63 @@ import torch
 from torch import Tensor
 
 
-def microbatches(lengths: Sequence[int], tokens_per_microbatch: int, rank: int, world_size: int) -> list[list[int]]:
-    """This rank's micro-batches of a minibatch whose rows have `lengths` tokens: lists of row indices.
+def microbatches(
+    lengths: Sequence[int],
+    tokens_per_microbatch: int,
+    rank: int,
+    world_size: int,
+    rows: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """This rank's micro-batches of a minibatch of examples that have `lengths` tokens: lists of indices.
 
-    Rows are sorted by length (longest first, ties by index), dealt over the ranks so that each gets about the same
-    tokens, and cut so that rows × longest row ≤ `tokens_per_microbatch`; a single longer row is a micro-batch of its
-    own. Over all ranks every row appears exactly once, and every rank gets the **same number** of micro-batches,
-    because ZeRO's collectives must be entered by all: where a rank has too few rows the list is empty, and the
+    An example is one row, or `rows[i]` rows that must stay together, the longest of `lengths[i]` tokens. Examples are
+    sorted by length (longest first, ties by index), dealt over the ranks so that each gets about the same tokens, and
+    cut so that rows × longest row ≤ `tokens_per_microbatch`; an example that alone exceeds it is a micro-batch of its
+    own. Over all ranks every example appears exactly once, and every rank gets the **same number** of micro-batches,
+    because ZeRO's collectives must be entered by all: where a rank has too few examples the list is empty, and the
     caller runs a dummy row of weight 0. A pure function of its arguments, so ranks need not talk to agree.
     """
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    rows = [1] * len(lengths) if rows is None else rows
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     shares = [
-        _cut([order[i] for i in _dealt(len(order), r, world_size)], lengths, tokens_per_microbatch)
+        _cut([order[i] for i in _dealt(len(order), r, world_size)], lengths, rows, tokens_per_microbatch)
         for r in range(world_size)
     ]
     count = max(len(share) for share in shares)
     return _spread(shares[rank], count)
 
 
-def _dealt(rows: int, rank: int, world_size: int) -> list[int]:
+def _dealt(examples: int, rank: int, world_size: int) -> list[int]:
     """Positions of the sorted order that `rank` gets, dealt there and back (0 1 2 2 1 0 …) to even out tokens."""
     there_and_back = [*range(world_size), *reversed(range(world_size))]
-    return [i for i in range(rows) if there_and_back[i % (2 * world_size)] == rank]
+    return [i for i in range(examples) if there_and_back[i % (2 * world_size)] == rank]
 
 
-def _cut(order: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows, longest first, in as few micro-batches as the budget allows greedily."""
+def _cut(order: list[int], lengths: Sequence[int], rows: Sequence[int], budget: int) -> list[list[int]]:
+    """Examples, longest first, in as few micro-batches as the budget allows greedily."""
     batches: list[list[int]] = []
-    for row in order:
-        # sorted: the first row of a micro-batch is its longest
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(row)
+    used = 0
+    for i in order:
+        # sorted: the first example of a micro-batch is its longest
+        if batches and lengths[batches[-1][0]] * (used + rows[i]) <= budget:
+            batches[-1].append(i)
+            used += rows[i]
         else:
-            batches.append([row])
+            batches.append([i])
+            used = rows[i]
     return batches
 
 
 def _spread(batches: list[list[int]], count: int) -> list[list[int]]:
-    """The same rows in exactly `count` micro-batches: the largest are halved, then empty ones are added."""
+    """The same examples in exactly `count` micro-batches: the largest are halved, then empty ones are added."""
     batches = [list(batch) for batch in batches]
     while len(batches) < count:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]), default=None)
         if largest is None or len(batches[largest]) < 2:
             batches.append([])
             continue
-        rows = batches[largest]
-        batches[largest : largest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+        full = batches[largest]
+        batches[largest : largest + 1] = [full[: len(full) // 2], full[len(full) // 2 :]]
     return batches
 
 

@@ -4,28 +4,32 @@ What holds at every ZeRO stage, rank count and split into micro-batches (tests c
 
 - gradients are those of the sum of all losses passed to `backward` since the last `step`, over all ranks;
 - the norm that `step` returns and clips by is that of this whole gradient;
-- weights and Adam's moments are read and written in full, in float32, by parameter name.
+- weights and Adam's moments are read and written in full, in float32, by parameter name (a wrapper's prefix taken off,
+  so that the names are those of the Hugging Face model).
 """
 
 import gc
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from corpus.problems import RunProblem
+from learners.engine_settings import EngineSettings
 from learners.optimizer import OptimizerSettings
+from models.forward import plain_names
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
 
 import deepspeed
 import deepspeed.runtime.bf16_optimizer
+from deepspeed.runtime.zero import parameter_offload
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -44,28 +48,6 @@ warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+_tensor` is 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE_SCHEMA_VERSION = 1
-
-
-class EngineSettings(BaseModel):
-    """How one model is trained on the machine: nothing here changes what is learned, but for rounding."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        0,
-        description="DeepSpeed ZeRO stage: what is sharded over ranks (1 optimiser, 2 and gradients, 3 and weights). "
-        "Stage 0 in bfloat16 runs as stage 1, the first at which DeepSpeed accumulates gradients in float32.",
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="Dtype of compute; masters, gradient sums and moments are float32, as InstructGPT's.",
-    )
-    activation_checkpointing: bool = Field(
-        False, description="Recompute each layer in the backward pass: less memory for about a third more time."
-    )
-    tokens_per_microbatch: int = Field(
-        8192, gt=0, description="Padded tokens that one forward and backward pass holds at most; set by memory alone."
-    )
 
 
 class Engine:
@@ -93,7 +75,8 @@ class Engine:
         # DeepSpeed makes its masters from the module after casting it: keep what the cast would round away
         exact = {}
         if self.dtype != torch.float32:
-            exact = {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in module.named_parameters()}
+            parameters = plain_names(module, dict(module.named_parameters()))
+            exact = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in parameters.items()}
         if engine.activation_checkpointing:
             _checkpoint_activations(module)
         adam = torch.optim.AdamW(
@@ -111,7 +94,7 @@ class Engine:
         self._deepspeed = wrapped[0]
         self._adam = adam
         self.module = self._deepspeed.module
-        self._parameters = dict(self.module.named_parameters())
+        self._parameters = plain_names(self.module, dict(self.module.named_parameters()))
         self._create_moments()
         if exact:
             self._write_weights(exact)
@@ -179,6 +162,8 @@ class Engine:
         self._deepspeed.destroy()
         self._adam.state.clear()
         self._adam.param_groups.clear()
+        if self._stage == 3:
+            _forget(self.module)
         for name in ("_deepspeed", "_adam", "_parameters", "module"):
             delattr(self, name)
         gc.collect()  # DeepSpeed's hooks form reference cycles that hold every buffer
@@ -186,7 +171,7 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _seed_step(self) -> None:
-        torch.manual_seed((self._seed * 1_000_003 + self._steps) * 4099 + dist.get_rank())
+        torch.manual_seed(((self._seed * 1_000_003 + self._steps) * 4099 + dist.get_rank()) % 2**63)
 
     def _measure_and_clip(self, adam: torch.optim.Optimizer, *_: Any) -> None:
         """Stage 0: DeepSpeed has summed the gradients over ranks and leaves norm and clipping to us."""
@@ -307,12 +292,20 @@ def _checkpoint_activations(module: nn.Module) -> None:
         _checkpoint_activations(child)
 
 
-def _share_of_rank(value: Tensor, parameter: nn.Parameter) -> Tensor:
+def _share_of_rank(value: Tensor, parameter: Tensor) -> Tensor:
     """This rank's slice of a full tensor under ZeRO-3, which pads the flat tensor to a multiple of the rank count."""
     share = parameter.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]
     padded = torch.zeros(share * dist.get_world_size())
     padded[: value.numel()] = value.flatten()
     return padded.narrow(0, share * dist.get_rank(), share)
+
+
+def _forget(module: nn.Module) -> None:
+    """Takes a module of ZeRO-3 out of a stack and a cache that DeepSpeed keeps for the life of the process."""
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [other for other in stack if other is not module]
+    method = parameter_offload.PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release  # pyright: ignore
+    inspect.getclosurevars(method).nonlocals["func"].cache_clear()  # the cache is inside a tracing decorator
 
 
 def _not_finite(step: int) -> RunProblem:

@@ -12,25 +12,30 @@ class OptimizerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     peak_lr: float = Field(ge=0, description="Highest learning rate. InstructGPT's differ by stage and size.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Adam's betas: InstructGPT, all models.")
-    eps: float = Field(1e-8, gt=0, description="Adam's epsilon: PyTorch's default, as InstructGPT states none.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Adam's betas: InstructGPT, all models.")
+    eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon: PyTorch's default, as InstructGPT states none.")
     weight_decay: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Decoupled weight decay on matrices (not on biases and norms): InstructGPT states none.",
     )
     gradient_clip: float | None = Field(
-        None, gt=0, description="Largest global gradient norm; None is off. InstructGPT states none."
+        default=None, gt=0, description="Largest global gradient norm; None is off. InstructGPT states none."
     )
     schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="InstructGPT: cosine for SFT and the reward model, constant for PPO."
+        default="cosine", description="InstructGPT: cosine for SFT and the reward model, constant for PPO."
     )
-    warmup_steps: int = Field(0, ge=0, description="Linear warm-up: InstructGPT has none in SFT, 10 iterations in PPO.")
+    warmup_steps: int = Field(
+        default=0, ge=0, description="Linear warm-up: InstructGPT has none in SFT, 10 iterations in PPO."
+    )
     warmup_start_fraction: float = Field(
-        0.1, ge=0, le=1, description="Share of the peak at the first warm-up step: InstructGPT's PPO."
+        default=0.1, ge=0, le=1, description="Share of the peak at the first warm-up step: InstructGPT's PPO."
     )
     final_fraction: float = Field(
-        0.1, ge=0, le=1, description="Share of the peak that the cosine decays to: InstructGPT's SFT and reward model."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of the peak that the cosine decays to: InstructGPT's SFT and reward model.",
     )
 
     def learning_rate(self, step: int, total_steps: int) -> float:

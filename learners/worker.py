@@ -1,5 +1,6 @@
 """How a train loop talks to whoever runs it (a Ray Train worker, a test), without knowing who that is."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -37,3 +38,17 @@ class Worker:
     def agreed_to_stop(self) -> bool:
         """Whether any rank was asked to stop. A collective: every rank calls it at the same step boundary."""
         return any_rank(self.should_stop())
+
+
+class Reporter:
+    """Reports of one stage's progress, at most one a second but for those that are due `now`."""
+
+    def __init__(self, worker: Worker, stage: str, total: int, unit: str) -> None:
+        self._worker, self._stage, self._total, self._unit = worker, stage, total, unit
+        self._last = 0.0
+
+    def report(self, done: int, values: dict[str, float] | None = None, now: bool = False) -> None:
+        """Passes on how much is done, if the last report was a second ago or this one is due `now`."""
+        if now or time.monotonic() - self._last > 1.0:
+            self._last = time.monotonic()
+            self._worker.report(Progress(self._stage, done, self._total, self._unit, dict(values or {})))

@@ -42,6 +42,16 @@ def test_short_rows_share_a_microbatch_and_long_ones_do_not():
     assert microbatches([10, 2, 2, 10, 2], 12, 0, 1) == [[0], [3], [1, 2, 4]]
 
 
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(2, 9)), max_size=30), st.integers(1, 500))
+def test_rows_of_one_example_stay_together_within_the_budget(examples, budget):
+    lengths, rows = [length for length, _ in examples], [count for _, count in examples]
+    batches = microbatches(lengths, budget, 0, 1, rows)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(examples)))
+    for batch in batches:
+        if len(batch) > 1:
+            assert sum(rows[i] for i in batch) * max(lengths[i] for i in batch) <= budget
+
+
 def test_a_rank_without_rows_gets_empty_microbatches():
     assert microbatches([5], 5, 1, 2) == [[]]
 

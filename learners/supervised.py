@@ -1,0 +1,168 @@
+"""The loop that base, SFT, ppo-init and reward-model training share: minibatches in a fixed order, one step for each.
+
+Invariants:
+- What a step does is a function of the job and the step number, so a run that goes on from a checkpoint repeats the
+  uninterrupted one: bitwise on a CPU in float32.
+- All ranks leave the loop at the same step.
+"""
+
+import math
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from corpus.problems import RunProblem
+from learners.checkpoint import load_newest, write_checkpoint
+from learners.engine import MOMENTS, Engine
+from learners.metrics import MetricsLog
+from learners.optimizer import OptimizerSettings
+from learners.process_group import any_rank, sum_over_ranks
+from learners.worker import Interrupted, Reporter, Worker
+
+
+class Task(Protocol):
+    """What a loop trains on. Steps are counted from 0."""
+
+    stage: str
+    total_steps: int
+    results: dict[str, Any]
+    """Plain JSON that checkpoints carry: what `after_step` has found so far."""
+
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """This rank's share of the loss of minibatch `step`, one for each micro-batch, as many on every rank."""
+        ...
+
+    def tokens(self, step: int) -> int:
+        """Real tokens of the whole minibatch `step`, over all ranks."""
+        ...
+
+    def after_step(self, steps_done: int) -> dict[str, float]:
+        """Validation and exports that are due after `steps_done` steps; returns numbers for the metrics."""
+        ...
+
+
+class SupervisedLoop:
+    """Trains `task` on `engine`, writing metrics and checkpoints below `directory`.
+
+    A checkpoint of the same `identity` (a hash of all that the job reads) is continued; of another it is removed.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        optimizer: OptimizerSettings,
+        worker: Worker,
+        directory: Path,
+        identity: str,
+        checkpoint_seconds: float,
+    ) -> None:
+        self._task, self._engine, self._optimizer, self._worker = task, engine, optimizer, worker
+        self._directory, self._identity = directory, identity
+        self._checkpoints = directory / "checkpoints"
+        self._checkpoint_seconds = checkpoint_seconds
+        self._step = 0
+        self._reporter = Reporter(worker, task.stage, task.total_steps, "steps")
+        self._values: dict[str, float] = {}
+
+    def run(self) -> dict[str, float]:
+        """Trains to the end; returns steps, tokens, seconds, tokens_per_s and peak_memory_bytes of this process's part.
+
+        Raises Interrupted after a checkpoint where the worker was asked to stop, RunProblem where loss or gradient is
+        not finite.
+        """
+        self._resume()
+        first_step, tokens, seconds = self._step, 0, 0.0
+        saved = time.monotonic()
+        metrics = None
+        if self._worker.rank == 0:
+            metrics = MetricsLog(self._directory, resumed_step=self._step or None)
+        try:
+            while self._step < self._task.total_steps:
+                began = time.monotonic()
+                values = self._one_step()
+                took = time.monotonic() - began
+                tokens += self._task.tokens(self._step - 1)
+                seconds += took
+                values["tokens_per_s"] = self._task.tokens(self._step - 1) / took
+                values["peak_memory_bytes"] = peak_memory_bytes()
+                values |= self._task.after_step(self._step)
+                self._values |= values
+                if metrics is not None:
+                    metrics.log(self._step, values)
+                self._reporter.report(self._step, self._values, now=self._step == self._task.total_steps)
+                if self._step == self._task.total_steps:
+                    break
+                stop = self._worker.agreed_to_stop()
+                if stop or any_rank(time.monotonic() - saved > self._checkpoint_seconds):
+                    self._save()
+                    saved = time.monotonic()
+                if stop:
+                    raise Interrupted(f"{self._task.stage} stopped after step {self._step} of {self._task.total_steps}")
+        finally:
+            if metrics is not None:
+                metrics.close()
+        dist.barrier()  # nobody reports success before rank 0 has written its last export
+        return {
+            "steps": self._step - first_step,
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_s": tokens / max(seconds, 1e-9),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def finish(self) -> None:
+        """Removes the checkpoints: called once all results are on disk."""
+        if self._worker.rank == 0:
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    def _one_step(self) -> dict[str, float]:
+        share = 0.0
+        for loss in self._task.losses(self._step):
+            self._engine.backward(loss)
+            share += loss.item()
+            self._reporter.report(self._step, self._values)
+        [total] = sum_over_ranks(share)
+        if not math.isfinite(total):
+            raise RunProblem(
+                f"{self._task.stage}: the loss is {total} at step {self._step + 1}; lower the learning rate."
+            )
+        lr = self._optimizer.learning_rate(self._step, self._task.total_steps)
+        norm = self._engine.step(lr)
+        self._step += 1
+        return {"loss": total, "lr": lr, "grad_norm": norm}
+
+    def _resume(self) -> None:
+        self._reporter.report(0, now=True)
+        checkpoint = load_newest(self._checkpoints)
+        if checkpoint is None:
+            return
+        if checkpoint.data["identity"] != self._identity:
+            dist.barrier()  # every rank has read it
+            self.finish()
+            return
+        self._engine.load_state({**checkpoint.tensors, "steps": checkpoint.step})
+        self._task.results.update(checkpoint.data["results"])
+        self._step = checkpoint.step
+
+    def _save(self) -> None:
+        state = self._engine.state()
+        if self._worker.rank == 0:
+            groups = {name: state[name] for name in ("weights", *MOMENTS)}
+            data = {"identity": self._identity, "results": self._task.results}
+            write_checkpoint(self._checkpoints, self._step, groups, data)
+        dist.barrier()
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far: allocated on the CUDA device where there is one, else resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
