@@ -84,7 +84,9 @@ class PolicyModel(nn.Module):
         entropy = None
         if with_entropy:
             with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-                entropy = _scatter(torch.special.entr(logits.softmax(-1)).sum(-1), targets)
+                # Bounded below, so that a token that cannot come adds 0 and not 0·∞, to the gradient neither.
+                every = logits.log_softmax(-1).clamp(min=-1e4)
+                entropy = _scatter(-(every.exp() * every).sum(-1), targets)
         return _scatter(logprobs, targets), entropy
 
 

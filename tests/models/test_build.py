@@ -35,7 +35,7 @@ def test_the_default_shape_is_the_prototype_s():
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.config.rope_parameters["rope_theta"] == 100.0
     assert model.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.08, rel=0.05)
-    assert context_length(model.config) == 512
+    assert context_length(model.config) == TinyLlamaSettings().context_length
 
 
 def test_the_seed_decides_the_weights_and_the_caller_s_random_state_is_left_alone():

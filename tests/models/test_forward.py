@@ -138,6 +138,19 @@ def test_entropy_is_of_the_tempered_distribution_without_gradient_and_only_when_
     assert (cool[response[:, 1:].bool()] < warm[response[:, 1:].bool()]).all()
 
 
+def test_entropy_carries_a_gradient_for_a_bonus_also_where_tokens_cannot_come(llama):
+    tokens, attention, response = padded(0, 0)
+    hook = llama.lm_head.register_forward_hook(
+        lambda _, __, logits: logits.clone().index_fill(-1, torch.tensor([7]), -torch.inf)
+    )
+    entropy = PolicyModel(llama)(tokens, attention, response, 1e-2, with_entropy=True, entropy_gradient=True)[1]
+    hook.remove()
+    assert entropy.isfinite().all()
+    entropy.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in llama.parameters())
+    assert llama.model.layers[0].mlp.up_proj.weight.grad.ne(0).any()
+
+
 def test_gradients_are_those_of_the_whole_logits(llama):
     other = copy.deepcopy(llama)
     tokens, attention, response = padded(0, 2)
