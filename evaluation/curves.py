@@ -30,11 +30,14 @@ class Group:
     panels: tuple[Panel, ...]
 
 
-_LOSS = Panel("Loss", "Nats a token; lower is better.", (("loss/train", "training"), ("loss/valid", "held out")))
-_RATE = Panel("Learning rate", "The size of a step, as scheduled.", (("lr", "learning rate"),))
-_SPEED = Panel("Throughput", "Tokens trained on per second.", (("throughput/tokens_per_second", "tokens/s"),))
+_LOSS = Panel("Loss", "Nats a token; lower is better.", (("loss", "training"), ("valid/loss", "held out")))
+_RATE = Panel("Learning rate", "The size of a step, as scheduled.", (("lr", "policy"), ("lr_value", "value")))
+_STEP_RATE = Panel("Learning rate", "The size of a step, as scheduled.", (("lr", "learning rate"),))
+_NORM = Panel("Gradient norm", "Before clipping.", (("grad_norm", "norm"),))
+_SPEED = Panel("Throughput", "Tokens trained on per second.", (("tokens_per_s", "tokens/s"),))
+_MEMORY = Panel("Memory", "Of the learner at its peak, GiB.", (("peak_memory_bytes", "peak"),))
 
-LANGUAGE_MODEL = (Group("", (_LOSS, _RATE, _SPEED)),)
+LANGUAGE_MODEL = (Group("", (_LOSS, _STEP_RATE, _NORM, _SPEED, _MEMORY)),)
 """Panels of the stages base, sft and ppo-init."""
 
 REWARD_MODEL = (
@@ -42,29 +45,34 @@ REWARD_MODEL = (
         "",
         (
             Panel(
-                "Loss",
-                "−log σ of the score difference, over all pairs of a prompt; guessing gives 0.693.",
-                (("loss/train", "training"), ("loss/valid", "held out")),
-                reference=0.6931,
-            ),
-            Panel(
                 "Accuracy",
-                "Share of pairs in the labelers' order; guessing gives 0.5.",
-                (("accuracy/train", "training"), ("accuracy/valid", "held out")),
+                "Share of held-out pairs in the labelers' order; guessing gives 0.5.",
+                (("valid/accuracy", "held out"),),
                 reference=0.5,
             ),
-            _RATE,
+            Panel(
+                "Loss",
+                "−log σ of the score difference, over all pairs of a prompt; guessing gives 0.693.",
+                (("loss", "training"), ("valid/loss", "held out")),
+                reference=0.6931,
+            ),
+            _STEP_RATE,
+            _NORM,
             _SPEED,
+            _MEMORY,
         ),
     ),
 )
+"""Panels of the stage rm."""
 
 PPO = (
     Group(
         "What is optimised",
         (
             Panel(
-                "Reward model's score", "Mean score of the rollouts: what PPO raises.", (("objective/scores", "score"),)
+                "Reward model's score",
+                "Of the rollouts: what PPO raises.",
+                (("objective/scores", "mean"), ("objective/scores_std", "standard deviation")),
             ),
             Panel(
                 "Score after the KL penalty",
@@ -85,23 +93,27 @@ PPO = (
     Group(
         "How the answers change",
         (
-            Panel("Response length", "Tokens of a rollout's response.", (("response/length_mean", "tokens"),)),
+            Panel(
+                "Response length",
+                "Tokens of a rollout's response.",
+                (("response/length_mean", "mean"), ("response/length_std", "standard deviation")),
+            ),
             Panel(
                 "Cut off",
                 "Share of responses that reached the limit instead of ending by themselves.",
                 (("response/truncated_fraction", "cut off"),),
             ),
             Panel(
-                "Entropy of the sequence",
-                "Nats, estimated from the sampled tokens; a fall to 0 means that the policy says always the same.",
-                (("objective/entropy", "entropy"),),
-            ),
-            Panel("Entropy of a token", "Nats, over the whole vocabulary.", (("policy/entropy_avg", "entropy"),)),
-            Panel(
                 "Ended by themselves",
                 "Responses of a batch with an end-of-text token.",
                 (("val/num_eos_tokens", "EOS"),),
             ),
+            Panel(
+                "Entropy of a sequence",
+                "Nats, estimated from the sampled tokens; near 0 the policy says always the same.",
+                (("objective/entropy", "entropy"),),
+            ),
+            Panel("Entropy of a token", "Nats: how undecided the policy is.", (("policy/entropy_avg", "entropy"),)),
         ),
     ),
     Group(
@@ -110,15 +122,15 @@ PPO = (
             Panel("Policy loss", "The clipped surrogate; it need not fall.", (("loss/policy_avg", "policy loss"),)),
             Panel("Value loss", "How wrong the critic is.", (("loss/value_avg", "value loss"),)),
             Panel(
-                "Clip fraction",
-                "Share of tokens where the clip was active; much above 0.2 means steps that are too large.",
-                (("policy/clipfrac_avg", "policy"), ("val/clipfrac_avg", "value")),
-            ),
-            Panel(
                 "Explained variance of the critic",
                 "1 is a perfect critic, 0 is no better than the mean.",
                 (("val/explained_variance", "explained variance"),),
                 reference=0.0,
+            ),
+            Panel(
+                "Clip fraction",
+                "Share of tokens where the clip was active; much above 0.2 means steps that are too large.",
+                (("policy/clipfrac_avg", "policy"), ("val/clipfrac_avg", "value")),
             ),
             Panel(
                 "Approximate KL of an update", "Nats a token, new against old policy.", (("policy/approxkl_avg", "KL"),)
@@ -149,7 +161,12 @@ PPO = (
             Panel(
                 "Staleness",
                 "By how many updates the weights that wrote a batch are older than those that learn from it.",
-                (("staleness/version_lag_mean", "updates"),),
+                (("staleness/version_lag_mean", "mean"), ("staleness/version_lag_max", "largest")),
+            ),
+            Panel(
+                "Weight publication",
+                "Seconds from the learner until the engines run the new weights, and their pause meanwhile.",
+                (("sync/publish_seconds", "publication"), ("sync/pause_seconds", "pause")),
             ),
         ),
     ),
@@ -161,20 +178,20 @@ PPO = (
                 "Answers generated, scored and learned from.",
                 (("throughput/episodes_per_second", "episodes/s"),),
             ),
-            Panel("Tokens per second", "Through the whole loop.", (("throughput/tokens_per_second", "tokens/s"),)),
             Panel(
-                "Weight publication",
-                "Seconds until the engines run the new weights.",
-                (("sync/publish_seconds", "seconds"),),
+                "Tokens per second",
+                "Through the learner, while it works.",
+                (("throughput/tokens_per_second", "tokens/s"),),
             ),
         ),
     ),
 )
-"""Panels of PPO; metrics under `time/` and `memory/` are drawn together, whatever their names."""
+"""Panels of PPO; metrics under the prefixes of `_TOGETHER` are drawn together, whatever their names."""
 
 _TOGETHER = (
     ("time/", "Seconds by phase", "Where the time of an update goes."),
-    ("memory/", "Memory", "By role, as recorded."),
+    ("memory/", "Memory", "By role, GiB."),
+    ("stream/", "Episode stream", "Episodes waiting, and those made again, met twice or refused, so far."),
 )
 _X_AXES = frozenset({"episode", "epoch"})
 
@@ -210,7 +227,7 @@ def stage_curves(groups: Sequence[Group], metrics: Mapping[str, Curve], x_label:
 
 def panel_figure(panel: Panel, metrics: Mapping[str, Curve], x_label: str) -> Markup | None:
     """The panel as a figure with its heading, legend, and first and last values; None where nothing was recorded."""
-    found = [(name, metrics[metric]) for metric, name in panel.metrics if metric in metrics]
+    found = [(name, _readable(metric, metrics[metric])) for metric, name in panel.metrics if metric in metrics]
     series = [Series(name, *curve, colour) for (name, curve), colour in zip(found, _colours(len(found)), strict=True)]
     chart = line_chart(series, x_label, reference=panel.reference)
     if chart is None:
@@ -236,14 +253,25 @@ def panel_figure(panel: Panel, metrics: Mapping[str, Curve], x_label: str) -> Ma
     )
 
 
+def _readable(metric: str, curve: Curve) -> Curve:
+    """The curve in a unit for people: bytes become GiB."""
+    if not metric.endswith("_bytes"):
+        return curve
+    return curve[0], [value / 2**30 for value in curve[1]]
+
+
 def _together(metrics: Mapping[str, Curve]) -> list[Panel]:
     panels = []
     for prefix, title, explanation in _TOGETHER:
         names = [name for name in sorted(metrics) if name.startswith(prefix)]
         for first in range(0, len(names), len(COLOURS)):
             part = names[first : first + len(COLOURS)]
-            panels.append(Panel(title, explanation, tuple((name, name.removeprefix(prefix)) for name in part)))
+            panels.append(Panel(title, explanation, tuple((name, _short(name.removeprefix(prefix))) for name in part)))
     return panels
+
+
+def _short(name: str) -> str:
+    return name.removesuffix("_bytes").replace("_", " ")
 
 
 def _colours(count: int) -> list[str]:

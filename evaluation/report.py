@@ -38,7 +38,6 @@ _SECTIONS = (
     ("reproduce", "Do it again"),
     ("words", "Words"),
 )
-_SOURCES = ("path", "pretraining", "demonstrations", "prompts", "comparisons")
 _CURVES: dict[str, tuple[tuple[Group, ...], str, str]] = {
     "base": (LANGUAGE_MODEL, "step", "Pretraining: the base model learns the language."),
     "sft": (LANGUAGE_MODEL, "step", "Supervised fine-tuning on demonstrations."),
@@ -101,12 +100,11 @@ def render(run: RunFiles) -> str:
 
 
 def is_synthetic(run: RunFiles) -> bool:
-    """Whether a program stood in for people: what the evaluation says; before one, whether the recipe names no data."""
+    """Whether a program stood in for people: as evaluated, or before that, whether the recipe names no corpus."""
     known = [one.results.synthetic for one in run.rounds if one.results is not None]
     if known:
         return any(known)
-    corpus = run.recipe.get("corpus")
-    return isinstance(corpus, dict) and all(corpus.get(source) is None for source in _SOURCES)
+    return "corpus" in run.recipe and run.recipe["corpus"] is None
 
 
 def _header(run: RunFiles, links: list[Markup]) -> Markup:

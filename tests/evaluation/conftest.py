@@ -17,9 +17,7 @@ from evaluation.schema import Accuracy, Results, RewardModelResult, write_result
 RECIPE = """\
 name: made-up
 seed: 7
-corpus:
-  path: null
-  kind: world
+corpus: null
 ppo:
   updates: 48
   batch_size: 128
@@ -97,13 +95,15 @@ def _language_model(path: Path, steps: int, start: float, end: float) -> None:
         line = {
             "step": step,
             "time": 1.7e9 + step,
-            "loss/train": end + (start - end) * math.exp(-6 * done) + rng.normal(0, 0.03),
+            "loss": end + (start - end) * math.exp(-6 * done) + rng.normal(0, 0.03),
             "lr": 1e-3 * (0.1 + 0.45 * (1 + math.cos(math.pi * done))),
-            "throughput/tokens_per_second": 9800 + rng.normal(0, 300),
+            "grad_norm": abs(rng.normal(1, 0.2)),
+            "tokens_per_s": 9800 + rng.normal(0, 300),
+            "peak_memory_bytes": 1.4e9,
             "epoch": 16 * done,
         }
         if step % 20 == 0:
-            line["loss/valid"] = end + 0.05 + (start - end) * math.exp(-6 * done) + 0.1 * done
+            line["valid/loss"] = end + 0.05 + (start - end) * math.exp(-6 * done) + 0.1 * done
         lines.append(line)
     _write_lines(path, lines)
 
@@ -116,13 +116,14 @@ def _reward_model(path: Path) -> None:
         line = {
             "step": step,
             "time": 1.7e9 + step,
-            "loss/train": 0.69 - 0.2 * gained + rng.normal(0, 0.03),
-            "accuracy/train": 0.5 + 0.28 * gained + rng.normal(0, 0.03),
+            "loss": 0.69 - 0.2 * gained + rng.normal(0, 0.03),
             "lr": 1e-3 * min(1, step / 10),
-            "throughput/tokens_per_second": 7000 + rng.normal(0, 200),
+            "grad_norm": abs(rng.normal(1, 0.2)),
+            "tokens_per_s": 7000 + rng.normal(0, 200),
+            "peak_memory_bytes": 1.5e9,
         }
         if step % 25 == 0:
-            line["accuracy/valid"] = 0.5 + 0.265 * gained
+            line |= {"valid/accuracy": 0.5 + 0.265 * gained, "valid/loss": 0.69 - 0.18 * gained}
         lines.append(line)
     _write_lines(path, lines)
 
@@ -156,13 +157,16 @@ def _ppo(path: Path, updates: int) -> None:
                 "val/num_eos_tokens": 126 + rng.integers(0, 3).item(),
                 "val/explained_variance": 0.8 * gained + rng.normal(0, 0.04),
                 "val/gradient_norm": abs(rng.normal(1.6, 0.3)),
+                "lr_value": 3e-4,
                 "lr": 1e-4 * min(1, 0.1 + 0.09 * step),
                 "episode": 128 * step,
                 "response/length_mean": 12.4 - 1.2 * gained + rng.normal(0, 0.15),
                 "response/truncated_fraction": abs(rng.normal(0.01, 0.004)),
                 "mismatch/max_abs_log_ratio": abs(rng.normal(3e-5, 5e-6)),
                 "mismatch/mean_abs_log_ratio": abs(rng.normal(2e-6, 3e-7)),
+                "mismatch/probe_nats": abs(rng.normal(1e-5, 2e-6)),
                 "staleness/version_lag_mean": 0.0,
+                "staleness/version_lag_max": 0.0,
                 "time/generate": abs(rng.normal(0.9, 0.05)),
                 "time/score": abs(rng.normal(0.2, 0.02)),
                 "time/learn": abs(rng.normal(1.4, 0.05)),
@@ -171,6 +175,8 @@ def _ppo(path: Path, updates: int) -> None:
                 "sync/publish_seconds": abs(rng.normal(0.05, 0.01)),
                 "memory/learner_bytes": 1.9e9 + 1e6 * step,
                 "memory/generator_bytes": 1.7e9,
+                "stream/accepted_waiting": 0.0,
+                "stream/regenerated": 0.0,
                 "custom/unknown_metric": 1.0 / step,
             }
         )
@@ -226,7 +232,7 @@ def make_run(directory: Path, gold: bool = True) -> Path:
     write_results(made_up_results(gold, models=models), first / "eval" / "results.json")
     pq.write_table(made_up_samples(models=models, gold=gold), first / "eval" / "samples.parquet")
     (first / "select-sft" / "selection.json").write_text('{"epoch": 12, "scores": {"11": 0.31, "12": 0.34}}')
-    recipe = RECIPE if gold else RECIPE.replace("path: null", "path: hh").replace("kind: world", "kind: dialogues")
+    recipe = RECIPE if gold else RECIPE.replace("corpus: null", "corpus:\n  path: hh")
     (directory / "recipe.yaml").write_text(recipe)
     lineage = {
         "run": "made-up",

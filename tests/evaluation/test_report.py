@@ -120,7 +120,12 @@ def test_every_part_is_there(whole: Page):
     links = {attributes["href"] for tag, attributes in whole.elements if tag == "a"}
     assert links == {f"#{name}" for name in parts - {"verdict"}}
     titles = {attributes.get("title") for _, attributes in whole.elements}
-    assert {"loss/train, loss/valid", "accuracy/train, accuracy/valid", "objective/kl"} <= titles
+    assert {
+        "loss, valid/loss",
+        "valid/accuracy",
+        "objective/kl",
+        "stream/accepted_waiting, stream/regenerated",
+    } <= titles
     assert {"val/explained_variance", "time/generate, time/learn, time/score", "custom/unknown_metric"} <= titles
     for words in ("bag of words", "76.4 %", "2.60.0", "kl_coefficient: 0.05", "2 min 52 s", "amenable run made-up/"):
         assert words in whole.text

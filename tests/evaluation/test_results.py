@@ -24,6 +24,15 @@ def test_models_have_the_means_of_their_answers(samples_of):
     assert (results.prompts, results.samples_per_prompt) == (10, 3)
 
 
+def test_components_may_be_a_map(samples_of):
+    samples = samples_of(prompts=4)
+    parts = pa.array(
+        [list(row.items()) for row in samples["components"].to_pylist()], pa.map_(pa.string(), pa.float64())
+    )
+    mapped = samples.set_column(samples.schema.get_field_index("components"), "components", parts)
+    assert evaluate(mapped, synthetic=True).models == evaluate(samples, synthetic=True).models
+
+
 def test_every_answer_meets_every_answer_to_the_same_prompt(samples_of):
     found = evaluate(samples_of(prompts=10, per_prompt=3), synthetic=True).comparison("ppo", "sft", "gold")
     assert found is not None
