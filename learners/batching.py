@@ -69,11 +69,10 @@ def _spread(batches: list[list[int]], count: int) -> list[list[int]]:
 
 def pad(rows: Sequence[Sequence[float]] | Sequence[np.ndarray], pad_value: float, dtype: torch.dtype) -> Tensor:
     """Rows right-padded to the longest: [rows, longest] of `dtype`."""
-    longest = max(len(row) for row in rows)
-    padded = torch.full((len(rows), longest), pad_value, dtype=dtype)
+    padded = np.full((len(rows), max(len(row) for row in rows)), pad_value)
     for i, row in enumerate(rows):
-        padded[i, : len(row)] = torch.as_tensor(np.asarray(row), dtype=dtype)
-    return padded
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded).to(dtype)
 
 
 def pad_tokens(rows: Sequence[Sequence[int]] | Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:

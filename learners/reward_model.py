@@ -171,12 +171,12 @@ class _RewardModelTask:
 
     def after_step(self, steps_done: int) -> dict[str, float]:
         values = {"epoch": steps_done / self._steps_per_epoch}
-        due = [math.ceil(self.total_steps * i / self._job.settings.evaluations) for i in range(1, 1000)]
-        if self._validation and steps_done in due[: self._job.settings.evaluations]:
-            values |= self._validate()
-            self.results |= {
-                name.replace("valid/", "valid_"): value for name, value in values.items() if "valid" in name
-            }
+        count = self._job.settings.evaluations
+        due = {math.ceil(self.total_steps * i / count) for i in range(1, count + 1)}
+        if self._validation and steps_done in due:
+            found = self._validate()
+            self.results |= {f"valid_{name}": value for name, value in found.items()}
+            values |= {f"valid/{name}": value for name, value in found.items()}
         return values
 
     def demonstration_bias(self) -> float:

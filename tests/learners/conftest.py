@@ -4,16 +4,16 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))  # for plain_torch.py
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules that tests share
 
 import pytest
 import torch
+from recording_worker import RecordingWorker
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import learners.engine  # noqa: F401 (so that gc.freeze sees it)
 from learners.process_group import process_group
-from learners.worker import Progress, Worker
 
 torch.set_num_threads(1)
 gc.freeze()  # every Engine.close collects garbage; what the libraries hold need not be looked through each time
@@ -37,20 +37,6 @@ def tokenizer_directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(directory)
     return directory
-
-
-class RecordingWorker(Worker):
-    """One rank, alone; stops after `stop_after` questions."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.reports: list[Progress] = []
-        self.asked = 0
-
-        def should_stop() -> bool:
-            self.asked += 1
-            return stop_after is not None and self.asked >= stop_after
-
-        super().__init__(rank=0, world_size=1, report=self.reports.append, should_stop=should_stop)
 
 
 @pytest.fixture

@@ -1,0 +1,165 @@
+import json
+import os
+import resource
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from corpus.problems import RunProblem
+from learners import checkpoint as checkpoints
+from learners.checkpoint import list_complete, load_newest, write_checkpoint
+
+TENSORS = {"policy": {"a.weight": torch.arange(6.0).reshape(2, 3)}, "moments": {"a.weight": torch.full((2, 3), 0.5)}}
+TABLES = {"episodes": pa.table({"slot": [3, 4]})}
+
+
+def write(root: Path, step: int, **options) -> Path:
+    return write_checkpoint(root, step, TENSORS, {"step": step, "beta": 0.02}, TABLES, **options)
+
+
+def steps(root: Path) -> list[int]:
+    return [int(path.name.split("-")[1]) for path in list_complete(root)]
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = write(tmp_path, 12)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert (found.path, found.step, found.data) == (path, 12, {"step": 12, "beta": 0.02})
+    assert found.tables["episodes"].equals(TABLES["episodes"])
+    for group, tensors in TENSORS.items():
+        assert torch.equal(found.tensors[group]["a.weight"], tensors["a.weight"])
+
+
+def test_an_empty_or_missing_root_has_no_checkpoint(tmp_path):
+    assert load_newest(tmp_path) is None
+    assert load_newest(tmp_path / "missing") is None
+    assert list_complete(tmp_path / "missing") == []
+
+
+def test_the_manifest_names_its_version_and_every_file(tmp_path):
+    path = write(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["schema_version"] == 1
+    assert set(manifest["files"]) == {p.name for p in path.iterdir()} - {"manifest.json"}
+
+
+@pytest.mark.parametrize("file", ["policy.safetensors", "data.json", "episodes.parquet"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path, caplog, file, damage):
+    write(tmp_path, 1)
+    newest = write(tmp_path, 2)
+    path = newest / file
+    if damage == "remove":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert newest.name in caplog.text
+    assert file in caplog.text
+
+
+@pytest.mark.parametrize("manifest", [None, "{", '{"schema_version": 99, "files": {}}', "[]"])
+def test_a_checkpoint_without_a_manifest_that_can_be_read_is_none(tmp_path, caplog, manifest):
+    newest = write(tmp_path, 1)
+    (newest / "manifest.json").unlink()
+    if manifest is not None:
+        (newest / "manifest.json").write_text(manifest)
+    assert load_newest(tmp_path) is None
+    assert newest.name in caplog.text
+
+
+def test_only_the_newest_and_the_pinned_are_kept(tmp_path):
+    for step in range(1, 7):
+        write(tmp_path, step, keep=2, pinned={2})
+    assert steps(tmp_path) == [2, 5, 6]
+    write(tmp_path, 7, keep=1)
+    assert steps(tmp_path) == [7]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_same_step_again_is_a_new_directory_and_the_later_wins(tmp_path):
+    first = write(tmp_path, 5)
+    second = write_checkpoint(tmp_path, 5, TENSORS, {"later": True})
+    assert first != second
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.data == {"later": True}
+
+
+def test_remains_of_a_crash_do_not_count_towards_those_kept_and_go_when_they_are_old(tmp_path):
+    write(tmp_path, 1)
+    crashed = tmp_path / "step-00000002-1"
+    crashed.mkdir()
+    (crashed / "data.json").write_text("{")
+    write(tmp_path, 3)
+    assert steps(tmp_path) == [1, 3]
+    assert not crashed.exists()
+
+
+def test_a_crash_at_any_write_leaves_the_earlier_checkpoint_the_newest(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    real = os.fsync
+    count = 0
+
+    class Crash(BaseException):
+        pass
+
+    def crash_at(number):
+        def fsync(descriptor):
+            nonlocal count
+            count += 1
+            if count == number:
+                raise Crash
+            real(descriptor)
+
+        return fsync
+
+    survived = 0
+    for number in range(1, 50):
+        count = 0
+        monkeypatch.setattr(checkpoints.os, "fsync", crash_at(number))
+        try:
+            write(tmp_path, 1 + number, keep=50)
+        except Crash:
+            survived += 1
+            found = load_newest(tmp_path)
+            assert found is not None
+            assert found.step == 1 or (tmp_path / f"step-{1 + number:08d}-1" / "manifest.json").exists()
+        else:
+            break
+    assert survived >= 6  # four files, two directories and the manifest are flushed
+
+
+@pytest.mark.parametrize(
+    ("tensors", "data"),
+    [({"weights": {"a": torch.zeros(10_000)}}, {}), ({}, {"a": "b" * 9000})],
+    ids=["tensors", "data"],
+)
+def test_a_full_disk_is_told_and_the_space_given_back(tmp_path, tensors, data):
+    write(tmp_path, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # Python ignores the signal: writing raises EFBIG
+    try:
+        with pytest.raises(RunProblem, match="step 2 was not written: the disk is full; earlier ones are intact"):
+            write_checkpoint(tmp_path, 2, tensors, data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert steps(tmp_path) == [1]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_tensor_that_is_not_contiguous_is_written_as_it_looks(tmp_path):
+    tensor = torch.arange(6.0).reshape(2, 3).T
+    write_checkpoint(tmp_path, 1, {"weights": {"a": tensor}}, {})
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert torch.equal(found.tensors["weights"]["a"], tensor)
