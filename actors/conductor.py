@@ -124,7 +124,8 @@ class Conductor:
         kl = [sum(own) - sum(its) for own, its in zip(samples["logprobs"].to_pylist(), logprobs, strict=True)]
         gold = None
         if held_out.judge is not None:
-            meta = dict(zip(held_out.prompts["prompt_id"].to_pylist(), held_out.prompts["meta"].to_pylist(), strict=True))
+            asked = held_out.prompts.select(["prompt_id", "meta"]).to_pylist()
+            meta = {row["prompt_id"]: row["meta"] for row in asked}
             pairs = zip(samples["prompt_id"].to_pylist(), samples["response"].to_pylist(), strict=True)
             gold = float(np.mean([held_out.judge(meta[prompt], response) for prompt, response in pairs]))
         return {
@@ -146,7 +147,7 @@ class Conductor:
     async def _from_all(self, method: str, what: str, *arguments: Any) -> dict[str, Any]:
         calls = {name: getattr(actor, method).remote(*arguments) for name, actor in self._generators.items()}
         tasks = {name: asyncio.ensure_future(_await(call)) for name, call in calls.items()}
-        done, late = await asyncio.wait(tasks.values(), timeout=self._deadline_s)
+        _, late = await asyncio.wait(tasks.values(), timeout=self._deadline_s)
         if late:
             owing = ", ".join(name for name, task in tasks.items() if task in late)
             raise RunProblem(f"After {self._deadline_s:.0f} s these generators have yet to {what}: {owing}.")

@@ -99,7 +99,7 @@ class RolloutGenerator:
     ) -> pa.Table:
         """`samples` responses to each prompt as a samples table, under the present weights, or under those of the
         snapshot (a reference in a list) with the present ones put back afterwards."""
-        other = ray.get(snapshot[0]) if snapshot else None
+        other: Any = ray.get(snapshot[0]) if snapshot else None
         return self._do("exclusive", lambda: self._sample(prompts, samples, sampling, seed, other))
 
     def work(self, work: Work) -> None:

@@ -34,6 +34,10 @@ ENVIRONMENT = {
 """Set before vllm is imported, unless the person has set them."""
 
 
+PREFILL_TOKENS = 4096
+"""Prompt tokens that one engine step reads at most (never less than one whole sequence)."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One response to be drawn. `seed` makes it repeatable; top-k is never used.
@@ -101,6 +105,10 @@ class RolloutEngine:
                     kv_cache_memory_bytes=settings.kv_cache_mib << 20,
                     generation_config="vllm",  # not the model's own sampling defaults
                     logprobs_mode="processed_logprobs",  # after temperature: what the token was really drawn from
+                    # A prompt is read in one step: vLLM takes back the draw of an unfinished prompt, which a CPU
+                    # generator with a seed cannot do.
+                    enable_chunked_prefill=False,
+                    max_num_batched_tokens=max(PREFILL_TOKENS, max_sequence_tokens),
                     async_scheduling=False,  # else a batch in flight is labelled with the next weights' version
                     enable_prefix_caching=True,
                     disable_log_stats=True,

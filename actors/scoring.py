@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
 from actors.rewards import RewardSettings, make_reward
@@ -31,17 +32,25 @@ class ScoringWorker:
         self._reward: Any = None
         self._reference: Any = None
         self._tokenizer: Any = None
+        self._prompts: dict[tuple[int, ...], str] = {}
 
     def ready(self) -> str:
         """The worker's name, once its imports are done."""
         return self._name
 
-    def load_reward(self, reward: RewardSettings, directory: str, tokenizer: str) -> None:
-        """Score with `reward` from now on; `directory` is our trained reward model, where the settings ask for it."""
+    def load_reward(self, reward: RewardSettings, directory: str, tokenizer: str, prompt_tables: list[str]) -> None:
+        """Score with `reward` from now on.
+
+        `directory` is our trained reward model, where the settings ask for it; `prompt_tables` are the Parquet tables
+        that hold the prompts' own texts, for rewards that read text.
+        """
         from models.build import load_tokenizer
 
         self._tokenizer = load_tokenizer(tokenizer)
-        self._reward = make_reward(reward, directory, self._tokenizer, self._settings.rows_per_batch)
+        self._prompts = {} if reward.kind == "trained" else _prompt_texts(prompt_tables)
+        self._reward = make_reward(
+            reward, directory, self._tokenizer, self._settings.rows_per_batch, self._device, self._settings.dtype
+        )
 
     def load_reference(self, directory: str) -> None:
         """Use the model in `directory` as the frozen reference from now on."""
@@ -63,10 +72,9 @@ class ScoringWorker:
         """The reward of each response (tokens) to its prompt (tokens)."""
         if self._reward is None:
             raise RunProblem(f"{self._name} was asked for rewards before it was given a reward model.")
-        decode = self._tokenizer.batch_decode
-        scores = self._reward.score(
-            decode(prompts, skip_special_tokens=True), decode(responses, skip_special_tokens=True), prompts, responses
-        )
+        texts = [self._prompts.get(tuple(prompt), "") for prompt in prompts]
+        answers = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        scores = self._reward.score(texts, answers, prompts, responses)
         for row, score in enumerate(scores):
             if not math.isfinite(score):
                 raise RunProblem(f"{self._name}: the reward of response {row} of a batch is {score}, not a number.")
@@ -100,6 +108,16 @@ class ScoringWorker:
     def memory_mib(self) -> float:
         """Peak resident memory of this process in MiB."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _prompt_texts(tables: list[str]) -> dict[tuple[int, ...], str]:
+    """The prompt's own text, before the chat template, by its tokens."""
+    found: dict[tuple[int, ...], str] = {}
+    for path in tables:
+        table = pq.read_table(path, columns=["prompt", "prompt_tokens"])
+        tokens = table["prompt_tokens"].to_pylist()
+        found.update(zip(map(tuple, tokens), table["prompt"].to_pylist(), strict=True))
+    return found
 
 
 def split_rows(values: Any, mask: Any) -> list[list[float]]:

@@ -10,12 +10,12 @@ class SamplingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature of rollouts. InstructGPT: 1.")
+    temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of rollouts. InstructGPT: 1.")
     max_response_tokens: int = Field(
-        1024, gt=0, description="A response is cut here, and then has no end-of-text. InstructGPT: at most 1k."
+        default=1024, gt=0, description="A response is cut here, and then has no end-of-text. InstructGPT: at most 1k."
     )
     top_p: float = Field(
-        1.0,
+        default=1.0,
         gt=0,
         le=1,
         description="Nucleus sampling. PPO refuses any value but 1: the log-probabilities of a truncated distribution "
@@ -28,19 +28,23 @@ class RolloutSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    generators: int = Field(1, ge=1, description="Number of generator actors. House default for one machine.")
-    threads: int = Field(1, ge=1, description="CPU threads (and Ray CPUs) of each generator. House default.")
-    gpus: float = Field(0, ge=0, description="GPUs of each generator (fractions share a GPU); 0 generates on the CPU.")
+    generators: int = Field(default=1, ge=1, description="Number of generator actors. House default for one machine.")
+    threads: int = Field(default=1, ge=1, description="CPU threads (and Ray CPUs) of each generator. House default.")
+    gpus: float = Field(
+        default=0, ge=0, description="GPUs of each generator (fractions share a GPU); 0 generates on the CPU."
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
+        default="float32",
         description="Dtype of generation. float32 is the default on CPUs: the log-probabilities then agree with the "
         "learner's within 1e-4.",
     )
     max_concurrent: int = Field(
-        128, ge=1, description="Requests an engine works on at once; the house default, fit for CPU engines."
+        default=128, ge=1, description="Requests an engine works on at once; the house default, fit for CPU engines."
     )
     kv_cache_mib: int = Field(
-        128, ge=1, description="Memory for keys and values of each engine, in MiB. House default for tiny models."
+        default=128,
+        ge=1,
+        description="Memory for keys and values of each engine, in MiB. House default for tiny models.",
     )
 
 
@@ -50,18 +54,20 @@ class ScoringSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fused: bool = Field(
-        True,
+        default=True,
         description="Whether one process hosts both reward scorer and reference (small machines), or each has its own.",
     )
-    scorers: int = Field(1, ge=1, description="Number of reward-scorer processes. House default.")
-    references: int = Field(1, ge=1, description="Number of reference processes; ignored where fused.")
-    threads: int = Field(1, ge=1, description="CPU threads (and Ray CPUs) of each scoring process. House default.")
-    gpus: float = Field(0, ge=0, description="GPUs of each scoring process; 0 scores on the CPU.")
+    scorers: int = Field(default=1, ge=1, description="Number of reward-scorer processes. House default.")
+    references: int = Field(default=1, ge=1, description="Number of reference processes; ignored where fused.")
+    threads: int = Field(
+        default=1, ge=1, description="CPU threads (and Ray CPUs) of each scoring process. House default."
+    )
+    gpus: float = Field(default=0, ge=0, description="GPUs of each scoring process; 0 scores on the CPU.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Dtype of the reference and reward networks. float32 agrees with the engine's."
+        default="float32", description="Dtype of the reference and reward networks. float32 agrees with the engine's."
     )
     rows_per_batch: int = Field(
-        32,
+        default=32,
         ge=1,
         description="Rows of one forward pass of reward model or reference; fixed, so that a score does not depend on "
         "what else is waiting.",

@@ -79,7 +79,7 @@ class EpisodeStream:
     # generators --------------------------------------------------------------------------------------------------
 
     async def lease(self, holder: str, chunks: int, wait_s: float) -> list[Chunk]:
-        """Up to `chunks` chunks of slots for `holder` to generate; waits up to `wait_s` for the first to be admitted."""
+        """Up to `chunks` chunks of slots for `holder` to generate; waits up to `wait_s` for the first."""
         deadline = time.monotonic() + wait_s
         while True:
             now = time.time()
@@ -187,8 +187,6 @@ class EpisodeStream:
         self._ledger.restore(state, attempt)
         batches = episodes.combine_chunks().to_batches()
         self._rows = {
-            slot: batch.slice(row, 1)
-            for batch in batches
-            for row, slot in enumerate(batch.column("slot").to_pylist())
+            slot: batch.slice(row, 1) for batch in batches for row, slot in enumerate(batch.column("slot").to_pylist())
         }
         self._notify()

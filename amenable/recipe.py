@@ -1,21 +1,105 @@
 """The recipe: everything a run is told, composed of the slices that the rooms own."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from actors.rewards import RewardSettings
+from actors.settings import RolloutSettings, SamplingSettings, ScoringSettings
 from amenable.run_names import check_run_name
+from corpus.files import FileCorpusSettings
+from corpus.tokenising import TokenLimits
+from corpus.world import WorldSettings
+from learners.engine_settings import EngineSettings
+from learners.language_model_settings import LanguageModelSettings
+from learners.optimizer import OptimizerSettings
+from learners.ppo_settings import PpoSettings
+from learners.reward_model_settings import RewardModelSettings
+from models.settings import TinyLlamaSettings
 
 
 def _run_directory_for(values: dict[str, Any]) -> Path:
     return Path("runs") / values["name"]
 
 
-class Recipe(BaseModel):
-    """What a run is told. Frozen; a key that is not listed here is refused."""
-
+class _Slice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(_Slice):
+    """Which language model the run starts from."""
+
+    base: str | None = Field(
+        default=None,
+        description="A Hugging Face causal language model: a local directory or a name. None trains a small one on "
+        "the corpus's pretraining text first.",
+    )
+    shape: TinyLlamaSettings = Field(TinyLlamaSettings(), description="The small model, where there is no base.")
+    vocab_size: int = Field(
+        default=2048,
+        ge=259,
+        description="Size of the byte-level BPE vocabulary learnt from files where there is no base; "
+        "the built-in world has its own words. House default.",
+    )
+
+
+class LearnerSettings(_Slice):
+    """The learner group: Ray Train workers with DeepSpeed engines."""
+
+    workers: int = Field(
+        default=1, ge=1, description="Ranks of the group. One is fastest on a small machine (measured)."
+    )
+    threads: int = Field(default=1, ge=1, description="CPU threads (and Ray CPUs) of each rank. House default.")
+    gpus: float = Field(default=0, ge=0, description="GPUs of each rank; 0 trains on the CPU.")
+    start_deadline_s: float = Field(
+        default=300.0, gt=0, description="Seconds for all ranks to be ready. House default."
+    )
+    engine: EngineSettings = Field(EngineSettings(), description="DeepSpeed: ZeRO stage, dtype, micro-batches.")
+
+
+class CollectSettings(_Slice):
+    """Fresh comparisons: K responses of the SFT model to each prompt, ranked by labelers."""
+
+    min_responses: int = Field(default=4, ge=2, description="Smallest K. InstructGPT: K = 4 to 9.")
+    max_responses: int = Field(default=9, ge=2, description="Largest K. InstructGPT: K = 4 to 9.")
+    held_out_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="Share of users whose rankings validate the reward model. House default; "
+        "InstructGPT holds out 11 to 35 % of prompts.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_responses < self.min_responses:
+            raise ValueError(
+                f"max_responses {self.max_responses} is less than min_responses {self.min_responses}; raise it"
+            )
+        return self
+
+
+class SelectionSettings(_Slice):
+    """Which SFT epoch is the baseline: the one whose responses the reward model scores best (InstructGPT, 3.5)."""
+
+    prompts: int = Field(default=256, ge=1, description="Validation prompts sampled for each epoch. House default.")
+
+
+class EvaluationSettings(_Slice):
+    """The samples that results and report are made of."""
+
+    prompts: int = Field(default=400, ge=1, description="Held-out prompts. House default.")
+    samples_per_prompt: int = Field(
+        default=2, ge=1, description="Answers of every model to each prompt. House default."
+    )
+    pretraining_documents: int = Field(
+        default=256, ge=1, description="Held-out documents for the pretraining loss (alignment tax). House default."
+    )
+
+
+class Recipe(_Slice):
+    """What a run is told. Frozen; a key that is not listed here is refused."""
 
     name: Annotated[str, AfterValidator(check_run_name)] = Field(
         description="Name of the run; it also names its directory."
@@ -29,3 +113,63 @@ class Recipe(BaseModel):
         ge=0,
         description="Seed of every random choice of the run. Default 0: the project's choice; the paper gives none.",
     )
+    corpus: FileCorpusSettings | None = Field(
+        default=None, description="Files (or Hub datasets) to train on. None: the built-in world."
+    )
+    world: WorldSettings = Field(WorldSettings(), description="The built-in world, where there is no corpus.")
+    tokens: TokenLimits = Field(TokenLimits(), description="Length limits of prompts, responses and sequences.")
+    model: ModelSettings = Field(ModelSettings(), description="The language model the run starts from.")
+    learners: LearnerSettings = Field(LearnerSettings(), description="Who learns.")
+    rollouts: RolloutSettings = Field(RolloutSettings(), description="Who generates.")
+    scoring: ScoringSettings = Field(ScoringSettings(), description="Who scores.")
+    sampling: SamplingSettings = Field(SamplingSettings(), description="How responses are drawn, everywhere.")
+    base: LanguageModelSettings = Field(
+        default=LanguageModelSettings(
+            optimizer=OptimizerSettings(peak_lr=3e-3, warmup_steps=50, weight_decay=0.1),
+            epochs=1,
+            residual_dropout=0.0,
+            keep_epochs=False,
+        ),
+        description="Base training, where there is no base model. Defaults: a prototype of the built-in world.",
+    )
+    sft: LanguageModelSettings = Field(LanguageModelSettings(), description="Supervised fine-tuning.")
+    collect: CollectSettings = Field(CollectSettings(), description="Fresh comparisons, where none are given.")
+    rm: RewardModelSettings = Field(RewardModelSettings(), description="Reward-model training.")
+    select_sft: SelectionSettings = Field(SelectionSettings(), description="Choice of the SFT baseline.")
+    ppo_init: LanguageModelSettings = Field(
+        LanguageModelSettings(epochs=2, pretraining_share=0.1, keep_epochs=False),
+        description="The model PPO starts from, which is also its frozen reference. InstructGPT: 2 epochs of SFT with "
+        "a 10 % pretraining mix.",
+    )
+    reward: RewardSettings = Field(RewardSettings(), description="What PPO is rewarded with.")
+    ppo: PpoSettings = Field(PpoSettings(), description="PPO-ptx.")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="The final evaluation.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        limits = self.tokens
+        if self.sampling.top_p < 1:
+            raise ValueError(
+                f"sampling.top_p {self.sampling.top_p} is refused for PPO: log-probabilities of a truncated "
+                "distribution bias the importance ratio; give 1"
+            )
+        if self.sampling.max_response_tokens > limits.max_response_tokens:
+            raise ValueError(
+                f"sampling.max_response_tokens {self.sampling.max_response_tokens} is more than "
+                f"tokens.max_response_tokens {limits.max_response_tokens}"
+            )
+        if self.model.base is None and self.model.shape.context_length < limits.context_tokens:
+            raise ValueError(
+                f"model.shape.context_length {self.model.shape.context_length} is less than tokens.context_tokens "
+                f"{limits.context_tokens}"
+            )
+        if self.ppo.batch_size % self.learners.workers:
+            raise ValueError(
+                f"ppo.batch_size {self.ppo.batch_size} does not divide over learners.workers {self.learners.workers}"
+            )
+        return self
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the run's people are the built-in world's simulated ones."""
+        return self.corpus is None

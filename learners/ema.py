@@ -1,4 +1,4 @@
-"""The exponential moving average of the policy's weights, in float32: at a decay of 0.992 it would stall in bfloat16."""
+"""The moving average of the policy's weights, in float32: at a decay of 0.992 it would stall in bfloat16."""
 
 from collections.abc import Mapping
 

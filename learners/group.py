@@ -105,7 +105,10 @@ def _serve(config: dict[str, Any]) -> None:
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     desk, done = config["desk"], 0
-    while (ordered := ray.get(desk.next_job.remote(rank, done))) is not None:
+    while True:
+        ordered: Any = ray.get(desk.next_job.remote(rank, done))
+        if ordered is None:
+            return
         worker = _worker(desk, rank, world)
         try:
             outcome = Outcome(ordered.number, result=ordered.run(ordered.job, worker))
@@ -148,7 +151,9 @@ def _portable(problem: Exception) -> Exception:
 class LearnerGroup:
     """A Ray Train group of `workers` ranks that runs the jobs it is given. Use as a context manager."""
 
-    def __init__(self, workers: int, threads: int, gpus_per_worker: float, storage: str, start_deadline_s: float) -> None:
+    def __init__(
+        self, workers: int, threads: int, gpus_per_worker: float, storage: str, start_deadline_s: float
+    ) -> None:
         self._desk: Any = Desk.remote()
         self._number = 0
         self._workers = workers
@@ -180,6 +185,28 @@ class LearnerGroup:
         except Exception as problem:  # noqa: BLE001 - handed to whoever waits in run()
             self._ended = problem
 
+    def wait_until_ready(self, should_stop: Callable[[], bool]) -> None:
+        """Until all ranks have imported what they need. Raises RunProblem after the start deadline, or where Ray Train
+        gave up; `Interrupted` where `should_stop` became true."""
+        started = time.monotonic()
+        while True:
+            news: Any = ray.get(self._desk.news.remote())
+            if news[2] == self._workers:
+                return
+            self._check_alive()
+            if time.monotonic() - started > self._deadline_s:
+                raise RunProblem(
+                    f"Only {news[2]} of {self._workers} learner workers were ready after {self._deadline_s:.0f} s: is "
+                    "there room for them (CPUs, GPUs, memory) beside the generators and scorers?"
+                )
+            if should_stop():
+                raise Interrupted("the start of the learners")
+            time.sleep(POLL_S)
+
+    def _check_alive(self) -> None:
+        if not self._thread.is_alive():
+            raise RunProblem(f"The learner group ended before its job did: {self._ended or 'without a reason'}.")
+
     def run(
         self,
         run: Callable[[Any, Worker], dict[str, Any]],
@@ -190,24 +217,19 @@ class LearnerGroup:
         """Run one job on all ranks and return rank 0's result.
 
         Raises what the job raised, `Interrupted` where `should_stop` became true and the job has its checkpoint, and
-        RunProblem where the group ended or did not start in time.
+        RunProblem where the group ended.
         """
         self._number += 1
         ray.get(self._desk.order.remote(Ordered(self._number, run, job)))
-        started, asked = time.monotonic(), False
+        asked = False
         while True:
-            progress, outcome, ready = ray.get(self._desk.news.remote())
+            news: Any = ray.get(self._desk.news.remote())
+            progress, outcome, _ = news
             for each in progress:
                 on_progress(each)
             if outcome is not None:
                 break
-            if not self._thread.is_alive():
-                raise RunProblem(f"The learner group ended before its job did: {self._ended or 'without a reason'}.")
-            if ready < self._workers and time.monotonic() - started > self._deadline_s:
-                raise RunProblem(
-                    f"Only {ready} of {self._workers} learner workers were ready after {self._deadline_s:.0f} s: is "
-                    "there room for them (CPUs, GPUs, memory) beside the generators and scorers?"
-                )
+            self._check_alive()
             if should_stop() and not asked:
                 asked = True
                 ray.get(self._desk.stop_job.remote())

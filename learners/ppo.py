@@ -5,7 +5,6 @@ both to it under a new attempt.
 """
 
 import json
-import math
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -137,7 +136,11 @@ class _PpoLoop:
         )
         self._rules = RewardRules(
             job.settings.kl_coefficient,
-            **{name: getattr(job.settings, name) for name in RewardRules.__dataclass_fields__ if name != "kl_coefficient"},
+            **{
+                name: getattr(job.settings, name)
+                for name in RewardRules.__dataclass_fields__
+                if name != "kl_coefficient"
+            },
         )
         self._progress = _Progress(kl_coefficient=job.settings.kl_coefficient)
         self._average = WeightAverage(policy.weights(), job.settings.ema_decay)
@@ -339,7 +342,7 @@ class _PpoLoop:
             if not done:
                 waiting.append(evaluation)
                 continue
-            found = ray.get(evaluation.answer)
+            found: Any = ray.get(evaluation.answer)
             line = {"update": evaluation.update, "episodes": evaluation.update * self._settings.batch_size, **found}
             with (self._job.directory / "evaluations.jsonl").open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
@@ -394,7 +397,9 @@ class _PpoLoop:
                 "ledger": ledger,
             }
             tables = {"episodes": episodes}
-            write_checkpoint(self._checkpoints, progress.update, {**tensors, "ema": self._average.weights}, data, tables)
+            write_checkpoint(
+                self._checkpoints, progress.update, {**tensors, "ema": self._average.weights}, data, tables
+            )
         sum_over_ranks(0.0)
 
     def _export(self) -> None:
@@ -427,9 +432,9 @@ def _default_bound(learner_dtype: str, rollout_dtype: str) -> float:
 
 
 def _straggler_age(table: pa.Table) -> float:
-    """Seconds between the first and the last lease-to-acceptance of a batch: how long the slowest episode took."""
-    ages = [done - leased for done, leased in zip(table["accepted_at"].to_pylist(), table["leased_at"].to_pylist())]
-    return max(ages) if ages else math.nan
+    """Seconds from lease to acceptance of the slowest episode of a batch."""
+    times = table.select(["leased_at", "accepted_at"]).to_pylist()
+    return max(row["accepted_at"] - row["leased_at"] for row in times)
 
 
 def _drop_after(path: Path, update: int) -> None:
@@ -440,5 +445,3 @@ def _drop_after(path: Path, update: int) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text("".join(line + "\n" for line in lines))
     partial.replace(path)
-
-

@@ -1,4 +1,4 @@
-"""What a recipe says about PPO. Defaults are InstructGPT's, or, where it is silent, inherited from whom each one says."""
+"""What a recipe says about PPO. Defaults are InstructGPT's, or, where it is silent, from whom each one says."""
 
 from typing import Literal, Self
 
@@ -12,80 +12,100 @@ class PpoSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    updates: int = Field(500, ge=1, description="Batches trained; 500 × 512 are InstructGPT's 256k episodes.")
-    batch_size: int = Field(512, ge=1, description="Episodes an update. InstructGPT: 512, the best of 64 to 1024.")
-    minibatches: int = Field(8, ge=1, description="Optimiser steps a pass over the batch. InstructGPT: 8 of 64 each.")
-    inner_epochs: int = Field(1, ge=1, description="Passes over each batch. InstructGPT: 1 (Ziegler's code: 4).")
+    updates: int = Field(default=500, ge=1, description="Batches trained; 500 × 512 are InstructGPT's 256k episodes.")
+    batch_size: int = Field(
+        default=512, ge=1, description="Episodes an update. InstructGPT: 512, the best of 64 to 1024."
+    )
+    minibatches: int = Field(
+        default=8, ge=1, description="Optimiser steps a pass over the batch. InstructGPT: 8 of 64 each."
+    )
+    inner_epochs: int = Field(
+        default=1, ge=1, description="Passes over each batch. InstructGPT: 1 (Ziegler's code: 4)."
+    )
     chunk_size: int = Field(
-        32, ge=1, description="Slots leased and scored together; must divide batch_size. House default."
+        default=32, ge=1, description="Slots leased and scored together; must divide batch_size. House default."
     )
     max_staleness: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Updates by which the weights that wrote a trained token may be older than those it trains. "
         "0, strictly on-policy, as in InstructGPT; 1 lets generators work while the learner does.",
     )
 
-    kl_coefficient: float = Field(0.02, ge=0, description="β of the per-token KL penalty. InstructGPT: 0.02.")
+    kl_coefficient: float = Field(default=0.02, ge=0, description="β of the per-token KL penalty. InstructGPT: 0.02.")
     kl_controller: Literal["fixed", "adaptive"] = Field(
-        "fixed", description="InstructGPT: fixed. 'adaptive' steers β to kl_target (Ziegler's code)."
+        default="fixed", description="InstructGPT: fixed. 'adaptive' steers β to kl_target (Ziegler's code)."
     )
-    kl_target_nats: float = Field(6.0, gt=0, description="Nats a SEQUENCE that 'adaptive' aims at. Ziegler's code: 6.")
-    kl_horizon_episodes: int = Field(10_000, ge=1, description="Episodes over which β adapts. Ziegler's code: 10,000.")
+    kl_target_nats: float = Field(
+        default=6.0, gt=0, description="Nats a SEQUENCE that 'adaptive' aims at. Ziegler's code: 6."
+    )
+    kl_horizon_episodes: int = Field(
+        default=10_000, ge=1, description="Episodes over which β adapts. Ziegler's code: 10,000."
+    )
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
-        "k1", description="Per-token estimator in the reward. InstructGPT's objective, Ziegler and N+ code: k1."
+        default="k1", description="Per-token estimator in the reward. InstructGPT's objective, Ziegler and N+ code: k1."
     )
     kl_budget_nats: float | None = Field(
-        None, gt=0, description="Stop once the batch's mean KL exceeds this, in nats a sequence. House option; off."
+        default=None,
+        gt=0,
+        description="Stop once the batch's mean KL exceeds this, in nats a sequence. House option; off.",
     )
 
-    discount: float = Field(1.0, ge=0, le=1, description="γ of returns. InstructGPT: 1 (a bandit).")
-    trace: float = Field(0.95, ge=0, le=1, description="λ of GAE. Not in InstructGPT; Ziegler and Stiennon: 0.95.")
-    clip: float = Field(0.2, gt=0, description="Clip of the policy's ratio. InstructGPT: 0.2.")
-    value_clip: float = Field(0.2, gt=0, description="Clip of values around OLD values. Ziegler and N+ code: 0.2.")
+    discount: float = Field(default=1.0, ge=0, le=1, description="γ of returns. InstructGPT: 1 (a bandit).")
+    trace: float = Field(
+        default=0.95, ge=0, le=1, description="λ of GAE. Not in InstructGPT; Ziegler and Stiennon: 0.95."
+    )
+    clip: float = Field(default=0.2, gt=0, description="Clip of the policy's ratio. InstructGPT: 0.2.")
+    value_clip: float = Field(
+        default=0.2, gt=0, description="Clip of values around OLD values. Ziegler and N+ code: 0.2."
+    )
     value_coefficient: float = Field(
-        0.1,
+        default=0.1,
         gt=0,
         description="Factor on the value loss. Ziegler and N+ code: 0.1. With a network and an Adam of its own it "
         "matters only through epsilon and gradient clipping.",
     )
     entropy_coefficient: float = Field(
-        0.0, ge=0, description="Factor on an entropy bonus. Not in InstructGPT; Ziegler and N+ code have none."
+        default=0.0, ge=0, description="Factor on an entropy bonus. Not in InstructGPT; Ziegler and N+ code have none."
     )
-    whiten_advantages: bool = Field(True, description="Centre and scale over the batch. Ziegler and N+ code: yes.")
+    whiten_advantages: bool = Field(
+        default=True, description="Centre and scale over the batch. Ziegler and N+ code: yes."
+    )
     whiten_rewards: bool = Field(
-        False, description="Scale per-token rewards, keeping their mean. N+ code: off; Ziegler's code: on."
+        default=False, description="Scale per-token rewards, keeping their mean. N+ code: off; Ziegler's code: on."
     )
     missing_eos: Literal["replace", "subtract", "none"] = Field(
-        "replace", description="What a response without end-of-text scores. N+ code replaces; TRL subtracts."
+        default="replace", description="What a response without end-of-text scores. N+ code replaces; TRL subtracts."
     )
-    missing_eos_score: float = Field(-1.0, description="The score that 'replace' gives. N+ code: −1.")
-    missing_eos_penalty: float = Field(1.0, ge=0, description="What 'subtract' takes off. TRL: 1.")
+    missing_eos_score: float = Field(default=-1.0, description="The score that 'replace' gives. N+ code: −1.")
+    missing_eos_penalty: float = Field(default=1.0, ge=0, description="What 'subtract' takes off. TRL: 1.")
 
     old_logprobs: Literal["behaviour", "recomputed"] = Field(
-        "behaviour",
+        default="behaviour",
         description="Denominator of the ratio: the engine's log-probs, or the learner's own before its first step "
         "(one more forward pass). House default: behaviour, whose difference is measured at every update.",
     )
     decoupled: bool = Field(
-        False,
+        default=False,
         description="Decoupled objective (Hilton et al. 2022): clip around the learner's policy, weight by "
         "learner/behaviour. Needs old_logprobs: recomputed. Off, as in InstructGPT.",
     )
     importance_cap: float | None = Field(
-        None, gt=0, description="Cap of the importance weights of 'decoupled' (truncated importance sampling)."
+        default=None, gt=0, description="Cap of the importance weights of 'decoupled' (truncated importance sampling)."
     )
 
     ptx_coefficient: float = Field(
-        27.8, ge=0, description="γ of the pretraining term. InstructGPT's PPO-ptx: 27.8; 0 is plain PPO."
+        default=27.8, ge=0, description="γ of the pretraining term. InstructGPT's PPO-ptx: 27.8; 0 is plain PPO."
     )
-    ptx_per_episode: int = Field(8, ge=1, description="Pretraining documents an episode. InstructGPT: 8.")
+    ptx_per_episode: int = Field(default=8, ge=1, description="Pretraining documents an episode. InstructGPT: 8.")
     ptx_loss: Literal["token_mean", "sequence_sum"] = Field(
-        "token_mean",
+        default="token_mean",
         description="Mean over pretraining tokens, or sum over a document's tokens averaged over documents. "
         "InstructGPT does not say; house default: the mean.",
     )
-    ptx_context: int = Field(2048, gt=1, description="Documents are cut here, in tokens. InstructGPT: context 2k.")
+    ptx_context: int = Field(
+        default=2048, gt=1, description="Documents are cut here, in tokens. InstructGPT: context 2k."
+    )
 
     policy: OptimizerSettings = Field(
         OptimizerSettings(peak_lr=8.05e-6, schedule="constant", warmup_steps=10, eps=1e-5),
@@ -98,27 +118,34 @@ class PpoSettings(BaseModel):
         description="The value network's optimiser. InstructGPT: 9e-6 (175B: 5e-6).",
     )
     critic_warmup_updates: int = Field(
-        0, ge=0, description="First updates in which only the value network moves. House option; InstructGPT: none."
+        default=0,
+        ge=0,
+        description="First updates in which only the value network moves. House option; InstructGPT: none.",
     )
-    ema_decay: float = Field(0.992, ge=0, lt=1, description="Decay of the weights' moving average. InstructGPT: 0.992.")
+    ema_decay: float = Field(
+        default=0.992, ge=0, lt=1, description="Decay of the weights' moving average. InstructGPT: 0.992."
+    )
     ema_every: Literal["step", "update"] = Field(
-        "step", description="When the average is taken: InstructGPT does not say; house default: every optimiser step."
+        default="step",
+        description="When the average is taken: InstructGPT does not say; house default: every optimiser step.",
     )
 
     mismatch_bound_nats: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Largest |log-ratio| between engine and learner on tokens of the learner's own version; beyond it "
         "the run stops. None: 1e-3 in float32 (measured: 1e-5 to 1e-4), 1.0 where either computes in bfloat16.",
     )
     evaluate_every: int = Field(
-        25, ge=1, description="Updates between samples of held-out prompts under the EMA policy. House default."
+        default=25, ge=1, description="Updates between samples of held-out prompts under the EMA policy. House default."
     )
-    evaluation_prompts: int = Field(64, ge=1, description="Held-out prompts sampled then. House default.")
-    checkpoint_every: int = Field(25, ge=1, description="Updates between checkpoints. House default.")
-    lease_s: float = Field(300.0, gt=0, description="Seconds until a chunk that did not come back is leased again.")
+    evaluation_prompts: int = Field(default=64, ge=1, description="Held-out prompts sampled then. House default.")
+    checkpoint_every: int = Field(default=25, ge=1, description="Updates between checkpoints. House default.")
+    lease_s: float = Field(
+        default=300.0, gt=0, description="Seconds until a chunk that did not come back is leased again."
+    )
     batch_deadline_s: float = Field(
-        1800.0, gt=0, description="Seconds the learner waits for a batch before it names who owes it and stops."
+        default=1800.0, gt=0, description="Seconds the learner waits for a batch before it names who owes it and stops."
     )
 
     @model_validator(mode="after")

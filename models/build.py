@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -22,43 +22,12 @@ from transformers import (
 from transformers.utils import logging
 
 from corpus.problems import UsageProblem
+from models.settings import TinyLlamaSettings
 
 logging.disable_progress_bar()  # a command line of several processes draws its own progress
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 """What transformers raises for a directory that is missing, truncated, of an unknown type or of the wrong shapes."""
-
-
-class TinyLlamaSettings(BaseModel):
-    """The shape of a small Llama that is trained from nothing.
-
-    Sources: "prototype" is a one-thread prototype of the built-in world, whose 0.52M-parameter model these are.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hidden_size: int = Field(128, gt=0, description="Width of the residual stream (prototype).")
-    layers: int = Field(3, gt=0, description="Decoder layers (prototype).")
-    heads: int = Field(4, gt=0, description="Attention heads; the head size must be one that vLLM serves (prototype).")
-    key_value_heads: int | None = Field(None, gt=0, description="Key-value heads; none means as many as heads.")
-    mlp_size: int = Field(256, gt=0, description="Inner width of the gated MLP (prototype).")
-    context_length: int = Field(512, gt=0, description="Longest sequence in tokens; rotary positions cost no weights.")
-    tied_embeddings: bool = Field(True, description="The unembedding is the embedding (prototype).")
-    initial_std: float = Field(0.08, gt=0, description="Standard deviation of initial weights (prototype).")
-    rope_theta: float = Field(
-        100.0,
-        gt=0,
-        description="Rotary base (prototype: copying from the prompt was learned with 100, not with 10,000).",
-    )
-    norm_eps: float = Field(1e-5, gt=0, description="Epsilon of RMS normalisation (Llama 2).")
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Self:
-        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
-            raise ValueError(f"hidden_size {self.hidden_size} must be heads ({self.heads}) times an even number")
-        if self.heads % (self.key_value_heads or self.heads):
-            raise ValueError(f"heads {self.heads} must be a multiple of key_value_heads {self.key_value_heads}")
-        return self
 
 
 def tiny_llama(
@@ -98,6 +67,30 @@ def load_causal_lm(directory_or_name: str, dtype: torch.dtype = torch.float32) -
     where the checkpoint lacks weights (transformers would fill them with random numbers).
     """
     return load_pretrained(AutoModelForCausalLM, directory_or_name, dtype)
+
+
+def check_causal_lm(directory_or_name: str, context_tokens: int) -> None:
+    """Raises UsageProblem where a base model could not serve, as far as its configuration and tokenizer tell."""
+    _require_directory(directory_or_name, "model")
+    try:
+        config = AutoConfig.from_pretrained(directory_or_name, trust_remote_code=False)
+    except LOAD_ERRORS as error:
+        raise UsageProblem(f"Model {directory_or_name!r} does not load: {_first_line(error)}") from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UsageProblem(f"Model {directory_or_name!r} is of type {config.model_type}, not a causal language model.")
+    longest = context_length(config)
+    if longest is not None and longest < context_tokens:
+        raise UsageProblem(
+            f"Model {directory_or_name!r} reads at most {longest} tokens; the recipe asks for {context_tokens}: lower "
+            "tokens.context_tokens and the stages' context_length."
+        )
+    tokenizer = load_tokenizer(directory_or_name)
+    rows, tokens = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
+    if tokens > rows + (tokenizer.pad_token_id == rows):
+        raise UsageProblem(
+            f"The tokenizer of {directory_or_name!r} has {tokens} tokens and the model has rows for {rows}; they do "
+            "not belong together."
+        )
 
 
 def load_pretrained(auto_class: Any, directory_or_name: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -130,6 +130,15 @@ def test_weights_loaded_in_mid_flight_write_the_rest_and_say_so(engine):
     assert mixed
 
 
+def test_more_prompt_tokens_than_a_step_reads_change_no_response(engine):
+    engine.load(snapshot_of(make_model(0), 0), "0.0")
+    alone = engine.run([Request("alone", [5 + j % 80 for j in range(50)], 4, 1.0, seed=7)])[0]
+    many = [Request(f"m{i}", [5 + (i + j) % 80 for j in range(50)], 4, 1.0, seed=7 + i) for i in range(120)]
+    together = engine.run(many)
+    assert len(together) == 120
+    assert together[0].tokens == alone.tokens
+
+
 def test_the_probe_sees_what_the_weights_are(engine):
     tokens = [5, 9, 33, 60, 12, 7]
     for seed in (2, 3):

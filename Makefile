@@ -1,0 +1,60 @@
+# Two commands: `make demo` and `make test`. Everything lives in .venv; nothing is installed elsewhere.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV ?= .venv
+# Where pip finds no CPU build of torch by itself, it is taken from PyTorch's own wheel index.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED := 0
+# Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test check e2e hh bench lint types install install-test clean help
+
+help:
+	@echo "make demo    install, train a model to follow instructions, show a report (about 12 minutes)"
+	@echo "make test    lint, types, import floors, unit and end-to-end tests (about 20 minutes)"
+	@echo "make check   its part under 2 minutes: lint, types, floors, fast unit tests"
+	@echo "make hh      the run on real human comparisons (HH_PATH=…)"
+	@echo "make bench   the PPO benchmark of bench/README.md"
+
+demo: $(VENV)/.installed
+	@$(BIN)/amenable run recipes/demo.yaml
+
+test: check e2e
+
+check: lint types
+	$(BIN)/pytest -q -m "not slow"
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	$(BIN)/lint-imports --no-logo
+
+types: $(VENV)/.installed-test
+	$(BIN)/basedpyright --level error
+
+e2e: $(VENV)/.installed-test
+	$(BIN)/pytest -q -m slow
+
+HH_PATH ?= ../shared/data/hh-rlhf
+hh: $(VENV)/.installed
+	$(BIN)/amenable run recipes/hh.yaml corpus.path=$(HH_PATH)
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m bench.ppo
+
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+
+$(VENV)/.installed: requirements/cpu.lock requirements/install pyproject.toml
+	@PYTHON=$(PYTHON) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX) bash requirements/install run
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements/test.lock
+	@PYTHON=$(PYTHON) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX) bash requirements/install test
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

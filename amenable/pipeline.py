@@ -1,0 +1,213 @@
+"""The pipeline: the stages of a run in their order, each reused where nothing that it reads has changed."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from amenable import interruption
+from amenable.crew import Crew
+from amenable.progress import Progress
+from amenable.recipe import Recipe
+from amenable.run_directory import RunDirectory
+from amenable.stage_reuse import StageSpec, begin, complete, done, read_record
+from amenable.stages import collect, data, evaluation, ppo, reward_model, supervised
+from amenable.stages.context import Context, Stage
+from amenable.summary import StageSummary, Summary
+from corpus.problems import UsageProblem
+
+
+def stages_of(recipe: Recipe, run: RunDirectory) -> list[Stage]:
+    """The stages of a run in their order. A stage reads its slices of the recipe and what its parents made."""
+    first = run.round(1)
+    collects = recipe.corpus is None
+    base = () if recipe.model.base is not None else (run.base,)
+    compared = (first.collect,) if collects else ()
+
+    def plain(*slices: str) -> dict[str, Any]:
+        dumped = recipe.model_dump(mode="json")
+        found: dict[str, Any] = {"seed": recipe.seed}
+        for name in slices:
+            here: Any = dumped
+            for part in name.split("."):
+                here = here[part]
+            found[name] = here
+        return found
+
+    def stage(name: str, directory: Path, body: Any, reads: dict[str, Any], *parents: Path) -> Stage:
+        return Stage(name, StageSpec(name, directory, reads, parents), body)
+
+    learned = ("learners.engine", "learners.workers", "tokens", "model.base")
+    found = [stage("data", run.data, data.run, data.reads(recipe))]
+    if recipe.model.base is None:
+        found.append(stage("base", run.base, supervised.run_base, plain("base", "model.shape", *learned), run.data))
+    found.append(stage("sft", run.sft, supervised.run_sft, plain("sft", *learned), run.data, *base))
+    generated = ("sampling", "rollouts.dtype", "tokens.max_prompt_tokens")
+    if collects:
+        found.append(
+            stage("collect", first.collect, collect.run, plain("collect", "world", *generated), run.data, run.sft)
+        )
+    found += [
+        stage("rm", first.reward_model, reward_model.run_rm, plain("rm", *learned), run.data, run.sft, *compared),
+        stage(
+            "select-sft",
+            first.select_sft,
+            reward_model.run_select_sft,
+            plain("select_sft", "reward", "scoring.dtype", *generated),
+            run.data,
+            run.sft,
+            first.reward_model,
+        ),
+        stage("ppo-init", first.ppo_init, supervised.run_ppo_init, plain("ppo_init", *learned), run.data, *base),
+        stage(
+            "ppo",
+            first.ppo,
+            ppo.run,
+            plain("ppo", "reward", "scoring.dtype", "scoring.rows_per_batch", *learned, *generated),
+            run.data,
+            first.reward_model,
+            first.ppo_init,
+        ),
+        stage(
+            "eval",
+            first.evaluation,
+            evaluation.run,
+            plain("evaluation", "reward", "scoring.dtype", *generated),
+            run.data,
+            *base,
+            *compared,
+            run.sft,
+            first.reward_model,
+            first.select_sft,
+            first.ppo_init,
+            first.ppo,
+        ),
+    ]
+    return found
+
+
+def run_pipeline(recipe: Recipe, until: str | None, progress: Progress, address: str | None) -> dict[str, Any]:
+    """Runs the stages up to `until` (all where None) and the report; returns `Summary` as a dict.
+
+    Raises UsageProblem for bad input, RunProblem where the run cannot go on, Interrupted after a checkpoint.
+    """
+    started = time.monotonic()
+    run = RunDirectory(recipe.run_directory)
+    stages = stages_of(recipe, run)
+    names = [stage.name for stage in stages]
+    if until is not None:
+        if until not in names:
+            raise UsageProblem(f"This recipe has no stage {until!r}; its stages are {', '.join(names)}.")
+        stages = stages[: names.index(until) + 1]
+    progress.plan([stage.name for stage in stages])
+    check_early(recipe)
+    run.create()
+    with run.lease() as lease, Crew(recipe, run.root / "ray-train", progress, address) as crew:
+        run.write_recipe(recipe)
+        context = Context(recipe, run, progress, crew)
+        summaries: dict[str, StageSummary] = {}
+        for stage in stages:
+            lease.check()
+            interruption.stop_if_requested(f"the beginning of {stage.name}")
+            summaries[run.relative(stage.spec.directory)] = _run_stage(context, stage)
+            run.write_lineage(recipe.name, data.source_hashes(recipe))
+        return _finish(context, summaries, until, time.monotonic() - started)
+
+
+def _run_stage(context: Context, stage: Stage) -> StageSummary:
+    progress = context.progress
+    state = done(stage.spec)
+    if state.record is not None:
+        progress.reuse_stage(stage.name)
+        return StageSummary(reused=True, seconds=state.record.seconds, values=_shown(state.record.values))
+    progress.stage(stage.name)
+    began = time.monotonic()
+    beginning = begin(stage.spec)
+    if beginning.resumes or beginning.set_aside:
+        progress.note(beginning.why)
+    finished = stage.body(context, stage.spec)
+    record = complete(stage.spec, finished.files, time.monotonic() - began, finished.values)
+    progress.finish_stage(_figures(record.values))
+    return StageSummary(reused=False, seconds=record.seconds, values=_shown(record.values))
+
+
+def _shown(values: dict[str, Any]) -> dict[str, Any]:
+    """The plain values of a stage: what fits a table's cell."""
+    return {name: value for name, value in values.items() if isinstance(value, int | float | str | bool)}
+
+
+def _figures(values: dict[str, Any]) -> dict[str, float]:
+    wanted = ("loss", "valid_loss", "valid_accuracy", "tokens_per_s", "episodes_per_second", "responses", "reward")
+    return {name: float(values[name]) for name in wanted if isinstance(values.get(name), int | float)}
+
+
+def _finish(context: Context, stages: dict[str, StageSummary], until: str | None, seconds: float) -> dict[str, Any]:
+    from evaluation.report import build_report
+    from evaluation.results import summary
+    from evaluation.schema import read_results
+
+    run, recipe = context.run, context.recipe
+    times = {name: stage.seconds for name, stage in stages.items()} | {"command": round(seconds, 1)}
+    found: dict[str, Any] = {}
+    results = context.round.evaluation / "results.json"
+    if "round-01/eval" in stages:
+        whole = summary(read_results(results), run=recipe.name)
+        keys = Summary.model_fields.keys() - {"schema_version", "run", "synthetic", "seconds"}
+        found = {key: value for key, value in whole.items() if key in keys}
+    answer = Summary(
+        run=recipe.name,
+        run_directory=str(recipe.run_directory),
+        synthetic=recipe.synthetic,
+        until=until,
+        stages=stages,
+        seconds=times,
+        report="report.html",
+        **found,
+    )
+    run.write_summary(answer)
+    build_report(run.root)
+    return answer.model_dump(mode="json")
+
+
+def check_early(recipe: Recipe) -> None:
+    """What can be known to be wrong before any long work: a base model or corpus that is not there or cannot serve."""
+    from corpus.readers import HUB, find_files
+
+    for address in data.addresses(recipe):
+        if not address.startswith(HUB):
+            find_files(address)
+    if recipe.model.base is not None:
+        from models.build import check_causal_lm
+
+        check_causal_lm(recipe.model.base, max(recipe.tokens.context_tokens, recipe.sft.context_length))
+
+
+def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, address: str | None) -> dict[str, Any]:
+    """Scores a file of comparisons with the run's trained reward model; returns a RewardModelResult as a dict.
+
+    Raises UsageProblem where the reward model is not trained yet, or the file holds no comparisons.
+    """
+    from corpus.formats import read_source
+    from corpus.schemas import read_table
+    from corpus.tokenising import tokenise_comparisons
+    from models.build import load_tokenizer
+
+    run = RunDirectory(recipe.run_directory)
+    if read_record(run.round(1).reward_model) is None:
+        raise UsageProblem(
+            f"There is no trained reward model in {recipe.run_directory}; run `amenable rm` with this recipe first."
+        )
+    progress.plan(["comparisons"])
+    progress.stage("comparisons")
+    rows = read_source(comparisons, "auto").comparisons
+    if not rows:
+        raise UsageProblem(f"{comparisons}: there are no comparisons (pairs or rankings) in it.")
+    with Crew(recipe, run.root / "ray-train", progress, address) as crew:
+        context = Context(recipe, run, progress, crew)
+        table = tokenise_comparisons(rows, load_tokenizer(context.tokenizer), recipe.tokens)
+        from amenable.stages.sampling import load_reward
+
+        load_reward(context)
+        train = read_table(reward_model.comparisons(context, "train"), "comparisons")
+        result = evaluation.comparison_result(context, table, train)
+    progress.finish_stage(f"{result.accuracy.pairs} pairs")
+    return result.model_dump(mode="json")

@@ -1,0 +1,102 @@
+"""What every stage is given: the recipe, the run's directory, progress, and the actors, which start when needed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amenable import interruption
+from amenable.crew import Crew
+from amenable.progress import Progress
+from amenable.recipe import Recipe
+from amenable.run_directory import RoundDirectory, RunDirectory
+from amenable.stage_reuse import StageSpec, read_record, stage_hash
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a stage leaves: files (or directories) it made, and the plain values that later stages and people read."""
+
+    files: Sequence[Path]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what it reads (`spec`) and what it does (`body`)."""
+
+    name: str
+    spec: StageSpec
+    body: Callable[["Context", StageSpec], Finished]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A run under way."""
+
+    recipe: Recipe
+    run: RunDirectory
+    progress: Progress
+    crew: Crew
+
+    @property
+    def round(self) -> RoundDirectory:
+        """The round of fresh comparisons that is under way."""
+        return self.run.round(1)
+
+    def data(self, name: str) -> Path:
+        """A table of the data stage by its name without ending, such as 'prompts-ppo'."""
+        return self.run.data / f"{name}.parquet"
+
+    @property
+    def tokenizer(self) -> str:
+        """The run's tokenizer directory."""
+        return str(self.run.data / "tokenizer")
+
+    def base_model(self) -> str:
+        """The base model: the given one, or the one that the base stage made."""
+        return self.recipe.model.base or str(self.run.base / "export")
+
+    def values(self, directory: Path) -> dict[str, Any]:
+        """What the stage in `directory`, which is complete, found."""
+        record = read_record(directory)
+        assert record is not None, directory
+        return record.values
+
+    def max_sequence_tokens(self) -> int:
+        """Context of the engines: the longest prompt and response together."""
+        return self.recipe.tokens.max_prompt_tokens + self.recipe.sampling.max_response_tokens
+
+    def learn(self, run: Callable[..., dict[str, Any]], job: Any) -> dict[str, Any]:
+        """Run a job on the learner group, showing its progress; raises Interrupted where a stop was asked for."""
+        from learners.worker import Interrupted, Progress
+
+        def show(progress: Progress) -> None:
+            values = {_SHOWN[name]: value for name, value in progress.values.items() if name in _SHOWN}
+            self.progress.update(progress.done, progress.total, progress.unit, values)
+
+        group = self.crew.learners()
+        try:
+            with self.progress.waiting("the learners to start"):
+                group.wait_until_ready(interruption.requested)
+            return group.run(run, job, show, interruption.requested)
+        except Interrupted as stop:
+            raise interruption.Interrupted(str(stop)) from stop
+
+    def identity(self, spec: StageSpec) -> str:
+        """The hash of all that the stage reads."""
+        return stage_hash(spec)
+
+
+_SHOWN = {
+    "loss": "loss",
+    "valid_loss": "valid loss",
+    "accuracy": "accuracy",
+    "lr": "lr",
+    "tokens_per_s": "tokens/s",
+    "objective/scores": "reward",
+    "objective/kl": "KL",
+    "response/length_mean": "tokens",
+    "throughput/episodes_per_second": "episodes/s",
+}
+"""Metrics worth a person's eye while a stage runs, and what they are called there."""

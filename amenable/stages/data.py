@@ -1,0 +1,140 @@
+"""The data stage: the corpus, tokenised once into the tables that every later stage reads."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from amenable.recipe import Recipe
+from amenable.stage_reuse import StageSpec
+from amenable.stages.context import Context, Finished
+from corpus.problems import UsageProblem
+
+
+def reads(recipe: Recipe) -> dict[str, Any]:
+    """What the stage depends on: the world's settings, or the files' settings and contents."""
+    found: dict[str, Any] = {"tokens": recipe.tokens.model_dump(mode="json"), "seed": recipe.seed}
+    if recipe.corpus is None:
+        found["world"] = recipe.world.model_dump(mode="json")
+    else:
+        found["corpus"] = recipe.corpus.model_dump(mode="json")
+        found["sources"] = source_hashes(recipe)
+    if recipe.model.base is None:
+        found["vocab_size"] = recipe.model.vocab_size if recipe.corpus is not None else None
+    else:
+        found["base"] = recipe.model.base
+    return found
+
+
+def source_hashes(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of every file the corpus is read from, by path; a Hub dataset is named, not hashed."""
+    from corpus.readers import HUB, find_files
+
+    hashes: dict[str, str] = {}
+    for address in addresses(recipe):
+        if address.startswith(HUB):
+            hashes[address] = "named, not hashed"
+            continue
+        filesystem, files = find_files(address)
+        for file in files:
+            digest = hashlib.sha256()
+            with filesystem.open_input_stream(file, compression=None) as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+            hashes[Path(file).name if len(files) == 1 else file] = digest.hexdigest()
+    return hashes
+
+
+def addresses(recipe: Recipe) -> list[str]:
+    """Every place that the corpus is read from, as the recipe gives it."""
+    corpus = recipe.corpus
+    if corpus is None:
+        return []
+    sources = (corpus.pretraining, corpus.demonstrations, corpus.prompts, corpus.comparisons)
+    named = [corpus.path, *(source.path for source in sources if source is not None)]
+    return list(dict.fromkeys(address for address in named if address))
+
+
+def table_name(name: str) -> Any:
+    """The schema of a table by the name of its file: 'prompts-ppo' is a prompts table."""
+    return name.partition("-")[0]
+
+
+def run(context: Context, spec: StageSpec) -> Finished:
+    """Writes tokenizer/ and the tables; returns their sizes."""
+    from corpus.schemas import write_table
+
+    recipe, directory = context.recipe, spec.directory
+    tokenizer_directory = directory / "tokenizer"
+    context.progress.update(0, None, "tables")
+    make = _world_tables if recipe.corpus is None else _file_tables
+    tables = make(recipe, tokenizer_directory)
+    files: list[Path] = [tokenizer_directory]
+    sizes = {}
+    for name, table in tables.items():
+        if table.num_rows == 0:
+            raise UsageProblem(f"The table {name} has no rows: the corpus is too small for its split or its limits.")
+        write_table(table, directory / f"{name}.parquet", table_name(name))
+        files.append(directory / f"{name}.parquet")
+        sizes[name] = table.num_rows
+        context.progress.update(len(sizes), len(tables), "tables")
+    return Finished(files, sizes)
+
+
+def _world_tables(recipe: Recipe, tokenizer_directory: Path) -> dict[str, Any]:
+    from corpus.tokenising import tokenise_demonstrations, tokenise_pretraining, tokenise_prompts
+    from corpus.world import build_world, write_tokenizer
+    from models.build import load_tokenizer
+
+    world = build_world(recipe.world)
+    if recipe.model.base is None:
+        write_tokenizer(world, tokenizer_directory)
+        tokenizer = load_tokenizer(str(tokenizer_directory))
+    else:
+        tokenizer = load_tokenizer(recipe.model.base)
+        tokenizer.save_pretrained(tokenizer_directory)
+    limits = recipe.tokens
+    return {
+        "pretraining-train": tokenise_pretraining(world.pretraining_train, tokenizer, limits),
+        "pretraining-valid": tokenise_pretraining(world.pretraining_valid, tokenizer, limits),
+        "demonstrations-train": tokenise_demonstrations(world.demonstrations_train, tokenizer, limits),
+        "demonstrations-valid": tokenise_demonstrations(world.demonstrations_valid, tokenizer, limits),
+        "prompts-collect": tokenise_prompts(world.prompts_collect, tokenizer, limits),
+        "prompts-ppo": tokenise_prompts(world.prompts_ppo, tokenizer, limits),
+        "prompts-heldout": tokenise_prompts(world.prompts_heldout, tokenizer, limits),
+    }
+
+
+def _file_tables(recipe: Recipe, tokenizer_directory: Path) -> dict[str, Any]:
+    from corpus.files import load_files
+    from corpus.tokenising import (
+        tokenise_comparisons,
+        tokenise_demonstrations,
+        tokenise_pretraining,
+        tokenise_prompts,
+        train_bpe_tokenizer,
+    )
+    from models.build import load_tokenizer
+
+    assert recipe.corpus is not None
+    corpus = load_files(recipe.corpus)
+    if recipe.model.base is None:
+        tokenizer = train_bpe_tokenizer(corpus.pretraining_train, recipe.model.vocab_size, tokenizer_directory)
+    else:
+        tokenizer = load_tokenizer(recipe.model.base)
+        tokenizer.save_pretrained(tokenizer_directory)
+    if corpus.comparisons_train is None or corpus.comparisons_valid is None:
+        raise UsageProblem(
+            "The corpus has no comparisons, and there are no people to collect them from: give corpus.comparisons "
+            "(chosen/rejected pairs or rankings), or leave corpus out to use the built-in world."
+        )
+    limits = recipe.tokens
+    return {
+        "pretraining-train": tokenise_pretraining(corpus.pretraining_train, tokenizer, limits),
+        "pretraining-valid": tokenise_pretraining(corpus.pretraining_valid, tokenizer, limits),
+        "demonstrations-train": tokenise_demonstrations(corpus.demonstrations_train, tokenizer, limits),
+        "demonstrations-valid": tokenise_demonstrations(corpus.demonstrations_valid, tokenizer, limits),
+        "prompts-ppo": tokenise_prompts(corpus.prompts_ppo, tokenizer, limits),
+        "prompts-heldout": tokenise_prompts(corpus.prompts_heldout, tokenizer, limits),
+        "comparisons-train": tokenise_comparisons(corpus.comparisons_train, tokenizer, limits),
+        "comparisons-valid": tokenise_comparisons(corpus.comparisons_valid, tokenizer, limits),
+    }

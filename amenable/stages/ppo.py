@@ -1,0 +1,80 @@
+"""The PPO stage: stream, weight store and conductor around the generators, scorers and learners of the run."""
+
+from typing import Any
+
+from amenable.stage_reuse import StageSpec
+from amenable.stages.context import Context, Finished
+from amenable.stages.judge import gold_total
+from amenable.stages.sampling import load_reference, load_reward
+from amenable.stages.supervised import LOGS
+from corpus.problems import UsageProblem
+
+PUBLICATION_DEADLINE_S = 300.0
+
+
+def run(context: Context, spec: StageSpec) -> Finished:
+    """Trains the policy, streaming episodes from the generators."""
+    import ray
+
+    from actors.conductor import Conductor, HeldOut
+    from actors.generator import Work
+    from actors.stream import EpisodeStream, StreamPlan
+    from actors.weight_store import WeightStore
+    from corpus.schemas import read_table
+    from learners.ppo import PpoJob, train_ppo
+
+    recipe, settings = context.recipe, context.recipe.ppo
+    initial = str(context.round.ppo_init / "export")
+    generators = context.crew.generators(context.base_model(), context.tokenizer, context.max_sequence_tokens())
+    load_reward(context)
+    load_reference(context, initial)
+    prompts = read_table(str(context.data("prompts-ppo")), "prompts")
+    if prompts.num_rows == 0:
+        raise UsageProblem("There are no prompts for PPO.")
+    plan = StreamPlan(
+        prompts=str(context.data("prompts-ppo")),
+        directory=str(spec.directory / "episodes"),
+        seed=recipe.seed,
+        round_number=1,
+        batch_size=settings.batch_size,
+        chunk_size=settings.chunk_size,
+        max_staleness=settings.max_staleness,
+        batches=settings.updates,
+        lease_s=settings.lease_s,
+    )
+    # Actor handles are typed as their classes by Ray's decorator, which type checkers do not follow.
+    stream: Any = EpisodeStream.remote(plan)  # pyright: ignore[reportAttributeAccessIssue]
+    store: Any = WeightStore.remote()  # pyright: ignore[reportAttributeAccessIssue]
+    conductor: Any = Conductor.remote(stream, store, PUBLICATION_DEADLINE_S)  # pyright: ignore[reportAttributeAccessIssue]
+    scorers, references = context.crew.scoring_pools()
+    work = Work(recipe.name, 1, stream, conductor, scorers, references, recipe.sampling)
+    ray.get(conductor.begin.remote(generators, work))
+    held_out = read_table(str(context.data("prompts-heldout")), "prompts").slice(0, settings.evaluation_prompts)
+    job = PpoJob(
+        identity=context.identity(spec),
+        settings=settings,
+        sampling=recipe.sampling,
+        engine=recipe.learners.engine,
+        seed=recipe.seed + 6,
+        directory=spec.directory,
+        tokenizer=context.tokenizer,
+        policy=initial,
+        reward_model=value_start(context),
+        pretraining=context.data("pretraining-train"),
+        stream=stream,
+        conductor=conductor,
+        rollout_dtype=recipe.rollouts.dtype,
+        held_out=HeldOut(held_out, 1, recipe.seed + 7, gold_total if recipe.synthetic else None),
+    )
+    try:
+        result = context.learn(train_ppo, job)
+    finally:
+        for actor in (conductor, store, stream):
+            ray.kill(actor)
+    made = [spec.directory / name for name in ("policy", "ema", "value", "best", "episodes", "evaluations.jsonl")]
+    return Finished([*made, *(spec.directory / name for name in LOGS)], result)
+
+
+def value_start(context: Context) -> str:
+    """The value network starts from the run's reward model (InstructGPT, appendix C.4)."""
+    return str(context.round.reward_model / "export")

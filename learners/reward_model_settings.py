@@ -1,0 +1,27 @@
+"""What a recipe says about reward-model training. Kept apart from it, so that reading a recipe imports no torch."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from learners.optimizer import OptimizerSettings
+
+
+class RewardModelSettings(BaseModel):
+    """Reward-model training. Defaults are InstructGPT's (section 3.5 and appendix C.2)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    optimizer: OptimizerSettings = Field(
+        default=OptimizerSettings(peak_lr=9e-6), description="InstructGPT: 9e-6, cosine to 10 %."
+    )
+    batch_prompts: int = Field(default=64, gt=0, description="Rankings a step, whatever their K: InstructGPT.")
+    epochs: int = Field(default=1, gt=0, description="Passes over the rankings: InstructGPT; more overfits.")
+    evaluations: int = Field(
+        default=4, gt=0, description="Times that held-out accuracy is measured, evenly spaced, the last at the end."
+    )
+    validation_rankings: int = Field(
+        default=1024, gt=0, description="At most this many rankings are held-out, the first."
+    )
+    bias_demonstrations: int = Field(
+        default=1024, gt=0, description="The bias is set on at most this many demonstrations, drawn at random."
+    )
+    checkpoint_seconds: float = Field(default=600.0, gt=0, description="Time between checkpoints to resume from.")
