@@ -239,7 +239,7 @@ class RolloutGenerator:
     # work for the stream -----------------------------------------------------------------------------------------
 
     def _begin(self, work: Work) -> None:
-        self._work = work
+        self._work, self._leasing = work, False
 
     def _end(self) -> None:
         self._work = None
@@ -252,16 +252,15 @@ class RolloutGenerator:
         chunks = max(room // self._chunk_size, 0 if self._pending() else 1)
         if chunks == 0:
             return
-        self._leasing = True
-        future = self._work.stream.lease.remote(self._name, chunks, LEASE_WAIT_S).future()
-        future.add_done_callback(lambda done: self._commands.put(("own", lambda: self._admit(done), Future())))
+        self._leasing, work = True, self._work
+        future = work.stream.lease.remote(self._name, chunks, LEASE_WAIT_S).future()
+        future.add_done_callback(lambda done: self._commands.put(("own", lambda: self._admit(done, work), Future())))
 
-    def _admit(self, leased: "Future[list[Chunk]]") -> None:
+    def _admit(self, leased: "Future[list[Chunk]]", work: Work) -> None:
+        if work is not self._work:
+            return  # of work that is over: its stream is gone or going, and what the call came to is nobody's concern
         self._leasing = False
-        chunks = leased.result()
-        work, engine = self._work, self._ready_engine()
-        if work is None:
-            return
+        chunks, engine = leased.result(), self._ready_engine()
         for chunk in chunks:
             self._chunk_size = len(chunk.slots)
             self._open[chunk.slots[0].index] = _OpenChunk(chunk)
