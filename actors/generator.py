@@ -27,6 +27,7 @@ from actors.rollout_engine import Completion, Request, RolloutEngine, probe_requ
 from actors.settings import RolloutSettings, SamplingSettings
 from corpus.problems import RunProblem
 from corpus.schemas import make_table
+from corpus.templates import decode_responses
 from models.snapshot import Snapshot, pack
 
 LEASE_WAIT_S = 20.0
@@ -228,8 +229,8 @@ class RolloutGenerator:
                 "sample": [sample for _, sample in rows],
                 "prompt_tokens": [tokens[row] for row, _ in rows],
                 "response_tokens": [completion.tokens for completion in completions],
-                "response": self._tokenizer.batch_decode(
-                    [completion.tokens for completion in completions], skip_special_tokens=True
+                "response": decode_responses(
+                    self._tokenizer, [completion.tokens for completion in completions]
                 ),
                 "logprobs": [completion.logprobs for completion in completions],
                 "finish_reason": [completion.finish_reason for completion in completions],

@@ -16,6 +16,7 @@ import ray
 from actors.rewards import RewardSettings, make_reward
 from actors.settings import ScoringSettings
 from corpus.problems import RunProblem
+from corpus.templates import decode_responses
 
 
 @ray.remote
@@ -73,7 +74,7 @@ class ScoringWorker:
         if self._reward is None:
             raise RunProblem(f"{self._name} was asked for rewards before it was given a reward model.")
         texts = [self._prompts.get(tuple(prompt), "") for prompt in prompts]
-        answers = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        answers = decode_responses(self._tokenizer, responses)
         scores = self._reward.score(texts, answers, prompts, responses)
         for row, score in enumerate(scores):
             if not math.isfinite(score):

@@ -65,6 +65,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
 
     recipe, directory = context.recipe, spec.directory
     tokenizer_directory = directory / "tokenizer"
+    context.crew.learners()  # their imports run beside this
     context.progress.update(0, None, "tables")
     make = _world_tables if recipe.corpus is None else _file_tables
     tables = make(recipe, tokenizer_directory)
