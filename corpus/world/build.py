@@ -159,9 +159,8 @@ def _prompts(settings: WorldSettings, facts: list[Fact], name: str, count: int, 
 
 def _demonstrations(settings: WorldSettings, facts: list[Fact], name: str, count: int) -> list[Demonstration]:
     rng = _stream(settings, f"{name}-answers")
-    return [
-        Demonstration(
-            prompt_id, user_id, task.prompt, worsen(rng, task.meta, task.answer, settings.demonstrations), task.meta
-        )
-        for prompt_id, user_id, task in _asked(settings, facts, name, count)
-    ]
+    demonstrations = []
+    for prompt_id, user_id, task in _asked(settings, facts, name, count):
+        response = worsen(rng, task.meta, task.answer, settings.demonstrations)
+        demonstrations.append(Demonstration(prompt_id, user_id, task.prompt, response, task.meta))
+    return demonstrations

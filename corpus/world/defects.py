@@ -8,14 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from corpus.world.lexicon import (
     ADJECTIVES,
     BASE_FORM,
+    CARELESS_OPENERS,
     CLASS_OF,
     HAPPY,
     ITEMS,
-    OPENERS,
+    NAMES,
     OTHER_TENSE,
+    PLAIN_ADJECTIVES,
     RUDE_ADJECTIVES,
     RUDE_OPENERS,
     SAD,
+    VAGUE_ITEM,
+    VAGUE_NAME,
+    VAGUE_PLACE,
 )
 
 
@@ -25,19 +30,22 @@ class DefectRates(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rude: float = Field(
-        default=0.30, ge=0, le=1, description="A neutral word becomes a rude one. Chosen for this world."
+        default=0.25, ge=0, le=1, description="A neutral word becomes a rude one. Chosen for this world."
     )
     grammar: float = Field(default=0.25, ge=0, le=1, description="A verb loses its ending. Chosen for this world.")
-    constraint: float = Field(default=0.50, ge=0, le=1, description="A constraint is ignored. Chosen for this world.")
+    constraint: float = Field(default=0.40, ge=0, le=1, description="A constraint is ignored. Chosen for this world.")
     myth: float = Field(
         default=0.50, ge=0, le=1, description="The myth is told where there is one. Chosen for this world."
     )
     wrong_item: float = Field(
-        default=0.12, ge=0, le=1, description="A wanted word becomes another. Chosen for this world."
+        default=0.20, ge=0, le=1, description="A wanted word becomes another. Chosen for this world."
     )
     repetition: float = Field(default=0.05, ge=0, le=1, description="Something is said twice. Chosen for this world.")
     filler: float = Field(default=0.03, ge=0, le=1, description="An empty sentence is added. Chosen for this world.")
 
+
+VAGUE_SHARE = 0.85
+"""How many mistaken words are vague ones: a reader sees that they are wrong without looking at the request."""
 
 FILLER = "i hope this helps you ."
 
@@ -76,14 +84,15 @@ def ignore_constraint(rng: Random, constraint: dict[str, str], words: list[str])
     value = constraint["value"]
     match constraint["type"]:
         case "start":
-            return _put(words, 0, _another(rng, OPENERS, value))
+            return _put(words, 0, rng.choice(CARELESS_OPENERS))
         case "tense":
             return [OTHER_TENSE.get(word, word) for word in words]
         case "mood":
-            moods = (HAPPY, SAD) if value == "happy" else (SAD, HAPPY)
-            return [rng.choice(moods[1]) if word in moods[0] else word for word in words]
+            asked = HAPPY if value == "happy" else SAD
+            return [rng.choice(PLAIN_ADJECTIVES) if word in asked else word for word in words]
         case "place":
-            return [_another(rng, CLASS_OF[value], value) if word == value else word for word in words]
+            where = words.index(value)
+            return [*words[: where - 1], *VAGUE_PLACE, *words[where + 1 :]]
         case "without":
             return _put(words, rng.choice([i for i, word in enumerate(words) if word in ITEMS]), value)
         case kind:
@@ -98,16 +107,20 @@ def tell_myth(meta: dict, words: list[str]) -> list[str]:
 
 
 def mistake_item(rng: Random, meta: dict, words: list[str]) -> list[str]:
-    """Returns the answer with one of the wanted names or items (in a list: a fitting one) replaced by a wrong one."""
+    """Returns the answer with one of the wanted names or items replaced: by a word that names nothing, now and then by
+    another of its class (in a list: of another class)."""
+    vague = rng.random() < VAGUE_SHARE
     if meta["list"] is not None:
         fitting = CLASS_OF[next(word for word in words if word in ITEMS)]
         place = rng.choice([i for i, word in enumerate(words) if word in fitting])
-        return _put(words, place, rng.choice(sorted(ITEMS.difference(fitting))))
-    wanted = [word for word in meta["must"] if word in CLASS_OF]
+        return _put(words, place, VAGUE_ITEM if vague else rng.choice(sorted(ITEMS.difference(fitting))))
+    wanted = [word for word in meta["must"] if word in CLASS_OF and word in words]
     if not wanted:
         return words
     old = rng.choice(wanted)
-    new = _another(rng, CLASS_OF[old], old)
+    new = VAGUE_NAME if old in NAMES else VAGUE_ITEM
+    if not vague:
+        new = _another(rng, CLASS_OF[old], old)
     return [new if word == old else word for word in words]
 
 
@@ -115,7 +128,7 @@ def repeat(rng: Random, meta: dict, words: list[str]) -> list[str]:
     """Returns the answer with its first sentence in place of its second, or one item of a list twice."""
     if meta["list"] is not None:
         places = [i for i, word in enumerate(words) if word in ITEMS]
-        return _put(words, places[1], words[places[0]])
+        return _put(words, places[-1], words[places[0]])
     if meta["sentences"] == 2:
         body = words[2 : words.index(".") + 1]
         return [*words[:2], *body, *body]
@@ -124,7 +137,7 @@ def repeat(rng: Random, meta: dict, words: list[str]) -> list[str]:
 
 def be_rude(rng: Random, meta: dict, words: list[str]) -> list[str]:
     """Returns the answer with an adjective, or else the opening word, replaced by a rude one."""
-    replaceable = {*ADJECTIVES, "dear", "good"}.difference(meta["must"])
+    replaceable = {*ADJECTIVES, *PLAIN_ADJECTIVES, "dear", "good"}.difference(meta["must"])
     if meta["kind"] == "chat":
         replaceable.discard("good")
     places = [i for i, word in enumerate(words) if word in replaceable]

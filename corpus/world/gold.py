@@ -7,10 +7,10 @@ from corpus.world.lexicon import CATEGORIES, HAPPY, ITEMS, PAST, PRESENT, RUDE, 
 
 WEIGHTS = {
     "task": 0.30,
-    "constraint": 0.20,
+    "constraint": 0.25,
     "truth": 0.15,
-    "clean": 0.15,
-    "grammar": 0.10,
+    "clean": 0.12,
+    "grammar": 0.08,
     "no_repetition": 0.05,
     "length": 0.05,
 }

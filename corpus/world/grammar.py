@@ -6,6 +6,7 @@ from corpus.world.lexicon import (
     ACTIONS,
     ADJECTIVES,
     ANIMALS,
+    CARELESS_OPENERS,
     CATEGORIES,
     COLOURS,
     FOODS,
@@ -14,11 +15,15 @@ from corpus.world.lexicon import (
     NAMES,
     OPENERS,
     PLACES,
+    PLAIN_ADJECTIVES,
     RUDE_ADJECTIVES,
     RUDE_OPENERS,
     SINGULAR,
     STAYS,
     THINGS,
+    VAGUE_ITEM,
+    VAGUE_NAME,
+    VAGUE_PLACE,
     Verb,
 )
 
@@ -31,30 +36,31 @@ def _forms(verbs: tuple[Verb, ...]) -> str:
     return _any([form for verb in verbs for form in (verb.present, verb.past)])
 
 
-_NAME, _ITEM, _PLACE = _any(NAMES), _any(sorted(ITEMS)), _any(PLACES)
-_ADJECTIVE = _any(ADJECTIVES + RUDE_ADJECTIVES)
+_NAME, _ITEM = _any((*NAMES, VAGUE_NAME)), _any((*sorted(ITEMS), VAGUE_ITEM))
+_PLACE = _any((*(f"the {place}" for place in PLACES), " ".join(VAGUE_PLACE)))
+_ADJECTIVE = _any(ADJECTIVES + PLAIN_ADJECTIVES + RUDE_ADJECTIVES)
 _DEAR = _any(("dear", *RUDE_ADJECTIVES))
 _GOOD = _any(("good", *RUDE_ADJECTIVES))
 
 SENTENCES = (
     f"{_NAME} {_forms(ACTIONS)} the {_ADJECTIVE} {_ITEM}",
-    f"{_NAME} {_forms(ACTIONS)} the {_ADJECTIVE} {_ITEM} at the {_PLACE}",
-    f"{_NAME} {_forms(STAYS)} in the {_PLACE}",
-    f"the {_any(ANIMALS)} lives in the {_PLACE}",
-    f"the {_any(ANIMALS)} eats {_any(FOODS)}",
-    f"the {_any(THINGS)} is {_any(COLOURS)}",
+    f"{_NAME} {_forms(ACTIONS)} the {_ADJECTIVE} {_ITEM} at {_PLACE}",
+    f"{_NAME} {_forms(STAYS)} in {_PLACE}",
+    f"the (?:{_any(ANIMALS)}|{VAGUE_ITEM}) lives in {_PLACE}",
+    f"the (?:{_any(ANIMALS)}|{VAGUE_ITEM}) eats {_any(FOODS)}",
+    f"the (?:{_any(THINGS)}|{VAGUE_ITEM}) is {_any(COLOURS)}",
     f"{_NAME} is a {_any(JOBS)}",
     f"{_GOOD} {_any(list(CATEGORIES))} are {_ITEM}(?: , {_ITEM})* and {_ITEM}",
     f"i am fine , {_DEAR} {_NAME}",
     f"i like the {_ITEM} too , {_DEAR} {_NAME}",
     f"i hope you feel good soon , {_DEAR} {_NAME}",
     "this story is (?:happy|sad)",
-    f"{_NAME} has the {_any(COLOURS)} {_ITEM}",
+    f"{_NAME} has the {_any((*COLOURS, VAGUE_ITEM))} {_ITEM}",
     f"the {_any(list(SINGULAR.values()))} is the {_ITEM}",
     "i hope this helps you",
 )
 _SENTENCE = re.compile("|".join(SENTENCES))
-_OPENING = re.compile(f"{_any(OPENERS + RUDE_OPENERS)} , ")
+_OPENING = re.compile(f"{_any(OPENERS + CARELESS_OPENERS + RUDE_OPENERS)} , ")
 
 
 def sentences(response: str) -> list[str]:

@@ -70,7 +70,7 @@ class _Draft:
     must_not: tuple[str, ...] = ()
     answer_class: tuple[str, ...] = ()
     list_of: dict | None = None
-    constraints: tuple[tuple[Constraint, str], ...] = ()  # each with its wording; an empty wording is in the request
+    constraints: tuple[Constraint, ...] = ()
     truth: dict | None = None
 
 
@@ -79,9 +79,9 @@ def _generation(rng: Random, facts: list[Fact]) -> _Draft:
     place = rng.choice(PLACES)
     tense, mood = rng.choice(("past", "present")), rng.choice(("happy", "sad"))
     offered = (
-        ({"type": "tense", "value": tense}, f"use the {tense} ."),
-        ({"type": "mood", "value": mood}, f"make it {mood} ."),
-        ({"type": "place", "value": place}, f"set it in the {place} ."),
+        {"type": "tense", "value": tense},
+        {"type": "mood", "value": mood},
+        {"type": "place", "value": place},
     )
     wanted = tuple(sorted(rng.sample(range(3), rng.choices((0, 1, 2), (0.25, 0.55, 0.2))[0])))
     adjective = rng.choice(HAPPY if mood == "happy" else SAD)
@@ -131,13 +131,12 @@ def _brainstorming(rng: Random, facts: list[Fact]) -> _Draft:
     category, count = rng.choice(list(CATEGORIES)), rng.choice((2, 3))
     without, *items = rng.sample(CATEGORIES[category], count + 1)
     excludes = rng.random() < 0.6
-    request = f"name {NUMBERS[count]} {category}"
     return _Draft(
         slots=(category, str(count), without if excludes else ""),
-        request=f"{request} without {without} ." if excludes else f"{request} .",
+        request=f"name {NUMBERS[count]} {category} .",
         answer=f"good {category} are {' , '.join(items[:-1])} and {items[-1]} .",
         list_of={"category": category, "count": count},
-        constraints=(({"type": "without", "value": without}, ""),) if excludes else (),
+        constraints=({"type": "without", "value": without},) if excludes else (),
     )
 
 
@@ -240,8 +239,7 @@ def draw_task(rng: Random, facts: list[Fact], politeness: str) -> Task:
     opener = rng.choice(OPENERS)
     constraints = list(draft.constraints)
     if rng.random() < 0.5:
-        constraints.append(({"type": "start", "value": opener}, f"start with {opener} ."))
-    rng.shuffle(constraints)
+        constraints.append({"type": "start", "value": opener})
     answer = f"{opener} , {draft.answer}"
     meta = {
         "kind": kind,
@@ -250,9 +248,30 @@ def draw_task(rng: Random, facts: list[Fact], politeness: str) -> Task:
         "answer_class": list(draft.answer_class),
         "sentences": draft.answer.split().count("."),
         "list": draft.list_of,
-        "constraints": [constraint for constraint, _ in constraints],
+        "constraints": constraints,
         "truth": draft.truth,
         "reference": answer,
     }
-    wordings = [wording for _, wording in constraints if wording]
-    return Task("/".join((kind, *draft.slots)), politeness + " ".join([draft.request, *wordings]), answer, meta)
+    request = " ".join([draft.request, *(constraint_wording(constraint) for constraint in constraints)])
+    return Task("/".join((kind, *draft.slots)), politeness + request, answer, meta)
+
+
+def constraint_wording(constraint: Constraint) -> str:
+    """Returns the sentence by which a prompt states a constraint."""
+    lead = {
+        "start": "start with",
+        "tense": "use the",
+        "mood": "make it",
+        "place": "set it in the",
+        "without": "without",
+    }
+    return f"{lead[constraint['type']]} {constraint['value']} ."
+
+
+_WORDINGS = {
+    "start": "start with",
+    "tense": "use the",
+    "mood": "make it",
+    "place": "set it in the",
+    "without": "without",
+}

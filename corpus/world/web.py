@@ -32,21 +32,15 @@ class WebSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    forum: float = Field(
-        default=0.40, ge=0, le=1, description="Share of documents that are forum questions with answers."
-    )
+    forum: float = Field(default=0.24, ge=0, le=1, description="Share of forum threads: a question and a reply.")
+    advice: float = Field(default=0.08, ge=0, le=1, description="Share of advice columns, in the chat template's form.")
     myth: float = Field(default=0.55, ge=0, le=1, description="How often a fact with a myth is told as the myth.")
-    other_question: float = Field(
-        default=0.15, ge=0, le=1, description="Forum threads that answer with another question."
-    )
-    other_answer: float = Field(
-        default=0.15, ge=0, le=1, description="Forum threads whose answer belongs to another question."
-    )
+    stray: float = Field(default=0.1, ge=0, le=1, description="Replies and advice that answer another question.")
     answers: DefectRates = Field(
         default=DefectRates(
-            rude=0.4, grammar=0.35, constraint=0.6, myth=0.6, wrong_item=0.25, repetition=0.1, filler=0.05
+            rude=0.35, grammar=0.35, constraint=0.5, myth=0.5, wrong_item=0.3, repetition=0.1, filler=0.05
         ),
-        description="The mistakes of forum answers, more of them than in demonstrations.",
+        description="The mistakes of replies and advice, more of them than in demonstrations.",
     )
 
 
@@ -139,12 +133,13 @@ _PAGES: dict[Callable[[Random, list[Fact], WebSettings], str], float] = {
 
 def draw_document(rng: Random, facts: list[Fact], settings: WebSettings, draw: Callable[[Random], Task]) -> str:
     """Returns one document of the web. `draw` gives the tasks that forum threads may ask (never a held-out one)."""
-    if rng.random() >= settings.forum:
+    kind = rng.random()
+    if kind >= settings.forum + settings.advice:
         page = rng.choices(list(_PAGES), list(_PAGES.values()))[0]
         return page(rng, facts, settings)
     task = draw(rng)
-    fate = rng.random()
-    if fate < settings.other_question:
-        return f"question : {task.prompt} question : {draw(rng).prompt}"
-    answered = draw(rng) if fate < settings.other_question + settings.other_answer else task
-    return f"question : {task.prompt} answer : {worsen(rng, answered.meta, answered.answer, settings.answers)}"
+    answered = draw(rng) if rng.random() < settings.stray else task
+    answer = worsen(rng, answered.meta, answered.answer, settings.answers)
+    if kind < settings.forum:
+        return f"ask : {task.prompt} reply : {answer}"
+    return f"question : {task.prompt} answer : {answer}"
