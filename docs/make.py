@@ -1,0 +1,216 @@
+"""Brings the generated parts of the documentation up to date: `python docs/make.py`, from anywhere.
+
+- docs/recipes.md: everything below its marker, from the recipe's own models.
+- links to code in every page, [`symbol`](path.py#L12): the line where the symbol is defined now.
+
+Tests hold both to what this script would write.
+"""
+
+import ast
+import re
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from inspect import cleandoc
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = ROOT / "docs" / "recipes.md"
+MARKER = "<!-- Generated from here on: python docs/make.py -->"
+
+CODE_LINK = re.compile(r"\[`(?P<symbol>[\w.]+)`\]\((?P<path>[\w./-]+\.py)#L(?P<line>\d+)\)")
+
+
+# links to code --------------------------------------------------------------------------------------------------
+
+
+def line_of(source: str, symbol: str) -> int:
+    """The line (from 1) on which `symbol` is defined in `source`: a module's name, or `Class.member`.
+
+    Raises KeyError where there is no such definition.
+    """
+    body = ast.parse(source).body
+    line = 0
+    for name in symbol.split("."):
+        node = next((node for node in body if name in _defines(node)), None)
+        if node is None:
+            raise KeyError(symbol)
+        line, body = node.lineno, getattr(node, "body", [])
+    return line
+
+
+def _defines(node: ast.stmt) -> list[str]:
+    match node:
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return [name]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+        case ast.Assign(targets=targets):
+            return [target.id for target in targets if isinstance(target, ast.Name)]
+    return []
+
+
+def relinked(text: str, page: Path) -> str:
+    """`text` of `page` with the present line in every link to code. KeyError or FileNotFoundError for a dead one."""
+
+    def present(link: re.Match[str]) -> str:
+        source = (page.parent / link["path"]).resolve().read_text(encoding="utf-8")
+        return f"[`{link['symbol']}`]({link['path']}#L{line_of(source, link['symbol'])})"
+
+    return CODE_LINK.sub(present, text)
+
+
+# the fields of a recipe -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place of a recipe where a group of settings stands."""
+
+    path: str
+    description: str
+    values: BaseModel | None
+    """The group as it is by default; None where by default there is none."""
+
+
+def groups(recipe: BaseModel) -> dict[type[BaseModel], list[Use]]:
+    """Every group of settings in `recipe`, in its order, with the places where it is used."""
+    found: dict[type[BaseModel], list[Use]] = {}
+
+    def visit(model: type[BaseModel], use: Use) -> None:
+        found.setdefault(model, []).append(use)
+        for name, field in model.model_fields.items():
+            inner = inner_model(field.annotation)
+            if inner is not None:
+                value = default_of(model, name, use.values)
+                path = f"{use.path}.{name}".removeprefix(".")
+                visit(inner, Use(path, field.description or "", value if isinstance(value, BaseModel) else None))
+
+    visit(type(recipe), Use("", "", recipe))
+    return found
+
+
+def default_of(model: type[BaseModel], name: str, values: BaseModel | None) -> Any:
+    """What the field is by default, in the group `values` or, without one, in its model alone."""
+    if values is not None:
+        return getattr(values, name)
+    field = model.model_fields[name]
+    return ... if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def inner_model(annotation: Any) -> type[BaseModel] | None:
+    """The group of settings that a field of this annotation holds, "or nothing" aside; None for a plain value."""
+    members = [annotation, *_members(annotation)]
+    return next((one for one in members if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        for member in get_args(annotation):
+            yield member
+            yield from _members(member)
+
+
+def recipe_fields(recipe: BaseModel) -> str:
+    """The tables of docs/recipes.md: for every group its places, and for every field its default and its source."""
+    return "\n".join(_section(model, uses) for model, uses in groups(recipe).items())
+
+
+def _section(model: type[BaseModel], uses: list[Use]) -> str:
+    paths = [use.path for use in uses]
+    lines = [f"## {', '.join(f'`{path}`' for path in paths) if paths != [''] else 'The run'}", ""]
+    lines += [" ".join(cleandoc(model.__doc__ or "").split("\n\n")[0].split()), ""]
+    lines += [f"- `{use.path}`: {use.description}" for use in uses if use.path]
+    lines += [""] if lines[-1] else []
+    plain = {name: field for name, field in model.model_fields.items() if inner_model(field.annotation) is None}
+    if not plain:
+        return "\n".join(lines)
+    defaults = {name: [shown(default_of(model, name, use.values)) for use in uses] for name in plain}
+    if paths == [""]:  # the recipe was given what it requires, so that it could be made
+        defaults |= {name: ["required"] for name, field in plain.items() if field.is_required()}
+    same = all(len(set(values)) == 1 for values in defaults.values())
+    heads = ["default"] if same else [f"`{path}`" for path in paths]
+    lines += [_row(["field", "values", *heads, "what it is, and whose default"]), _row(["---"] * (3 + len(heads)))]
+    for name, field in plain.items():
+        columns = defaults[name][:1] if same else defaults[name]
+        lines.append(_row([f"`{name}`", allowed(field), *columns, " ".join((field.description or "").split())]))
+    return "\n".join([*lines, ""])
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def shown(value: Any) -> str:
+    """A default as a recipe would say it."""
+    if value is ...:
+        return "required"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return re.sub(r"e-0", "e-", f"{value:g}")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(shown(one) for one in value)}]"
+    return str(value)
+
+
+def allowed(field: FieldInfo) -> str:
+    """The values that a field takes, in words: "number, > 0", "`fixed`, `adaptive`"."""
+    annotation = field.annotation
+    kinds = list(dict.fromkeys(_kind(one) for one in _alternatives(annotation)))
+    words = ", ".join(kind for kind in kinds if kind != "null") + (" or null" if "null" in kinds else "")
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    limits = [
+        f"{sign} {getattr(limit, name):g}" for limit in field.metadata for name, sign in signs.items() if hasattr(limit, name)
+    ]
+    return ", ".join([words, *limits])
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [inner for member in get_args(annotation) for inner in _alternatives(member)]
+    return [annotation]
+
+
+def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{one}`" for one in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"list of {len(get_args(annotation))}"
+    names = {int: "whole number", float: "number", bool: "true, false", str: "text", Path: "path", type(None): "null"}
+    return names[annotation]
+
+
+def recipes_page(text: str, recipe: BaseModel) -> str:
+    """docs/recipes.md with the part below its marker written anew."""
+    introduction, marker, _ = text.partition(MARKER)
+    if not marker:
+        raise ValueError(f"docs/recipes.md lacks the line {MARKER}")
+    return f"{introduction}{MARKER}\n\n{recipe_fields(recipe)}"
+
+
+def pages() -> dict[Path, str]:
+    """Every page with its generated parts as they should be."""
+    from amenable.recipe import Recipe
+
+    found = {page: relinked(page.read_text(encoding="utf-8"), page) for page in PAGES}
+    found[RECIPES] = recipes_page(found[RECIPES], Recipe(name="NAME"))
+    return found
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    for path, content in pages().items():
+        if path.read_text(encoding="utf-8") != content:
+            path.write_text(content, encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
