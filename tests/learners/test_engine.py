@@ -129,7 +129,7 @@ def test_weight_decay_falls_on_matrices_alone(base, make, stage):
     assert largest_difference(engine.weights(), plain) > 1e-3
 
 
-@pytest.mark.parametrize("stage", SOME_STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_learning_rate_of_zero_changes_nothing(base, make, stage):
     engine = make(stage)
     engine.backward(pieces(engine, 0, 0, 0, 1))
@@ -257,6 +257,23 @@ def test_a_closed_engine_frees_its_weights_while_another_goes_on(base, stage):
     five_steps(second)
     assert largest_difference(second.weights(), reference) < 1e-6
     second.close()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_engines_take_turns_within_a_step_without_touching_each_other(base, make, stage):
+    reference, _ = train_plain(copy.deepcopy(base), OPTIMIZER)
+    policy, value = make(stage), make(stage)
+    for step in range(5):
+        for kind in (0, 1):
+            loss, other = pieces(policy, step, kind, 0, 1), pieces(value, step, kind, 0, 1)
+            with torch.no_grad():
+                pieces(policy, step + 1, kind, 0, 1)
+            value.backward(other)
+            policy.backward(loss)
+        policy.step(1e-2)
+        value.step(1e-2)
+    for engine in (policy, value):
+        assert largest_difference(engine.weights(), reference) < 1e-6
 
 
 def test_activation_checkpointing_recomputes_layers_and_changes_no_gradient(tokenizer_directory):

@@ -1,14 +1,13 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from recording_worker import RecordingWorker
+from toy_data import demonstration_rows, write_counting, write_demonstrations
 from transformers import AutoModelForCausalLM
 
 from corpus.problems import RunProblem, UsageProblem
-from corpus.schemas import make_table, write_table
 from learners import language_model
 from learners.engine import EngineSettings
 from learners.language_model import LanguageModelJob, LanguageModelSettings, train_language_model
@@ -23,36 +22,13 @@ EOS = 14
 pytestmark = pytest.mark.usefixtures("one_process")
 
 
-def demonstration_rows(count: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """The prompt's last word decides between two responses: a pattern that a tiny model learns in a few epochs."""
-    random = np.random.default_rng(seed)
-    prompts = [random.integers(0, 13, random.integers(2, 6)).tolist() for _ in range(count)]
-    return [(prompt, [1, 2, EOS] if prompt[-1] < 6 else [3, 4, EOS]) for prompt in prompts]
-
-
-def write_demonstrations(path: Path, pairs) -> Path:
-    count = len(pairs)
-    columns = {
-        "prompt_id": [str(i) for i in range(count)],
-        "user_id": ["u"] * count,
-        "prompt": ["p"] * count,
-        "response": ["r"] * count,
-        "prompt_tokens": [prompt for prompt, _ in pairs],
-        "response_tokens": [response for _, response in pairs],
-        "meta": [""] * count,
-    }
-    write_table(make_table("demonstrations", columns), path, "demonstrations")
-    return path
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("data")
     write_demonstrations(directory / "demonstrations.parquet", demonstration_rows(40, 0))
     write_demonstrations(directory / "demonstrations-valid.parquet", demonstration_rows(20, 1))
-    counting = [[*((start + np.arange(6)) % 13).tolist(), EOS] for start in range(13)] * 4
-    for name in ("pretraining", "pretraining-valid"):
-        write_table(make_table("pretraining", {"tokens": counting}), directory / f"{name}.parquet", "pretraining")
+    write_counting(directory / "pretraining.parquet")
+    write_counting(directory / "pretraining-valid.parquet")
     return directory
 
 

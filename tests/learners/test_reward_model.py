@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from recording_worker import RecordingWorker
+from toy_data import EOS, GOOD, write_comparisons
 from transformers import AutoModelForSequenceClassification
 
 from corpus.problems import UsageProblem
@@ -18,35 +19,7 @@ from models.build import TinyLlamaSettings, load_tokenizer, tiny_llama
 from models.export import export_causal_lm
 from models.scalar_head import ScalarHeadModel, last_token_scores, load_scalar
 
-EOS, GOOD = 14, 3
-
 pytestmark = pytest.mark.usefixtures("one_process")
-
-
-def write_comparisons(path: Path, count: int, seed: int, ties: int = 0) -> Path:
-    """A response is better the more often it says GOOD; the last `ties` rankings are all ties."""
-    random = np.random.default_rng(seed)
-    responses, ranks = [], []
-    for i in range(count):
-        k = int(random.integers(4, 7))
-        of_prompt = [[*random.choice([GOOD, 5, 6], random.integers(2, 5)).tolist(), EOS] for _ in range(k)]
-        goods = [response.count(GOOD) for response in of_prompt]
-        ordered = sorted(set(goods), reverse=True)
-        ranks.append([0] * k if i >= count - ties else [ordered.index(good) for good in goods])
-        responses.append(of_prompt)
-    columns = {
-        "prompt_id": [str(i) for i in range(count)],
-        "user_id": ["u"] * count,
-        "labeler_id": ["l"] * count,
-        "prompt": ["p"] * count,
-        "prompt_tokens": [random.integers(7, 13, random.integers(1, 4)).tolist() for _ in range(count)],
-        "responses": [["r"] * len(of_prompt) for of_prompt in responses],
-        "response_tokens": responses,
-        "ranks": ranks,
-        "meta": [""] * count,
-    }
-    write_table(make_table("comparisons", columns), path, "comparisons")
-    return path
 
 
 @pytest.fixture(scope="module")
