@@ -9,7 +9,7 @@ Invariants:
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import ray
 
 from actors.episodes import version_label
 from actors.generator import Work
+from actors.role_reports import RoleReport, role_figures
 from actors.settings import SamplingSettings
 from corpus.problems import RunProblem
 
@@ -34,11 +35,13 @@ class Probe:
 @dataclass(frozen=True)
 class Publication:
     """What came of publishing one version: seconds until all generators held it, the longest standstill of one, and
-    the largest difference between engine and learner on the probe."""
+    the largest difference between engine and learner on the probe. `roles` are metrics of generators and scoring
+    processes since the publication before."""
 
     seconds: float
     pause_s: float
     probe_nats: float
+    roles: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Conductor:
         self._work: Work | None = None
         self._failure: RunProblem | None = None
         self._publishing = asyncio.Lock()
+        self._reported: dict[str, dict[str, RoleReport]] = {}
 
     async def begin(self, generators: Mapping[str, Any], work: Work) -> None:
         """Take these generators into the stage. They lease once the first version is published."""
@@ -96,7 +100,7 @@ class Conductor:
                     )
             await self._stream.advance.remote(attempt, update)
             seconds = time.perf_counter() - started
-            return Publication(seconds, max(pauses.values()), max(differences.values()))
+            return Publication(seconds, max(pauses.values()), max(differences.values()), await self._roles())
 
     async def start_leasing(self) -> None:
         """Let the generators lease; called once, after the first publication."""
@@ -136,13 +140,24 @@ class Conductor:
             "eos_rate": float(np.mean([reason == "stop" for reason in samples["finish_reason"].to_pylist()])),
         }
 
-    async def reports(self) -> dict[str, dict[str, float]]:
-        """What each generator says of itself, by name."""
-        return await self._from_all("report", "report")
-
     async def finish(self) -> None:
         """Let the generators stop leasing and run dry."""
         await self._from_all("rest", "finish what they have in hand")
+
+    async def _roles(self) -> dict[str, float]:
+        work = self._work
+        assert work is not None
+        processes = dict.fromkeys([*work.scorers, *work.references])  # fused ones are in both lists
+        answers = await self._within(asyncio.gather(*(each.report.remote() for each in processes)), "scoring reports")
+        reports = {
+            "generators": await self._from_all("report", "report"),
+            "scoring": {f"scoring-{number}": report for number, report in enumerate(answers)},
+        }
+        before, self._reported = self._reported, reports
+        figures: dict[str, float] = {}
+        for role, now in reports.items():
+            figures |= role_figures(role, before.get(role, {}), now)
+        return figures
 
     async def _from_all(self, method: str, what: str, *arguments: Any) -> dict[str, Any]:
         calls = {name: getattr(actor, method).remote(*arguments) for name, actor in self._generators.items()}

@@ -10,7 +10,6 @@ has run dry.
 
 import hashlib
 import queue
-import resource
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import pyarrow as pa
 import ray
 
 from actors.episodes import GENERATED, Chunk, parse_version
+from actors.role_reports import RoleReport, report_now
 from actors.rollout_engine import Completion, Request, RolloutEngine, probe_request
 from actors.settings import RolloutSettings, SamplingSettings
 from corpus.problems import RunProblem
@@ -111,10 +111,9 @@ class RolloutGenerator:
         """Stop taking part, once what is in the engine is done."""
         self._do("exclusive", self._end)
 
-    def report(self) -> dict[str, float]:
-        """Seconds this engine was stepping and response tokens it wrote since it started, and peak memory in MiB."""
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {"busy_s": self._busy_s, "response_tokens": float(self._response_tokens), "memory_mib": memory}
+    def report(self) -> RoleReport:
+        """What this engine has done since it started: its tokens are those of finished responses."""
+        return report_now(self._busy_s, self._response_tokens)
 
     def _do(self, kind: str, command: Callable[[], Any]) -> Any:
         answer: Future[Any] = Future()

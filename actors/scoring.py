@@ -5,8 +5,9 @@ calls `score` on a process that was given a reward and `reference_logprobs` on o
 """
 
 import math
-import resource
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import ray
 
 from actors.rewards import RewardSettings, make_reward
+from actors.role_reports import RoleReport, report_now
 from actors.settings import ScoringSettings
 from corpus.problems import RunProblem
 from corpus.templates import decode_responses
@@ -34,6 +36,8 @@ class ScoringWorker:
         self._reference: Any = None
         self._tokenizer: Any = None
         self._prompts: dict[tuple[int, ...], str] = {}
+        self._busy_s = 0.0
+        self._tokens = 0
 
     def ready(self) -> str:
         """The worker's name, once its imports are done."""
@@ -73,9 +77,10 @@ class ScoringWorker:
         """The reward of each response (tokens) to its prompt (tokens)."""
         if self._reward is None:
             raise RunProblem(f"{self._name} was asked for rewards before it was given a reward model.")
-        texts = [self._prompts.get(tuple(prompt), "") for prompt in prompts]
-        answers = decode_responses(self._tokenizer, responses)
-        scores = self._reward.score(texts, answers, prompts, responses)
+        with self._at_work(prompts, responses):
+            texts = [self._prompts.get(tuple(prompt), "") for prompt in prompts]
+            answers = decode_responses(self._tokenizer, responses)
+            scores = self._reward.score(texts, answers, prompts, responses)
         for row, score in enumerate(scores):
             if not math.isfinite(score):
                 raise RunProblem(f"{self._name}: the reward of response {row} of a batch is {score}, not a number.")
@@ -99,16 +104,23 @@ class ScoringWorker:
             raise RunProblem(f"{self._name} was asked for log-probabilities before it was given a reference.")
         results: list[list[float]] = []
         rows = self._settings.rows_per_batch
-        with torch.inference_mode():
+        with self._at_work(prompts, responses), torch.inference_mode():
             for start in range(0, len(prompts), rows):
                 batch = sequence_batch(prompts[start : start + rows], responses[start : start + rows]).to(self._device)
                 logprobs, _ = self._reference(batch.tokens, batch.attention_mask, batch.response_mask, temperature)
                 results += split_rows(logprobs, batch.response_mask[:, 1:])
         return results
 
-    def memory_mib(self) -> float:
-        """Peak resident memory of this process in MiB."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    def report(self) -> RoleReport:
+        """What this process has done since it started: its tokens are those it read, prompts included."""
+        return report_now(self._busy_s, self._tokens)
+
+    @contextmanager
+    def _at_work(self, prompts: list[list[int]], responses: list[list[int]]) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._busy_s += time.perf_counter() - started
+        self._tokens += sum(map(len, prompts)) + sum(map(len, responses))
 
 
 def _prompt_texts(tables: list[str]) -> dict[tuple[int, ...], str]:

@@ -1,0 +1,42 @@
+"""What generators and scoring processes say of themselves, and the metrics that two such reports in a row give."""
+
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RoleReport:
+    """Counters of one actor since it started, at Unix time `at_s`: seconds at work, tokens written or read, CPU seconds
+    of its process, and its peak memory so far."""
+
+    at_s: float
+    busy_s: float
+    tokens: int
+    cpu_s: float
+    peak_bytes: int
+
+
+def report_now(busy_s: float, tokens: int) -> RoleReport:
+    """The report of this process, which has been at work for `busy_s` and has handled `tokens`."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return RoleReport(time.time(), busy_s, tokens, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def role_figures(role: str, before: Mapping[str, RoleReport], now: Mapping[str, RoleReport]) -> dict[str, float]:
+    """Metrics of all actors of a role between two of their reports, by actor; those without a first one are left out.
+
+    The share of time they worked and the cores they used (means over actors), their tokens a second together, and the
+    highest peak memory of one.
+    """
+    names = [name for name in now if name in before and now[name].at_s > before[name].at_s]
+    figures = {f"memory/{role}_bytes": float(max((report.peak_bytes for report in now.values()), default=0))}
+    if names:
+        seconds = {name: now[name].at_s - before[name].at_s for name in names}
+        figures |= {
+            f"{role}/busy_share": sum((now[n].busy_s - before[n].busy_s) / seconds[n] for n in names) / len(names),
+            f"{role}/cores": sum((now[n].cpu_s - before[n].cpu_s) / seconds[n] for n in names) / len(names),
+            f"{role}/tokens_per_second": sum((now[n].tokens - before[n].tokens) / seconds[n] for n in names),
+        }
+    return figures
