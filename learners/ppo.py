@@ -158,14 +158,19 @@ class _PpoLoop:
             metrics = MetricsLog(self._job.directory, resumed_step=progress.update or None)
         self._reporter.report(progress.update, now=True)
         started, episodes_before = time.monotonic(), progress.update
-        published = self._publish()
-        if self._first:
-            ray.get(self._job.conductor.start_leasing.remote())
         try:
             while progress.update < settings.updates and not progress.stopped_by:
                 began = time.monotonic()
+                published = self._publish()
+                publishing = time.monotonic() - began
                 figures = self._one_update(published)
                 progress.update += 1
+                figures["time/publish"] = publishing
+                figures["time/update"] = time.monotonic() - began
+                figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
+                if metrics is not None:  # before the checkpoint, so that a run that goes on from it has every line
+                    figures |= ray.get(self._job.stream.counts.remote())
+                    metrics.log(progress.update, figures)
                 last = progress.update == settings.updates or bool(progress.stopped_by)
                 if self._first and (last or progress.update % settings.evaluate_every == 0):
                     self._begin_evaluation()
@@ -173,15 +178,7 @@ class _PpoLoop:
                 if not last and (stop or progress.update % settings.checkpoint_every == 0):
                     self._save()
                 if stop and not last:
-                    raise Interrupted(f"ppo stopped after update {progress.update} of {settings.updates}")
-                mark = time.monotonic()
-                published = self._publish() if not last else None
-                figures["time/publish"] = time.monotonic() - mark
-                figures["time/update"] = time.monotonic() - began
-                figures["throughput/episodes_per_second"] = settings.batch_size / (time.monotonic() - began)
-                if metrics is not None:
-                    figures |= ray.get(self._job.stream.counts.remote())
-                    metrics.log(progress.update, figures)
+                    raise Interrupted(f"ppo, update {progress.update} of {settings.updates}")
                 self._collect_evaluations(wait=last)
                 self._reporter.report(progress.update, figures, now=True)
         finally:
@@ -302,9 +299,11 @@ class _PpoLoop:
         attempt, update = self._progress.attempt, self._progress.update
         earlier = self._publication
         self._publication = self._job.conductor.publish.remote(attempt, update, snapshot, probe)
-        if self._settings.max_staleness == 0 or earlier is None:
-            return ray.get(self._publication)
-        return ray.get(earlier)
+        if earlier is None:
+            first: Any = ray.get(self._publication)
+            ray.get(self._job.conductor.start_leasing.remote())
+            return first
+        return ray.get(self._publication if self._settings.max_staleness == 0 else earlier)
 
     def _snapshot(self, weights: dict[str, Tensor]) -> Snapshot:
         dtype = getattr(torch, self._job.rollout_dtype)
