@@ -105,7 +105,7 @@ class SupervisedLoop:
                     self._save()
                     saved = time.monotonic()
                 if stop:
-                    raise Interrupted(f"{self._task.stage} stopped after step {self._step} of {self._task.total_steps}")
+                    raise Interrupted(f"{self._task.stage}, step {self._step} of {self._task.total_steps}")
         finally:
             if metrics is not None:
                 metrics.close()

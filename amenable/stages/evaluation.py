@@ -17,6 +17,7 @@ from amenable.stages.sampling import (
     reference_logprobs,
     reward_scores,
     sample,
+    start_actors,
 )
 
 
@@ -39,6 +40,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
     recipe, settings = context.recipe, context.recipe.evaluation
     prompts = read_table(str(context.data("prompts-heldout")), "prompts").slice(0, settings.prompts)
     names = models(context)
+    start_actors(context)
     load_reward(context)
     total = len(names) * prompts.num_rows * settings.samples_per_prompt
     sampled: dict[str, pa.Table] = {}

@@ -5,7 +5,7 @@ from typing import Any
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
 from amenable.stages.judge import gold_total
-from amenable.stages.sampling import load_reference, load_reward
+from amenable.stages.sampling import load_reference, load_reward, start_actors
 from amenable.stages.supervised import LOGS
 from corpus.problems import UsageProblem
 
@@ -25,6 +25,8 @@ def run(context: Context, spec: StageSpec) -> Finished:
 
     recipe, settings = context.recipe, context.recipe.ppo
     initial = str(context.round.ppo_init / "export")
+    start_actors(context)
+    context.crew.learners()
     generators = context.crew.generators(context.base_model(), context.tokenizer, context.max_sequence_tokens())
     load_reward(context)
     load_reference(context, initial)

@@ -7,7 +7,7 @@ import numpy as np
 from amenable.json_files import write_json
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
-from amenable.stages.sampling import load_into_generators, load_reward, reward_scores, sample
+from amenable.stages.sampling import load_into_generators, load_reward, reward_scores, sample, start_actors
 from amenable.stages.supervised import LOGS, best_on_validation
 
 
@@ -47,6 +47,7 @@ def run_select_sft(context: Context, spec: StageSpec) -> Finished:
     from corpus.schemas import read_table
 
     recipe = context.recipe
+    start_actors(context)
     load_reward(context)
     prompts = read_table(str(context.data("demonstrations-valid")), "demonstrations")
     prompts = prompts.slice(0, recipe.select_sft.prompts)

@@ -20,6 +20,12 @@ def start_generators(context: Context) -> None:
     context.crew.start_generators(context.base_model(), context.tokenizer, context.max_sequence_tokens())
 
 
+def start_actors(context: Context) -> None:
+    """Begin to start generators and scorers side by side: each spends its first seconds on imports."""
+    start_generators(context)
+    context.crew.scoring()
+
+
 def load_into_generators(context: Context, directory: str, label: str) -> None:
     """Put the weights of `directory` into every generator, starting them where they are not yet."""
     generators = context.crew.generators(context.base_model(), context.tokenizer, context.max_sequence_tokens())
