@@ -12,6 +12,7 @@ import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -35,7 +36,7 @@ def line_of(source: str, symbol: str) -> int:
 
     Raises KeyError where there is no such definition.
     """
-    body = ast.parse(source).body
+    body = _parsed(source).body
     line = 0
     for name in symbol.split("."):
         node = next((node for node in body if name in _defines(node)), None)
@@ -43,6 +44,11 @@ def line_of(source: str, symbol: str) -> int:
             raise KeyError(symbol)
         line, body = node.lineno, getattr(node, "body", [])
     return line
+
+
+@cache
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def _defines(node: ast.stmt) -> list[str]:
@@ -169,7 +175,10 @@ def allowed(field: FieldInfo) -> str:
     words = ", ".join(kind for kind in kinds if kind != "null") + (" or null" if "null" in kinds else "")
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     limits = [
-        f"{sign} {getattr(limit, name):g}" for limit in field.metadata for name, sign in signs.items() if hasattr(limit, name)
+        f"{sign} {getattr(limit, name):g}"
+        for limit in field.metadata
+        for name, sign in signs.items()
+        if hasattr(limit, name)
     ]
     return ", ".join([words, *limits])
 
@@ -204,7 +213,7 @@ def pages() -> dict[Path, str]:
     from amenable.recipe import Recipe
 
     found = {page: relinked(page.read_text(encoding="utf-8"), page) for page in PAGES}
-    found[RECIPES] = recipes_page(found[RECIPES], Recipe(name="NAME"))
+    found[RECIPES] = recipes_page(found[RECIPES], Recipe.model_validate({"name": "NAME"}))
     return found
 
 

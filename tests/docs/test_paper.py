@@ -79,7 +79,9 @@ def test_a_dead_link_is_seen(make):
     assert dead_links(make, link.format("ranking_lost", "ranking", at), PAPER)
     assert dead_links(make, link.format("ranking_loss", "rankings", at), PAPER)
     assert dead_links(make, link.format("ranking_loss", "ranking", at + 30), PAPER)
-    assert make.relinked(link.format("ranking_loss", "ranking", 999), PAPER) == link.format("ranking_loss", "ranking", at)
+    assert make.relinked(link.format("ranking_loss", "ranking", 999), PAPER) == link.format(
+        "ranking_loss", "ranking", at
+    )
 
 
 def test_a_link_follows_its_definition_when_it_moves(make):

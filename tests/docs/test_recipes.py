@@ -13,10 +13,10 @@ def test_the_page_is_current(make):
 
 
 def test_a_changed_default_makes_the_page_stale(make):
-    text = make.RECIPES.read_text()
+    page = make.recipes_page(make.RECIPES.read_text(), Recipe(name="NAME"))
     changed = Recipe.model_validate({"name": "NAME", "ppo": {"clip": 0.3}})
-    assert make.recipes_page(text, Recipe(name="NAME")) == text
-    assert make.recipes_page(text, changed) != text
+    assert make.recipes_page(page, Recipe(name="NAME")) == page
+    assert make.recipes_page(page, changed) != page
 
 
 def test_every_field_has_a_row_with_its_default_and_says_what_it_is(make):
