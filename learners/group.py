@@ -6,6 +6,7 @@ manifest on storage is the truth.
 """
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import ray
 from corpus.problems import RunProblem
 from learners.worker import Interrupted, Progress, Worker
 
-POLL_S = 0.2
+POLL_S = 0.5
+"""Seconds between two looks of the driver at the desk; a job's end is told at once."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,16 @@ class Desk:
         self._progress: list[Progress] = []
         self._outcome: Outcome | None = None
         self._ready: set[int] = set()
+        self._changed = asyncio.Event()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def order(self, job: Ordered) -> None:
         """The driver's next job."""
         self._job, self._outcome, self._stop = job, None, False
+        self._notify()
 
     async def next_job(self, rank: int, after: int) -> Ordered | None:
         """The job after number `after`, once there is one; None when the group is to end."""
@@ -61,7 +69,7 @@ class Desk:
         while not self._closed:
             if self._job is not None and self._job.number > after:
                 return self._job
-            await asyncio.sleep(POLL_S / 4)
+            await self._changed.wait()
         return None
 
     async def report(self, progress: Progress) -> bool:
@@ -77,9 +85,17 @@ class Desk:
         """How the present job ended; the first outcome counts."""
         if self._outcome is None and self._job is not None and outcome.number == self._job.number:
             self._outcome = outcome
+            self._notify()
 
-    async def news(self) -> tuple[list[Progress], Outcome | None, int]:
-        """For the driver: progress since the last call, the outcome if there is one, and how many ranks are ready."""
+    async def news(self, wait_s: float) -> tuple[list[Progress], Outcome | None, int]:
+        """For the driver: progress since the last call, the outcome if there is one, and how many ranks are ready.
+
+        Waits up to `wait_s` for the outcome.
+        """
+        if self._outcome is None and wait_s > 0:
+            changed = self._changed
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), wait_s)
         progress, self._progress = self._progress, []
         return progress, self._outcome, len(self._ready)
 
@@ -91,6 +107,7 @@ class Desk:
         """Let the ranks leave once their job is done."""
         self._closed = True
         self._stop = True
+        self._notify()
 
 
 def _serve(config: dict[str, Any]) -> None:
@@ -190,7 +207,7 @@ class LearnerGroup:
         gave up; `Interrupted` where `should_stop` became true."""
         started = time.monotonic()
         while True:
-            news: Any = ray.get(self._desk.news.remote())
+            news: Any = ray.get(self._desk.news.remote(POLL_S))
             if news[2] == self._workers:
                 return
             self._check_alive()
@@ -201,7 +218,6 @@ class LearnerGroup:
                 )
             if should_stop():
                 raise Interrupted("the start of the learners")
-            time.sleep(POLL_S)
 
     def _check_alive(self) -> None:
         if not self._thread.is_alive():
@@ -223,7 +239,7 @@ class LearnerGroup:
         ray.get(self._desk.order.remote(Ordered(self._number, run, job)))
         asked = False
         while True:
-            news: Any = ray.get(self._desk.news.remote())
+            news: Any = ray.get(self._desk.news.remote(POLL_S))
             progress, outcome, _ = news
             for each in progress:
                 on_progress(each)
@@ -233,7 +249,6 @@ class LearnerGroup:
             if should_stop() and not asked:
                 asked = True
                 ray.get(self._desk.stop_job.remote())
-            time.sleep(POLL_S)
         if outcome.problem is not None:
             raise outcome.problem
         if outcome.interrupted:
