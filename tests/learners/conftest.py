@@ -12,17 +12,25 @@ from recording_worker import RecordingWorker
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import learners.engine  # noqa: F401 (so that gc.freeze sees it)
 from learners.process_group import process_group
 
 torch.set_num_threads(1)
-gc.freeze()  # every Engine.close collects garbage; what the libraries hold need not be looked through each time
 
 
 @pytest.fixture(scope="session")
 def one_process():
+    """The process group of one rank. Imports what engines import late, then keeps it out of garbage collection: every
+    `Engine.close` collects, and looking through the libraries each time would take most of the tests' time."""
+    import learners.language_model  # noqa: F401
+    from learners.engine import Engine
+    from learners.engine_settings import EngineSettings
+    from learners.optimizer import OptimizerSettings
+
     with process_group():
+        Engine(torch.nn.Linear(2, 2), EngineSettings(zero_stage=1), OptimizerSettings(peak_lr=0.0), 0).close()
+        gc.freeze()
         yield
+        gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
