@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check e2e hh bench lint types install install-test clean help
+.PHONY: demo test check e2e hh bench docs lint types install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (about 12 minutes)"
@@ -44,6 +44,9 @@ hh: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench.ppo
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python docs/make.py
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

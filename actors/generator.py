@@ -53,7 +53,7 @@ class _OpenChunk:
     done: dict[int, Completion] = field(default_factory=dict)
 
 
-@ray.remote(max_concurrency=16)
+@ray.remote(num_cpus=1, max_concurrency=16)  # pyright: ignore[reportCallIssue]
 class RolloutGenerator:
     """One engine. Run-agnostic: weights and work are given to it."""
 
@@ -228,9 +228,7 @@ class RolloutGenerator:
                 "sample": [sample for _, sample in rows],
                 "prompt_tokens": [tokens[row] for row, _ in rows],
                 "response_tokens": [completion.tokens for completion in completions],
-                "response": decode_responses(
-                    self._tokenizer, [completion.tokens for completion in completions]
-                ),
+                "response": decode_responses(self._tokenizer, [completion.tokens for completion in completions]),
                 "logprobs": [completion.logprobs for completion in completions],
                 "finish_reason": [completion.finish_reason for completion in completions],
             },

@@ -58,6 +58,7 @@ class EpisodeStream:
         self._prompt_tokens: list[list[int]] = table["prompt_tokens"].to_pylist()
         self._order = PromptOrder(len(self._prompt_ids), plan.seed)
         self._rows: dict[int, pa.RecordBatch] = {}
+        self._written: set[int] = set()
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -136,7 +137,9 @@ class EpisodeStream:
                     f"{self._plan.batch_size} episodes are missing, the first of slot {missing[0]}; owed by {owing}."
                 )
         table = pa.Table.from_batches([self._rows[slot] for slot in self._ledger.batch_slots(batch)], schema=EPISODE)
-        await asyncio.to_thread(self._write, batch, table)
+        if batch not in self._written:  # every rank of the learner takes the batch
+            self._written.add(batch)
+            await asyncio.to_thread(self._write, batch, table)
         return table
 
     def _write(self, batch: int, table: pa.Table) -> None:
@@ -185,6 +188,7 @@ class EpisodeStream:
     async def restore(self, state: dict[str, Any], episodes: pa.Table, attempt: int) -> None:
         """Go back to a checkpoint under a new attempt."""
         self._ledger.restore(state, attempt)
+        self._written.clear()
         batches = episodes.combine_chunks().to_batches()
         self._rows = {
             slot: batch.slice(row, 1) for batch in batches for row, slot in enumerate(batch.column("slot").to_pylist())

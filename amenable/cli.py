@@ -35,7 +35,7 @@ RecipeName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, as in seed=7 or ppo.learning_rate=1e-5."),
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, as in seed=7 or ppo.policy.peak_lr=1e-5."),
 ]
 RunPath = Annotated[
     str | None, typer.Option("--run", metavar="DIR", help="The run's directory, instead of the recipe's.")

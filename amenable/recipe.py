@@ -35,11 +35,13 @@ class ModelSettings(_Slice):
         description="A Hugging Face causal language model: a local directory or a name. None trains a small one on "
         "the corpus's pretraining text first.",
     )
-    shape: TinyLlamaSettings = Field(TinyLlamaSettings(), description="The small model, where there is no base.")
+    shape: TinyLlamaSettings = Field(
+        default=TinyLlamaSettings(), description="The small model, where there is no base."
+    )
     vocab_size: int = Field(
         default=2048,
         ge=259,
-        description="Size of the byte-level BPE vocabulary learnt from files where there is no base; "
+        description="Byte-level BPE vocabulary learnt from files where there is no base; "
         "the built-in world has its own words. House default.",
     )
 
@@ -55,7 +57,7 @@ class LearnerSettings(_Slice):
     start_deadline_s: float = Field(
         default=300.0, gt=0, description="Seconds for all ranks to be ready. House default."
     )
-    engine: EngineSettings = Field(EngineSettings(), description="DeepSpeed: ZeRO stage, dtype, micro-batches.")
+    engine: EngineSettings = Field(default=EngineSettings(), description="DeepSpeed: ZeRO stage, dtype, micro-batches.")
 
 
 class CollectSettings(_Slice):
@@ -116,13 +118,13 @@ class Recipe(_Slice):
     corpus: FileCorpusSettings | None = Field(
         default=None, description="Files (or Hub datasets) to train on. None: the built-in world."
     )
-    world: WorldSettings = Field(WorldSettings(), description="The built-in world, where there is no corpus.")
-    tokens: TokenLimits = Field(TokenLimits(), description="Length limits of prompts, responses and sequences.")
-    model: ModelSettings = Field(ModelSettings(), description="The language model the run starts from.")
-    learners: LearnerSettings = Field(LearnerSettings(), description="Who learns.")
-    rollouts: RolloutSettings = Field(RolloutSettings(), description="Who generates.")
-    scoring: ScoringSettings = Field(ScoringSettings(), description="Who scores.")
-    sampling: SamplingSettings = Field(SamplingSettings(), description="How responses are drawn, everywhere.")
+    world: WorldSettings = Field(default=WorldSettings(), description="The built-in world, where there is no corpus.")
+    tokens: TokenLimits = Field(default=TokenLimits(), description="Length limits of prompts, responses and sequences.")
+    model: ModelSettings = Field(default=ModelSettings(), description="The language model the run starts from.")
+    learners: LearnerSettings = Field(default=LearnerSettings(), description="Who learns.")
+    rollouts: RolloutSettings = Field(default=RolloutSettings(), description="Who generates.")
+    scoring: ScoringSettings = Field(default=ScoringSettings(), description="Who scores.")
+    sampling: SamplingSettings = Field(default=SamplingSettings(), description="How responses are drawn, everywhere.")
     base: LanguageModelSettings = Field(
         default=LanguageModelSettings(
             optimizer=OptimizerSettings(peak_lr=3e-3, warmup_steps=50, weight_decay=0.1),
@@ -132,18 +134,20 @@ class Recipe(_Slice):
         ),
         description="Base training, where there is no base model. Defaults: a prototype of the built-in world.",
     )
-    sft: LanguageModelSettings = Field(LanguageModelSettings(), description="Supervised fine-tuning.")
-    collect: CollectSettings = Field(CollectSettings(), description="Fresh comparisons, where none are given.")
-    rm: RewardModelSettings = Field(RewardModelSettings(), description="Reward-model training.")
-    select_sft: SelectionSettings = Field(SelectionSettings(), description="Choice of the SFT baseline.")
+    sft: LanguageModelSettings = Field(default=LanguageModelSettings(), description="Supervised fine-tuning.")
+    collect: CollectSettings = Field(default=CollectSettings(), description="Fresh comparisons, where none are given.")
+    rm: RewardModelSettings = Field(default=RewardModelSettings(), description="Reward-model training.")
+    select_sft: SelectionSettings = Field(default=SelectionSettings(), description="Choice of the SFT baseline.")
     ppo_init: LanguageModelSettings = Field(
-        LanguageModelSettings(epochs=2, pretraining_share=0.1, keep_epochs=False),
+        default=LanguageModelSettings(
+            optimizer=OptimizerSettings(peak_lr=5e-6), epochs=2, pretraining_share=0.1, keep_epochs=False
+        ),
         description="The model PPO starts from, which is also its frozen reference. InstructGPT: 2 epochs of SFT with "
-        "a 10 % pretraining mix.",
+        "a 10 % pretraining mix; its peak learning rate for 1.3B is 5e-6 (appendix C.3).",
     )
-    reward: RewardSettings = Field(RewardSettings(), description="What PPO is rewarded with.")
-    ppo: PpoSettings = Field(PpoSettings(), description="PPO-ptx.")
-    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="The final evaluation.")
+    reward: RewardSettings = Field(default=RewardSettings(), description="What PPO is rewarded with.")
+    ppo: PpoSettings = Field(default=PpoSettings(), description="PPO-ptx.")
+    evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="The final evaluation.")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -38,6 +38,7 @@ def session(address: str | None, cpus: int, object_store_mib: int = 256) -> Iter
         if address is None:
             ray.init(
                 num_cpus=cpus,
+                _node_ip_address="127.0.0.1",  # nothing of a local session is reachable from elsewhere
                 include_dashboard=False,
                 object_store_memory=object_store_mib << 20,
                 log_to_driver=False,

@@ -108,14 +108,14 @@ class PpoSettings(BaseModel):
     )
 
     policy: OptimizerSettings = Field(
-        OptimizerSettings(peak_lr=8.05e-6, schedule="constant", warmup_steps=10, eps=1e-5),
+        default=OptimizerSettings(peak_lr=8.05e-6, schedule="constant", warmup_steps=10, eps=1e-5),
         description="The policy's optimiser. InstructGPT states no final rate: its sweep is 2.55e-6 to 2.55e-5, and "
         "above 8.05e-6 PPO diverged without ptx. Constant after 10 warm-up updates from 0.1 × peak; Adam's epsilon "
         "1e-5 is the N+ code's. Steps of the schedule are updates.",
     )
     value: OptimizerSettings = Field(
-        OptimizerSettings(peak_lr=9e-6, schedule="constant", warmup_steps=10, eps=1e-5),
-        description="The value network's optimiser. InstructGPT: 9e-6 (175B: 5e-6).",
+        default=OptimizerSettings(peak_lr=9e-6, schedule="constant", eps=1e-5),
+        description="The value network's optimiser. InstructGPT: a fixed 9e-6 (175B: 5e-6); epsilon as the policy's.",
     )
     critic_warmup_updates: int = Field(
         default=0,
