@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check e2e hh bench docs lint types install install-test clean help
+.PHONY: demo test check e2e hh bench docs lint types unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (about 12 minutes)"
@@ -24,7 +24,10 @@ demo: $(VENV)/.installed
 
 test: check e2e
 
-check: lint types
+check: lint
+	@$(MAKE) --no-print-directory -j2 types unit
+
+unit: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m "not slow"
 
 lint: $(VENV)/.installed-test
