@@ -243,6 +243,7 @@ class _PpoLoop:
                 "sync/publish_seconds": published.seconds,
                 "sync/pause_seconds": published.pause_s,
                 "mismatch/probe_nats": published.probe_nats,
+                **published.roles,
             }
         return figures
 
