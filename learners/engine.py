@@ -247,7 +247,8 @@ class Engine:
 
 
 def _configuration(engine: EngineSettings, stage: int, clip: float | None, size: int) -> dict[str, Any]:
-    bucket = min(size, 500_000_000)  # DeepSpeed's default is the latter; it allocates a whole bucket at a time
+    # DeepSpeed's default is the latter; it allocates a whole bucket at a time, and wants its size to be even.
+    bucket = min(size + size % 2, 500_000_000)
     return {
         "train_micro_batch_size_per_gpu": 1,  # unused: minibatches are cut by learners.batching
         "gradient_accumulation_steps": 1,
