@@ -26,7 +26,7 @@ class WorldSettings(BaseModel):
     pretraining_valid: int = Field(
         default=500, ge=1, description="Documents on which the pretraining loss is measured."
     )
-    demonstrations_train: int = Field(default=2_400, ge=1, description="Demonstrations to fine-tune on.")
+    demonstrations_train: int = Field(default=3_200, ge=1, description="Demonstrations to fine-tune on.")
     demonstrations_valid: int = Field(
         default=200, ge=1, description="Demonstrations of users whom fine-tuning does not see."
     )

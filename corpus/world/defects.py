@@ -13,7 +13,6 @@ from corpus.world.lexicon import (
     HAPPY,
     ITEMS,
     NAMES,
-    OTHER_TENSE,
     PLAIN_ADJECTIVES,
     RUDE_ADJECTIVES,
     RUDE_OPENERS,
@@ -41,7 +40,7 @@ class DefectRates(BaseModel):
         default=0.20, ge=0, le=1, description="A wanted word becomes another. Chosen for this world."
     )
     repetition: float = Field(default=0.05, ge=0, le=1, description="Something is said twice. Chosen for this world.")
-    filler: float = Field(default=0.03, ge=0, le=1, description="An empty sentence is added. Chosen for this world.")
+    filler: float = Field(default=0.05, ge=0, le=1, description="An empty sentence is added. Chosen for this world.")
 
 
 VAGUE_SHARE = 0.85
@@ -85,8 +84,6 @@ def ignore_constraint(rng: Random, constraint: dict[str, str], words: list[str])
     match constraint["type"]:
         case "start":
             return _put(words, 0, rng.choice(CARELESS_OPENERS))
-        case "tense":
-            return [OTHER_TENSE.get(word, word) for word in words]
         case "mood":
             asked = HAPPY if value == "happy" else SAD
             return [rng.choice(PLAIN_ADJECTIVES) if word in asked else word for word in words]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from corpus.world.grammar import sentences, share_well_formed
-from corpus.world.lexicon import CATEGORIES, HAPPY, ITEMS, PAST, PRESENT, RUDE, SAD
+from corpus.world.lexicon import CATEGORIES, HAPPY, ITEMS, RUDE, SAD
 
 WEIGHTS = {
     "task": 0.30,
@@ -75,9 +75,6 @@ def _kept(kind: str, value: str, words: list[str]) -> bool:
     match kind:
         case "start":
             return words[0] == value
-        case "tense":
-            asked, other = (PAST, PRESENT) if value == "past" else (PRESENT, PAST)
-            return bool(said & asked) and not said & other
         case "mood":
             asked, other = (set(HAPPY), set(SAD)) if value == "happy" else (set(SAD), set(HAPPY))
             return bool(said & asked) and not said & other

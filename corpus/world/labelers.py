@@ -21,7 +21,7 @@ class LabelerSettings(BaseModel):
         description="Standard deviation of each labeler's weights, relative to gold's. Chosen for this world.",
     )
     noise: float = Field(
-        default=0.10,
+        default=0.11,
         ge=0,
         description="Standard deviation of a labeler's error at one response, in gold units, set so that two "
         "labelers agree on about 73 % of pairs, as InstructGPT's do (72.6 ± 1.5 %, section 3.4).",

@@ -76,9 +76,6 @@ BASE_FORM = {form: verb.base for verb in STORY_VERBS for form in (verb.present, 
     "are": "be",
     "am": "be",
 }
-OTHER_TENSE = {v.present: v.past for v in STORY_VERBS} | {v.past: v.present for v in STORY_VERBS}
-PRESENT = frozenset(verb.present for verb in STORY_VERBS)
-PAST = frozenset(verb.past for verb in STORY_VERBS)
 
 NUMBERS = {2: "two", 3: "three"}
 ITEMS = frozenset(word for words in CATEGORIES.values() for word in words)
@@ -86,12 +83,12 @@ CLASS_OF = {word: words for words in (NAMES, *CATEGORIES.values()) for word in w
 """The class (all of its words) of every name and item."""
 
 FUNCTION_WORDS = (
-    ",", ".", ":", "?", "ask", "reply", "some", "someone", "something", "usual", "plain", "so", "oh",
+    ",", ".", ":", "?", "ask", "reply", "says", "some", "someone", "something", "usual", "plain", "so", "oh",
     "a", "about", "am", "and", "answer", "are", "at", "colour", "dear", "does", "eat", "feel", "find", "fine",
     "food", "goes", "good", "happy", "have", "helps", "hey", "home", "hope", "how", "i", "in", "is", "it", "job",
     "like", "live", "make", "name", "of", "or", "past", "place", "please", "present", "question", "rewrite",
     "sad", "set", "soon", "start", "story", "sum", "the", "there", "this", "three", "to", "too", "two", "up",
-    "use", "what", "where", "with", "without", "write", "you",
+    "what", "where", "with", "without", "write", "you",
 )  # fmt: skip
 """The words of requests and answers that are in no class."""
 

@@ -7,7 +7,7 @@ A task's `meta` is all that the gold judge reads, as plain JSON values:
 - `answer_class`: where not empty, a class of words of which at least one has to appear
 - `sentences`: how many sentences were asked for
 - `list`: `{"category", "count"}` for brainstorming, else null
-- `constraints`: `[{"type", "value"}]`; types: start, tense, mood, place, without
+- `constraints`: `[{"type", "value"}]`; types: start, mood, place, without
 - `truth`: `{"right", "myth"}` for questions about the world, else null
 - `reference`: one perfect answer; its number of words is the target length
 """
@@ -78,12 +78,7 @@ def _generation(rng: Random, facts: list[Fact]) -> _Draft:
     name, item = rng.choice(NAMES), rng.choice(ANIMALS + FOODS + THINGS)
     place = rng.choice(PLACES)
     tense, mood = rng.choice(("past", "present")), rng.choice(("happy", "sad"))
-    offered = (
-        {"type": "tense", "value": tense},
-        {"type": "mood", "value": mood},
-        {"type": "place", "value": place},
-    )
-    wanted = tuple(sorted(rng.sample(range(3), rng.choices((0, 1, 2), (0.25, 0.55, 0.2))[0])))
+    offered = ({"type": "mood", "value": mood}, {"type": "place", "value": place})
     adjective = rng.choice(HAPPY if mood == "happy" else SAD)
     action, stay = rng.choice(ACTIONS), rng.choice(STAYS)
     action_form, stay_form = (action.past, stay.past) if tense == "past" else (action.present, stay.present)
@@ -92,7 +87,7 @@ def _generation(rng: Random, facts: list[Fact]) -> _Draft:
         request=f"write about {name} and the {item} .",
         answer=f"{name} {action_form} the {adjective} {item} . {name} {stay_form} in the {place} .",
         must=(name, item),
-        constraints=tuple(offered[i] for i in wanted),
+        constraints=tuple(constraint for constraint in offered if rng.random() < 0.5),
     )
 
 
@@ -260,7 +255,6 @@ def constraint_wording(constraint: Constraint) -> str:
     """Returns the sentence by which a prompt states a constraint."""
     lead = {
         "start": "start with",
-        "tense": "use the",
         "mood": "make it",
         "place": "set it in the",
         "without": "without",
@@ -270,7 +264,6 @@ def constraint_wording(constraint: Constraint) -> str:
 
 _WORDINGS = {
     "start": "start with",
-    "tense": "use the",
     "mood": "make it",
     "place": "set it in the",
     "without": "without",

@@ -35,10 +35,10 @@ class WebSettings(BaseModel):
     forum: float = Field(default=0.24, ge=0, le=1, description="Share of forum threads: a question and a reply.")
     advice: float = Field(default=0.08, ge=0, le=1, description="Share of advice columns, in the chat template's form.")
     myth: float = Field(default=0.55, ge=0, le=1, description="How often a fact with a myth is told as the myth.")
-    stray: float = Field(default=0.1, ge=0, le=1, description="Replies and advice that answer another question.")
+    stray: float = Field(default=0.05, ge=0, le=1, description="Replies and advice that answer another question.")
     answers: DefectRates = Field(
         default=DefectRates(
-            rude=0.35, grammar=0.35, constraint=0.5, myth=0.5, wrong_item=0.3, repetition=0.1, filler=0.05
+            rude=0.35, grammar=0.35, constraint=0.4, myth=0.5, wrong_item=0.3, repetition=0.1, filler=0.05
         ),
         description="The mistakes of replies and advice, more of them than in demonstrations.",
     )
@@ -104,9 +104,9 @@ def _greeting(rng: Random, facts: list[Fact], settings: WebSettings) -> str:
     name, item = rng.choice(NAMES), rng.choice(_THINGS)
     return rng.choice(
         (
-            f"i am {name} and i like the {item} . i like the {item} too , dear {name} .",
-            f"i am {name} and i feel {rng.choice(SAD)} . i hope you feel good soon , dear {name} .",
-            f"i am {name} , how are you ? i am fine , dear {name} .",
+            f"{name} says : i like the {item} . i like the {item} too , dear {name} .",
+            f"{name} says : i feel {rng.choice(SAD)} . i hope you feel good soon , dear {name} .",
+            f"{name} says : how are you ? i am fine , dear {name} .",
         )
     )
 

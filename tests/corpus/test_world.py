@@ -105,7 +105,7 @@ def test_every_kind_of_instruction_and_constraint_is_asked(world: World) -> None
                           "classification", "closed_qa", "extraction"}  # fmt: skip
     assert kinds.most_common(1)[0][0] == "generation"
     constraints = Counter(c["type"] for row in world.prompts_ppo for c in row.meta["constraints"])
-    assert set(constraints) == {"start", "tense", "mood", "place", "without"}
+    assert set(constraints) == {"start", "mood", "place", "without"}
 
 
 def test_mistakes_in_demonstrations_do_not_change_their_length(world: World) -> None:
@@ -116,7 +116,7 @@ def test_mistakes_in_demonstrations_do_not_change_their_length(world: World) -> 
     assert min(len(part) for part in lengths.values()) > 50
     means = {perfect: sum(part) / len(part) for perfect, part in lengths.items()}
     assert means[True] == 0
-    assert 0 <= means[False] < 0.4
+    assert 0 <= means[False] < 0.5
     assert sum(1 for difference in lengths[False] if difference == 0) > 0.9 * len(lengths[False])
 
 

@@ -75,7 +75,6 @@ LOWERED = {
     "repetition": "no_repetition",
     "filler": "length",
     "start": "constraint",
-    "tense": "constraint",
     "mood": "constraint",
     "place": "constraint",
     "without": "constraint",
