@@ -60,13 +60,13 @@ SENTENCES = (
     "i hope this helps you",
 )
 _SENTENCE = re.compile("|".join(SENTENCES))
-_OPENING = re.compile(f"{_any(OPENERS + CARELESS_OPENERS + RUDE_OPENERS)} , ")
+_OPENING = re.compile(f"^{_any(OPENERS + CARELESS_OPENERS + RUDE_OPENERS)} , ")
 
 
 def sentences(response: str) -> list[str]:
     """Returns the sentences of a response, full stops and the opener ("well ,") removed."""
-    body = _OPENING.sub("", " ".join(response.split()), count=1) if _OPENING.match(response) else response
-    return [part for part in (" ".join(piece.split()) for piece in f" {body} ".split(" . ")) if part]
+    body = _OPENING.sub("", " ".join(response.split()), count=1)
+    return [part for part in (piece.strip() for piece in f" {body} ".split(" . ")) if part]
 
 
 def share_well_formed(response: str) -> float:

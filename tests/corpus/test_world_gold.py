@@ -40,6 +40,11 @@ def test_a_perfect_answer_is_worth_one(metas: list[dict]) -> None:
         assert set(judged.components) == set(WEIGHTS)
 
 
+def test_white_space_around_and_within_an_answer_does_not_matter(metas: list[dict]) -> None:
+    for meta in metas[:50]:
+        assert gold(meta, "  " + meta["reference"].replace(" ", "  ") + " \n").total == pytest.approx(1)
+
+
 @pytest.mark.parametrize("response", ["", " ", ".", " , . "])
 def test_an_answer_without_words_is_worth_nothing(metas: list[dict], response: str) -> None:
     assert gold(metas[0], response) == Gold(0.0, dict.fromkeys(WEIGHTS, 0.0))
