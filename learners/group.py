@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import cloudpickle as pickle
 
 from corpus.problems import RunProblem
 from learners.worker import Interrupted, Progress, Worker
@@ -24,11 +25,13 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Ordered:
-    """A job with its number: `run` is called with (job, worker) on every rank."""
+    """A job with its number. `payload` is a pickled (run, job): `run` is called with (job, worker) on every rank.
+
+    Pickled, so that the desk, which only passes it on, does not import what the learners need (half a GiB of it).
+    """
 
     number: int
-    run: Callable[[Any, Worker], dict[str, Any]]
-    job: Any
+    payload: bytes
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ def _serve(config: dict[str, Any]) -> None:
             return
         worker = _worker(desk, rank, world)
         try:
-            outcome = Outcome(ordered.number, result=ordered.run(ordered.job, worker))
+            run, job = pickle.loads(ordered.payload)
+            outcome = Outcome(ordered.number, result=run(job, worker))
         except Interrupted as interruption:
             outcome = Outcome(ordered.number, interrupted=str(interruption))
         except Exception as problem:
@@ -236,7 +240,7 @@ class LearnerGroup:
         RunProblem where the group ended.
         """
         self._number += 1
-        ray.get(self._desk.order.remote(Ordered(self._number, run, job)))
+        ray.get(self._desk.order.remote(Ordered(self._number, pickle.dumps((run, job)))))
         asked = False
         while True:
             news: Any = ray.get(self._desk.news.remote(POLL_S))

@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from learners.process_group import any_rank
-
 
 class Interrupted(Exception):
     """The loop was asked to stop, has written a checkpoint and can be continued from it."""
@@ -37,6 +35,8 @@ class Worker:
 
     def agreed_to_stop(self) -> bool:
         """Whether any rank was asked to stop. A collective: every rank calls it at the same step boundary."""
+        from learners.process_group import any_rank  # late: it imports torch, which only ranks need
+
         return any_rank(self.should_stop())
 
 
