@@ -76,7 +76,7 @@ def recipe_for(workload: Workload, options: Options, directory: Path) -> Recipe:
             "model": {"base": str(directory / "model"), "shape": {**SHAPE, "context_length": 256}},
             "sft": {"context_length": context},
             "sampling": {"max_response_tokens": workload.max_response_tokens},
-            "learners": {"threads": options.threads, "engine": {"dtype": options.dtype}},
+            "learners": {"threads": options.threads, "engine": {"dtype": options.dtype}, "start_deadline_s": 1800.0},
             "rollouts": {"threads": options.threads, "dtype": options.dtype, "kv_cache_mib": 512},
             "scoring": {"threads": options.threads, "dtype": options.dtype},
             "ppo": {

@@ -259,12 +259,20 @@ class _PpoLoop:
             self._reporter.report(self._progress.update)
 
     def _mismatch(self, batch: EpisodeBatch, recomputed: Tensor | None) -> dict[str, float]:
-        """Engine against learner on tokens that the learner's present weights wrote, before its first step."""
-        if not batch.own_version.any():
+        """Engine against learner on tokens that the learner's present weights wrote, before its first step.
+
+        Where the learner's log-probs are computed for this alone, the first minibatch's rows have to do.
+        """
+        rows = list(range(batch.rows))
+        if recomputed is None:
+            rows = self._update.first_minibatch(batch, self._progress.update)
+        own = torch.zeros_like(batch.own_version)
+        own[rows] = batch.own_version[rows]
+        if not own.any():
             return {}
         if recomputed is None:
-            recomputed = self._update.logprobs(batch)
-        difference = (recomputed - batch.behaviour_logprobs)[batch.own_version].abs()
+            recomputed = self._update.logprobs(batch, rows)
+        difference = (recomputed - batch.behaviour_logprobs)[own].abs()
         largest = difference.max().item()
         if not largest <= self._bound:
             raise RunProblem(

@@ -74,19 +74,26 @@ class PpoUpdate:
 
     def values(self, batch: EpisodeBatch) -> Tensor:
         """The value network's [batch, targets], 0 off the responses."""
-        return self._whole(batch, lambda s: response_values(self.value, s[0], s[1], s[2]))
+        return self._whole(batch, range(batch.rows), lambda s: response_values(self.value, s[0], s[1], s[2]))
 
-    def logprobs(self, batch: EpisodeBatch) -> Tensor:
-        """The policy's [batch, targets] at the rollout temperature, 0 off the responses."""
-        return self._whole(batch, lambda s: response_logprobs(self.policy, s[0], s[1], s[2], self._temperature))
+    def logprobs(self, batch: EpisodeBatch, rows: Sequence[int] | None = None) -> Tensor:
+        """The policy's [batch, targets] of `rows` (or all) at the rollout temperature, 0 off responses."""
+        rows = range(batch.rows) if rows is None else rows
+        return self._whole(batch, rows, lambda s: response_logprobs(self.policy, s[0], s[1], s[2], self._temperature))
+
+    def first_minibatch(self, batch: EpisodeBatch, update: int) -> list[int]:
+        """The rows that update `update` trains on first."""
+        return minibatch_rows(batch.rows, self._settings.minibatches, (self._seed, update, 0))[0]
 
     @torch.no_grad()
-    def _whole(self, batch: EpisodeBatch, forward: Callable[[tuple[Tensor, Tensor, Tensor]], Tensor]) -> Tensor:
+    def _whole(
+        self, batch: EpisodeBatch, rows: Sequence[int], forward: Callable[[tuple[Tensor, Tensor, Tensor]], Tensor]
+    ) -> Tensor:
         result = torch.zeros(batch.mask.shape)
-        for rows, width in self._microbatches(batch, range(batch.rows)):
-            out = forward(_sequences(batch, rows, width))
-            if rows:
-                result[rows, : width - 1] = out.float().cpu()
+        for chosen, width in self._microbatches(batch, rows):
+            out = forward(_sequences(batch, chosen, width))
+            if chosen:
+                result[chosen, : width - 1] = out.float().cpu()
         return summed_over_ranks(result)
 
     def _microbatches(self, batch: EpisodeBatch, rows: Sequence[int]) -> Iterator[tuple[list[int], int]]:
