@@ -7,6 +7,7 @@ manifest on storage is the truth.
 
 import asyncio
 import contextlib
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray import cloudpickle as pickle
 
 from corpus.problems import RunProblem
 from learners.worker import Interrupted, Progress, Worker
