@@ -22,12 +22,12 @@ def process_group(rank: int = 0, world_size: int = 1, store: str | None = None) 
     it makes one of `world_size` processes that meet at the file `store`, by default one process alone, and destroys it
     at the end.
     """
+    os.environ.setdefault("LOCAL_RANK", str(rank))  # DeepSpeed reads its device index from here
     if dist.is_initialized():
         yield
         return
     if world_size > 1 and store is None:
         raise ValueError("a process group of several processes needs the path of a store that all of them name")
-    os.environ.setdefault("LOCAL_RANK", str(rank))  # DeepSpeed reads its device index from here
     with tempfile.TemporaryDirectory() as own:
         path = store or os.path.join(own, "store")
         dist.init_process_group(backend(), init_method=f"file://{path}", rank=rank, world_size=world_size)

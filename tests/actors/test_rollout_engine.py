@@ -1,5 +1,6 @@
 """The vLLM engine wrapper against transformers: log-probabilities, weight changes, seeds."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +55,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(directory: Path) -> RolloutEngine:
+def engine(directory: Path) -> Iterator[RolloutEngine]:
     settings = RolloutSettings(max_concurrent=8, kv_cache_mib=16)
     engine = RolloutEngine(str(directory), settings, CONTEXT)
-    return engine
+    yield engine
+    engine.close()
+    if torch.distributed.is_initialized():  # vLLM makes a group of its own; what is tested next makes another
+        torch.distributed.destroy_process_group()
 
 
 def requests(count: int, temperature: float = 1.0, max_tokens: int = 12) -> list[Request]:
