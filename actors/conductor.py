@@ -166,6 +166,9 @@ class Conductor:
         if late:
             owing = ", ".join(name for name, task in tasks.items() if task in late)
             raise RunProblem(f"After {self._deadline_s:.0f} s these generators have yet to {what}: {owing}.")
+        for name, task in tasks.items():
+            if isinstance(task.exception(), ray.exceptions.RayActorError):
+                raise RunProblem(f"{name} died before it could {what}.") from task.exception()
         return {name: task.result() for name, task in tasks.items()}
 
     async def _within(self, call: Awaitable[Any], what: str) -> Any:

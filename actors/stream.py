@@ -130,17 +130,24 @@ class EpisodeStream:
             if self._failure is not None:
                 raise self._failure
             if not await self._wait_for_change(deadline):
-                owed = self._ledger.owed_by(batch, time.time())
-                owing = ", ".join(f"{holder} (leased {age:.0f} s ago)" for holder, age in sorted(owed.items()))
                 raise RunProblem(
                     f"Batch {batch} was not complete after {timeout_s:.0f} s: {len(missing)} of "
-                    f"{self._plan.batch_size} episodes are missing, the first of slot {missing[0]}; owed by {owing}."
+                    f"{self._plan.batch_size} episodes are missing, the first of slot {missing[0]}; "
+                    f"{self._owing(batch)}."
                 )
         table = pa.Table.from_batches([self._rows[slot] for slot in self._ledger.batch_slots(batch)], schema=EPISODE)
         if batch not in self._written:  # every rank of the learner takes the batch
             self._written.add(batch)
             await asyncio.to_thread(self._write, batch, table)
         return table
+
+    def _owing(self, batch: int) -> str:
+        owed = self._ledger.owed_by(batch, time.time())
+        unleased = owed.pop("nobody", None) is not None
+        holders = ", ".join(f"{holder} (leased {age:.0f} s ago)" for holder, age in sorted(owed.items()))
+        if not owed:
+            return "no generator has leased them"
+        return f"owed by {holders}" + ("; some were leased by nobody" if unleased else "")
 
     def _write(self, batch: int, table: pa.Table) -> None:
         directory = Path(self._plan.directory)

@@ -1,0 +1,319 @@
+"""The stream as its users meet it: leased from, delivered to, taken from, waited for.
+
+Its class runs in an event loop of a thread here, as it does in its actor; the last tests are with the real actor.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.episodes import EPISODE, GENERATED, Chunk, PromptOrder, episode_seed
+from actors.stream import EpisodeStream, StreamPlan
+from corpus.problems import RunProblem
+from corpus.schemas import make_table, write_table
+
+BATCH, CHUNK, PROMPTS = 4, 2, 5
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.parquet"
+    columns = {
+        "prompt_id": [f"p{number}" for number in range(PROMPTS)],
+        "user_id": ["u"] * PROMPTS,
+        "prompt": ["?"] * PROMPTS,
+        "prompt_tokens": [[number] for number in range(PROMPTS)],
+        "meta": [""] * PROMPTS,
+    }
+    write_table(make_table("prompts", columns), path, "prompts")
+    return path
+
+
+def plan(prompts: Path, directory: Path, staleness: int = 0, lease_s: float = 60.0, batches: int = 3) -> StreamPlan:
+    return StreamPlan(
+        prompts=str(prompts),
+        directory=str(directory),
+        seed=11,
+        round_number=1,
+        batch_size=BATCH,
+        chunk_size=CHUNK,
+        max_staleness=staleness,
+        batches=batches,
+        lease_s=lease_s,
+    )
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    events = asyncio.new_event_loop()
+    thread = threading.Thread(target=events.run_forever, daemon=True)
+    thread.start()
+    yield events
+    events.call_soon_threadsafe(events.stop)
+    thread.join()
+
+
+@pytest.fixture
+def start(loop, prompts, tmp_path):
+    """Makes a stream, whose coroutines run in `loop`."""
+
+    def stream(**settings) -> "Stream":
+        made = EpisodeStream.__ray_metadata__.modified_class(plan(prompts, tmp_path / "episodes", **settings))  # pyright: ignore
+
+        def call(method: str, *arguments: Any) -> Future:
+            return asyncio.run_coroutine_threadsafe(getattr(made, method)(*arguments), loop)
+
+        return Stream(call)
+
+    return stream
+
+
+@pytest.fixture
+def start_actor(ray_session, prompts, tmp_path):
+    """Makes a stream in an actor, which is killed afterwards."""
+    started = []
+
+    def stream(**settings) -> "Stream":
+        actor: Any = EpisodeStream.remote(plan(prompts, tmp_path / "episodes", **settings))  # pyright: ignore
+        started.append(actor)
+        return Stream(lambda method, *arguments: getattr(actor, method).remote(*arguments).future())
+
+    yield stream
+    for each in started:
+        ray_session.kill(each)
+
+
+class Stream:
+    """A stream whose methods are called and waited for; `later` only calls."""
+
+    def __init__(self, call: Any) -> None:
+        self.later = call
+
+    def __getattr__(self, method: str) -> Any:
+        return lambda *arguments: self.later(method, *arguments).result(60)
+
+    def deliver(self, chunk: Chunk, holder: str = "a", score: float = 1.0) -> int:
+        return self.accept(generated(chunk, holder), [score] * CHUNK, [[-2.0, -2.0]] * CHUNK)
+
+    def fill(self, holder: str = "a") -> None:
+        """Leases and delivers all that is admitted."""
+        for chunk in self.lease(holder, 99, 0.0):
+            self.deliver(chunk, holder)
+
+
+def waits(answer: Future, seconds: float = 0.3) -> bool:
+    try:
+        answer.result(seconds)
+    except TimeoutError:
+        return True
+    return False
+
+
+def generated(chunk: Chunk, holder: str) -> pa.RecordBatch:
+    count = len(chunk.slots)
+    columns = {
+        "run": ["r"] * count,
+        "round": [1] * count,
+        "slot": [slot.index for slot in chunk.slots],
+        "sample": [0] * count,
+        "attempt": [chunk.attempt] * count,
+        "prompt_id": [slot.prompt_id for slot in chunk.slots],
+        "prompt_tokens": [slot.prompt_tokens for slot in chunk.slots],
+        "response_tokens": [[7, 8]] * count,
+        "behaviour_logprobs": [[-1.0, -1.0]] * count,
+        "version_spans": [[{"attempt": 0, "update": 0, "start": 0, "end": 2}]] * count,
+        "finish_reason": ["stop"] * count,
+        "generator": [holder] * count,
+        "leased_at": [chunk.leased_at] * count,
+        "generated_at": [time.time()] * count,
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=GENERATED)
+
+
+def indices(chunks) -> list[int]:
+    return [slot.index for chunk in chunks for slot in chunk.slots]
+
+
+def test_slots_are_leased_once_with_the_prompt_and_the_seed_that_the_run_gives_them(start):
+    stream = start(staleness=1)
+    first, second = stream.lease("a", 1, 0.0), stream.lease("b", 99, 0.0)
+    assert (indices(first), indices(second)) == ([0, 1], [2, 3, 4, 5, 6, 7])
+    order = PromptOrder(PROMPTS, 11)
+    for chunk in [*first, *second]:
+        for slot in chunk.slots:
+            assert slot.prompt_id == f"p{order[slot.index]}"
+            assert slot.prompt_tokens == [order[slot.index]]
+            assert slot.seed == episode_seed(11, 1, slot.index)
+    assert stream.lease("a", 1, 0.0) == []
+
+
+def test_a_batch_is_taken_in_slot_order_whoever_delivered_first_and_is_on_the_disk(start, tmp_path):
+    take_a_batch(start(), tmp_path)
+
+
+def take_a_batch(stream: Stream, tmp_path: Path) -> None:
+    one, two = stream.lease("a", 2, 0.0)
+    taken = stream.later("take", 0, 30.0)
+    assert stream.deliver(two, score=2.0) == CHUNK
+    assert stream.deliver(one, score=1.0) == CHUNK
+    table = taken.result(30)
+    assert table.schema == EPISODE
+    assert table["slot"].to_pylist() == [0, 1, 2, 3]
+    assert table["score"].to_pylist() == [1.0, 1.0, 2.0, 2.0]
+    [path] = (tmp_path / "episodes").iterdir()
+    assert path.name == "update-000001-attempt-0.parquet"
+    assert pq.read_table(path).equals(table)
+
+
+def test_a_second_delivery_changes_nothing(start):
+    stream = start()
+    one, two = stream.lease("a", 2, 0.0)
+    stream.deliver(one, score=1.0)
+    assert stream.deliver(one, score=5.0) == 0
+    stream.deliver(two)
+    assert stream.take(0, 1.0)["score"].to_pylist() == [1.0, 1.0, 1.0, 1.0]
+    stream.trained(0)
+    assert stream.deliver(one) == 0  # later still: its batch is in the weights
+    counts = stream.counts()
+    assert (counts["stream/duplicates"], counts["stream/accepted_waiting"]) == (4, 0)
+
+
+def test_an_expired_lease_is_given_to_another_and_the_first_to_deliver_counts(start):
+    stream = start(lease_s=0.2)
+    [slow] = stream.lease("slow", 1, 0.0)
+    assert indices([slow]) == [0, 1]
+    time.sleep(0.3)
+    again = stream.lease("quick", 1, 0.0)
+    assert indices(again) == [0, 1]
+    assert stream.deliver(again[0], "quick") == CHUNK
+    assert stream.deliver(slow, "slow") == 0
+    counts = stream.counts()
+    assert (counts["stream/regenerated"], counts["stream/duplicates"]) == (1, 2)
+
+
+def test_what_a_dead_generator_held_is_leased_at_once(start):
+    stream = start()
+    stream.lease("dying", 2, 0.0)
+    waiting = stream.later("lease", "other", 2, 30.0)
+    assert stream.release("dying") == 2
+    began = time.monotonic()
+    assert indices(waiting.result(30)) == [0, 1, 2, 3]
+    assert time.monotonic() - began < 10
+
+
+def test_a_lease_waits_until_further_slots_are_admitted(start):
+    stream = start()
+    stream.fill()
+    assert stream.lease("a", 1, 0.1) == []
+    waiting = stream.later("lease", "a", 2, 30.0)
+    stream.take(0, 1.0)
+    stream.trained(0)
+    assert waits(waiting)
+    stream.advance(0, 1)
+    assert indices(waiting.result(30)) == [4, 5, 6, 7]
+
+
+def test_the_deadline_of_a_batch_names_who_owes_it(start):
+    stream = start()
+    with pytest.raises(RunProblem, match="4 of 4 episodes are missing, the first of slot 0; no generator has leased"):
+        stream.take(0, 0.1)
+    [one] = stream.lease("generator-3", 1, 0.0)
+    with pytest.raises(RunProblem) as late:
+        stream.take(0, 0.1)
+    assert str(late.value) == (
+        "Batch 0 was not complete after 0 s: 4 of 4 episodes are missing, the first of slot 0; "
+        "owed by generator-3 (leased 0 s ago); some were leased by nobody."
+    )
+    stream.deliver(one)
+    stream.lease("generator-5", 1, 0.0)
+    with pytest.raises(RunProblem) as late:
+        stream.take(0, 0.1)
+    assert str(late.value) == (
+        "Batch 0 was not complete after 0 s: 2 of 4 episodes are missing, the first of slot 2; "
+        "owed by generator-5 (leased 0 s ago)."
+    )
+
+
+def test_an_actor_that_failed_is_told_to_whoever_waits_for_a_batch_at_once(start):
+    fail_a_batch(start())
+
+
+def fail_a_batch(stream: Stream) -> None:
+    waiting = stream.later("take", 0, 300.0)
+    assert waits(waiting)
+    stream.fail(RunProblem("the scorer gave up"))
+    stream.fail(RunProblem("and so, later, did the generator"))
+    began = time.monotonic()
+    with pytest.raises(RunProblem, match="the scorer gave up"):
+        waiting.result(30)
+    assert time.monotonic() - began < 10
+
+
+def test_batches_are_trained_in_order_and_whole(start):
+    stream = start(staleness=1)
+    stream.fill()
+    with pytest.raises(RunProblem, match="Batch 1 was given to training, but batch 0 is next"):
+        stream.trained(1)
+    stream.trained(0)
+    with pytest.raises(RunProblem, match="Batch 0 was given to training, but batch 1 is next"):
+        stream.trained(0)
+
+
+def test_a_checkpoint_continues_under_a_new_attempt_and_the_old_one_is_refused(start, tmp_path):
+    go_on(start(staleness=1), start(staleness=1), tmp_path)
+
+
+def go_on(before: Stream, after: Stream, tmp_path: Path) -> None:
+    chunks = before.lease("a", 4, 0.0)
+    for chunk in chunks[:3]:
+        before.deliver(chunk)
+    before.take(0, 1.0)
+    before.trained(0)
+    state, episodes = before.state()
+    assert episodes["slot"].to_pylist() == [4, 5]
+
+    after.restore(state, episodes, 1)
+    assert after.deliver(chunks[3]) == 0  # generated for the attempt before
+    assert after.counts()["stream/refused"] == CHUNK
+    with pytest.raises(RunProblem, match="Attempt 0 published weights, but attempt 1 is the present one"):
+        after.advance(0, 1)
+    [again] = after.lease("b", 9, 0.0)
+    assert (indices([again]), again.attempt) == ([6, 7], 1)
+    assert again.slots == chunks[3].slots  # the same prompts, drawn with the same seeds
+    assert after.deliver(again, "b") == CHUNK
+    table = after.take(1, 1.0)
+    assert table["slot"].to_pylist() == [4, 5, 6, 7]
+    assert table["attempt"].to_pylist() == [0, 0, 1, 1]
+    names = sorted(path.name for path in (tmp_path / "episodes").iterdir())
+    assert names == ["update-000001-attempt-0.parquet", "update-000002-attempt-1.parquet"]
+
+
+def test_a_checkpoint_is_not_continued_under_its_own_attempt(start):
+    state, episodes = start().state()
+    with pytest.raises(RunProblem, match="Attempt 0 cannot follow attempt 0"):
+        start().restore(state, episodes, 0)
+
+
+@pytest.mark.slow
+def test_the_real_actor_does_the_same(start_actor, tmp_path):
+    first, second, third = start_actor(), start_actor(staleness=1), start_actor(staleness=1)
+    take_a_batch(first, tmp_path)
+    (tmp_path / "episodes" / "update-000001-attempt-0.parquet").unlink()
+    go_on(second, third, tmp_path)
+    first.trained(0)
+    first.advance(0, 1)
+    with pytest.raises(RunProblem, match="Batch 1 was not complete after 1 s: 4 of 4 episodes are missing"):
+        first.take(1, 1.0)
+
+
+@pytest.mark.slow
+def test_the_real_actor_tells_of_a_failure(start_actor):
+    fail_a_batch(start_actor())
