@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.exceptions import RayActorError
 
 from actors.episodes import version_label
 from actors.generator import Work
@@ -167,7 +168,7 @@ class Conductor:
             owing = ", ".join(name for name, task in tasks.items() if task in late)
             raise RunProblem(f"After {self._deadline_s:.0f} s these generators have yet to {what}: {owing}.")
         for name, task in tasks.items():
-            if isinstance(task.exception(), ray.exceptions.RayActorError):
+            if isinstance(task.exception(), RayActorError):
                 raise RunProblem(f"{name} died before it could {what}.") from task.exception()
         return {name: task.result() for name, task in tasks.items()}
 
