@@ -115,6 +115,20 @@ def make_reward(
     return TrainedReward(directory, tokenizer, rows_per_batch, device, dtype)
 
 
+def check_reward(settings: RewardSettings) -> None:
+    """Raises UsageProblem where it can be known beforehand, without loading a network, that the scorer cannot serve."""
+    if settings.function is not None:
+        FunctionReward(settings.function)
+    if settings.url is not None:
+        HTTPReward(settings.url, 1, settings.timeout_s, settings.deadline_s)
+    if settings.model is not None:
+        from models.build import load_config
+
+        labels = load_config(settings.model).num_labels
+        if labels != 1:
+            raise UsageProblem(f"reward model {settings.model}: it gives {labels} numbers; a reward is one.")
+
+
 def check_scores(scores: Any, count: int, scorer: str) -> list[float]:
     """`scores` as `count` finite floats; RunProblem, naming the scorer, where they are not that."""
     try:

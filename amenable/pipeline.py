@@ -12,6 +12,7 @@ from amenable.run_directory import RunDirectory
 from amenable.stage_reuse import StageSpec, begin, complete, done, read_record
 from amenable.stages import collect, data, evaluation, ppo, reward_model, supervised
 from amenable.stages.context import Context, Stage
+from amenable.stages.sources import reward_hashes
 from amenable.summary import StageSummary, Summary
 from corpus.problems import UsageProblem
 
@@ -42,6 +43,7 @@ def stages_of(recipe: Recipe, run: RunDirectory) -> list[Stage]:
         found.append(stage("base", run.base, supervised.run_base, plain("base", "model.shape", *learned), run.data))
     found.append(stage("sft", run.sft, supervised.run_sft, plain("sft", *learned), run.data, *base))
     generated = ("sampling", "rollouts.dtype", "tokens.max_prompt_tokens")
+    reward = {"reward_files": reward_hashes(recipe.reward)}
     if collects:
         found.append(
             stage("collect", first.collect, collect.run, plain("collect", "world", *generated), run.data, run.sft)
@@ -52,7 +54,7 @@ def stages_of(recipe: Recipe, run: RunDirectory) -> list[Stage]:
             "select-sft",
             first.select_sft,
             reward_model.run_select_sft,
-            plain("select_sft", "reward", "scoring.dtype", *generated),
+            plain("select_sft", "reward", "scoring.dtype", *generated) | reward,
             run.data,
             run.sft,
             first.reward_model,
@@ -62,7 +64,7 @@ def stages_of(recipe: Recipe, run: RunDirectory) -> list[Stage]:
             "ppo",
             first.ppo,
             ppo.run,
-            plain("ppo", "reward", "scoring.dtype", "scoring.rows_per_batch", *learned, *generated),
+            plain("ppo", "reward", "scoring.dtype", "scoring.rows_per_batch", *learned, *generated) | reward,
             run.data,
             first.reward_model,
             first.ppo_init,
@@ -71,7 +73,7 @@ def stages_of(recipe: Recipe, run: RunDirectory) -> list[Stage]:
             "eval",
             first.evaluation,
             evaluation.run,
-            plain("evaluation", "reward", "scoring.dtype", *generated),
+            plain("evaluation", "reward", "scoring.dtype", *generated) | reward,
             run.data,
             *base,
             *compared,
@@ -169,9 +171,18 @@ def _finish(context: Context, stages: dict[str, StageSummary], until: str | None
 
 
 def check_early(recipe: Recipe) -> None:
-    """What can be known to be wrong before any long work: a base model or corpus that is not there or cannot serve."""
+    """What can be known to be wrong before any long work: a base model, corpus or reward that is not there or cannot
+    serve, and stages whose sequences are too short for their data."""
+    from actors.rewards import check_reward
     from corpus.readers import HUB, find_files
 
+    longest = recipe.tokens.max_prompt_tokens + recipe.tokens.max_response_tokens
+    for name, stage in (("sft", recipe.sft), ("ppo_init", recipe.ppo_init)):
+        if stage.context_length < longest:
+            raise UsageProblem(
+                f"{name}.context_length {stage.context_length} is less than tokens.max_prompt_tokens + "
+                f"tokens.max_response_tokens, {longest}: demonstrations of that length could not be trained on."
+            )
     for address in data.addresses(recipe):
         if not address.startswith(HUB):
             find_files(address)
@@ -179,6 +190,7 @@ def check_early(recipe: Recipe) -> None:
         from models.build import check_causal_lm
 
         check_causal_lm(recipe.model.base, max(recipe.tokens.context_tokens, recipe.sft.context_length))
+    check_reward(recipe.reward)
 
 
 def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, address: str | None) -> dict[str, Any]:
@@ -186,6 +198,7 @@ def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, addr
 
     Raises UsageProblem where the reward model is not trained yet, or the file holds no comparisons.
     """
+    from actors.rewards import RewardSettings
     from corpus.formats import read_source
     from corpus.schemas import read_table
     from corpus.tokenising import tokenise_comparisons
@@ -206,7 +219,7 @@ def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, addr
         table = tokenise_comparisons(rows, load_tokenizer(context.tokenizer), recipe.tokens)
         from amenable.stages.sampling import load_reward
 
-        load_reward(context)
+        load_reward(context, RewardSettings())
         train = read_table(reward_model.comparisons(context, "train"), "comparisons")
         result = evaluation.comparison_result(context, table, train)
     progress.finish_stage(f"{result.accuracy.pairs} pairs")

@@ -1,10 +1,12 @@
 """Finds the sentence for a person inside the errors that Ray wraps around it. Imports nothing of Ray."""
 
+import errno
 import re
 from collections.abc import Iterator
 
 from corpus.problems import RunProblem, UsageProblem
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SORTS = {problem.__name__: problem for problem in (UsageProblem, RunProblem)}
 # An actor that fails in its constructor leaves only the text of the traceback; its last line names the error.
 _LAST_LINE = re.compile(r"^(?:corpus\.problems\.)?(UsageProblem|RunProblem): (.+)$", re.MULTILINE)
@@ -20,6 +22,8 @@ def problem_in(error: BaseException) -> UsageProblem | RunProblem | None:
             continue
         seen.add(id(current))
         wrapped = list(_wrapped(current))
+        if isinstance(current, OSError) and current.errno in _FULL:
+            return RunProblem(f"The disk is full ({current}); make room, and the same command continues.")
         # Ray makes an error that is both its own and the problem, with the traceback for its text: look inside first.
         if isinstance(current, UsageProblem | RunProblem) and not wrapped:
             return current

@@ -33,18 +33,26 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Workload:
-    """What is generated: responses of at most `max_response_tokens`, which end with this chance at every token."""
+    """What is generated: responses of at most `max_response_tokens`, which end with this chance at every token.
+
+    The other sizes keep padding small where lengths differ: slots of a chunk, rows that are scored together, and tokens
+    of a micro-batch.
+    """
 
     name: Name
     max_response_tokens: int
     ending_probability: float
     chunk_size: int
+    rows_per_batch: int
+    tokens_per_microbatch: int
     says: str
 
 
 WORKLOADS: dict[Name, Workload] = {
-    "A": Workload("A", 32, 0.0, 32, "32 prompt tokens, always 32 response tokens"),
-    "B": Workload("B", 128, 1 / 32, 8, "32 prompt tokens, up to 128 response tokens, ending early (mean about 32)"),
+    "A": Workload("A", 32, 0.0, 32, 32, 1024, "32 prompt tokens, always 32 response tokens"),
+    "B": Workload(
+        "B", 128, 1 / 32, 16, 8, 512, "32 prompt tokens, up to 128 response tokens, ending early (mean about 32)"
+    ),
 }
 
 
@@ -76,9 +84,13 @@ def recipe_for(workload: Workload, options: Options, directory: Path) -> Recipe:
             "model": {"base": str(directory / "model"), "shape": {**SHAPE, "context_length": 256}},
             "sft": {"context_length": context},
             "sampling": {"max_response_tokens": workload.max_response_tokens},
-            "learners": {"threads": options.threads, "engine": {"dtype": options.dtype}, "start_deadline_s": 1800.0},
+            "learners": {
+                "threads": options.threads,
+                "start_deadline_s": 1800.0,
+                "engine": {"dtype": options.dtype, "tokens_per_microbatch": workload.tokens_per_microbatch},
+            },
             "rollouts": {"threads": options.threads, "dtype": options.dtype, "kv_cache_mib": 512},
-            "scoring": {"threads": options.threads, "dtype": options.dtype},
+            "scoring": {"threads": options.threads, "dtype": options.dtype, "rows_per_batch": workload.rows_per_batch},
             "ppo": {
                 "updates": options.updates,
                 "batch_size": BATCH_SIZE,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -71,11 +71,7 @@ def load_causal_lm(directory_or_name: str, dtype: torch.dtype = torch.float32) -
 
 def check_causal_lm(directory_or_name: str, context_tokens: int) -> None:
     """Raises UsageProblem where a base model could not serve, as far as its configuration and tokenizer tell."""
-    _require_directory(directory_or_name, "model")
-    try:
-        config = AutoConfig.from_pretrained(directory_or_name, trust_remote_code=False)
-    except LOAD_ERRORS as error:
-        raise UsageProblem(f"Model {directory_or_name!r} does not load: {_first_line(error)}") from error
+    config = load_config(directory_or_name)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UsageProblem(f"Model {directory_or_name!r} is of type {config.model_type}, not a causal language model.")
     longest = context_length(config)
@@ -84,6 +80,7 @@ def check_causal_lm(directory_or_name: str, context_tokens: int) -> None:
             f"Model {directory_or_name!r} reads at most {longest} tokens; the recipe asks for {context_tokens}: lower "
             "tokens.context_tokens and the stages' context_length."
         )
+    _check_weight_files(directory_or_name)
     tokenizer = load_tokenizer(directory_or_name)
     rows, tokens = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
     if tokens > rows + (tokenizer.pad_token_id == rows):
@@ -91,6 +88,15 @@ def check_causal_lm(directory_or_name: str, context_tokens: int) -> None:
             f"The tokenizer of {directory_or_name!r} has {tokens} tokens and the model has rows for {rows}; they do "
             "not belong together."
         )
+
+
+def load_config(directory_or_name: str) -> PreTrainedConfig:
+    """The configuration of a model in a local directory or on the Hub. Raises UsageProblem where it does not load."""
+    _require_directory(directory_or_name, "model")
+    try:
+        return AutoConfig.from_pretrained(directory_or_name, trust_remote_code=False)
+    except LOAD_ERRORS as error:
+        raise UsageProblem(f"Model {directory_or_name!r} does not load: {_first_line(error)}") from error
 
 
 def load_pretrained(auto_class: Any, directory_or_name: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -209,6 +215,24 @@ def _residual_blocks(model: PreTrainedModel) -> Iterator[nn.Module]:
                 f"Residual dropout is not known for {type(model).__name__}; set the dropout of supervised stages to 0."
             )
         yield from (attention[0], mlp[0])
+
+
+def _check_weight_files(directory_or_name: str) -> None:
+    """Of a local directory: there are safetensors files, and each is as long as its header says."""
+    directory = Path(directory_or_name)
+    if not directory.is_dir():
+        return
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise UsageProblem(f"Model {directory_or_name!r} has no weights: there is no .safetensors file in it.")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise UsageProblem(
+                f"Model {directory_or_name!r}: {file.name} is damaged ({_first_line(error)})."
+            ) from error
 
 
 def _require_directory(directory_or_name: str, what: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from amenable.recipe import Recipe
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
+from amenable.stages.sources import directory_hashes
 from corpus.problems import UsageProblem
 
 
@@ -22,6 +23,7 @@ def reads(recipe: Recipe) -> dict[str, Any]:
         found["vocab_size"] = recipe.model.vocab_size if recipe.corpus is not None else None
     else:
         found["base"] = recipe.model.base
+        found["base_files"] = directory_hashes(recipe.model.base)
     return found
 
 

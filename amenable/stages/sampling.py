@@ -6,7 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from actors.rewards import RewardSettings
 from amenable import interruption
+from amenable.stage_reuse import SET_ASIDE
 from amenable.stages.context import Context
 
 _WITH_PROMPTS = ("prompts-", "demonstrations-", "comparisons-")
@@ -87,14 +89,17 @@ def reference_logprobs(context: Context, samples: pa.Table, temperature: float) 
     return [row for rows in context.crew.wait_for(calls, "the reference's log-probabilities") for row in rows]
 
 
-def load_reward(context: Context) -> None:
-    """Give the scorers the run's reward."""
+def load_reward(context: Context, reward: RewardSettings | None = None) -> None:
+    """Give the scorers the run's reward, or `reward`."""
     scorers, _ = context.crew.scoring_pools()
     directory = str(context.round.reward_model / "export")
-    tables = [str(path) for path in sorted(context.run.root.rglob("*.parquet")) if path.stem.startswith(_WITH_PROMPTS)]
-    calls = [
-        scorer.load_reward.remote(context.recipe.reward, directory, context.tokenizer, tables) for scorer in scorers
+    tables = [
+        str(path)
+        for path in sorted(context.run.root.rglob("*.parquet"))
+        if path.stem.startswith(_WITH_PROMPTS) and SET_ASIDE not in path.parts
     ]
+    settings = reward or context.recipe.reward
+    calls = [scorer.load_reward.remote(settings, directory, context.tokenizer, tables) for scorer in scorers]
     context.crew.wait_for(calls, "the reward model to load")
 
 

@@ -1,5 +1,7 @@
 """The sentence for a person is found inside what Ray wraps around it: with Ray's own classes, without its processes."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -112,3 +114,13 @@ def test_a_circle_of_causes_ends():
     one, two = RuntimeError("one"), RuntimeError("two")
     one.__cause__, two.__cause__ = two, one
     assert problem_in(one) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_a_problem_of_one_sentence_wherever_it_happened(number):
+    full = OSError(number, os.strerror(number), "runs/demo/sft/model.safetensors")
+    found = problem_in(Wrapped(cause=full))
+    assert isinstance(found, RunProblem)
+    assert "disk is full" in str(found)
+    assert "runs/demo/sft/model.safetensors" in str(found)
+    assert problem_in(Wrapped(cause=OSError(errno.EACCES, "Permission denied"))) is None
