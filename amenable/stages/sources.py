@@ -15,7 +15,7 @@ def directory_hashes(directory: str) -> dict[str, str]:
 
 
 def reward_hashes(reward: RewardSettings) -> dict[str, str]:
-    """The same of what a reward is made of: a local model, or the module that holds a function (not what it imports)."""
+    """The same of what makes a reward: a local model, or the module that holds a function (not what it imports)."""
     if reward.kind == "huggingface" and reward.model is not None:
         return directory_hashes(reward.model)
     if reward.kind == "function" and reward.function is not None:
