@@ -8,35 +8,47 @@ was granted), and exclusive ones (a batch of samples under other weights), for w
 has run dry.
 """
 
-import hashlib
 import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 
-from actors.episodes import GENERATED, Chunk, parse_version
+from actors.episodes import Chunk
+from actors.failures import actor_names, expected_problem, plain_problem
+from actors.open_chunks import KIND, OpenChunk, OpenChunks, chunks_to_lease
 from actors.role_reports import RoleReport, report_now
-from actors.rollout_engine import Completion, Request, RolloutEngine, probe_request
+from actors.rollout_engine import Request, RolloutEngine, probe_request
+from actors.samples import sample_requests, samples_table
 from actors.settings import RolloutSettings, SamplingSettings
 from corpus.problems import RunProblem
-from corpus.schemas import make_table
-from corpus.templates import decode_responses
 from models.snapshot import Snapshot, pack
 
 LEASE_WAIT_S = 20.0
 """How long one lease call waits at the stream before it is renewed."""
 
+ENGINE_DEADLINE_S = 1800.0
+"""Seconds without the end of a step or a command after which whoever waits for the engine is told: above the longest
+start, load or step. Callers have deadlines of their own for the whole."""
+
+FETCH_DEADLINE_S = 300.0
+"""Seconds for a snapshot to come out of the object store."""
+
 
 @dataclass(frozen=True)
 class Work:
-    """What a generator needs to take part in a PPO stage: the actors it talks to and how it samples."""
+    """What a generator needs to take part in a PPO stage: the actors it talks to, how it samples, and its part.
+
+    `chunk_size` is in slots; `share` is the largest number of slots that one generator may hold at once, so that the
+    first to ask leaves work for the others.
+    """
 
     run: str
     round_number: int
@@ -45,12 +57,21 @@ class Work:
     scorers: list[Any]
     references: list[Any]
     sampling: SamplingSettings
+    chunk_size: int
+    share: int
 
+    def scoring(self) -> dict[str, Any]:
+        """The scoring processes by name; one that is both scorer and reference is there once."""
+        return {f"scoring-{n}": each for n, each in enumerate(dict.fromkeys([*self.scorers, *self.references]))}
 
-@dataclass
-class _OpenChunk:
-    chunk: Chunk
-    done: dict[int, Completion] = field(default_factory=dict)
+    def names(self) -> dict[str, str]:
+        """What to call the actors of this work, by their ids, where one of them failed."""
+        pools = {"reward scorer": self.scorers, "reference": self.references}
+        scoring = [
+            (f"{' and '.join(role for role, pool in pools.items() if each in pool)} {name}", each)
+            for name, each in self.scoring().items()
+        ]
+        return actor_names([("the episode stream", self.stream), *scoring])
 
 
 @ray.remote(num_cpus=1, max_concurrency=16)  # pyright: ignore[reportCallIssue]
@@ -66,12 +87,12 @@ class RolloutGenerator:
         self._exclusive: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._work: Work | None = None
         self._leasing = False
-        self._chunk_size = 1
-        self._open: dict[int, _OpenChunk] = {}
+        self._open = OpenChunks()
         self._probes: dict[str, Future[list[float]]] = {}
         self._current: tuple[Snapshot, str] | None = None
         self._busy_s = 0.0
         self._response_tokens = 0
+        self._progressed_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -79,46 +100,76 @@ class RolloutGenerator:
 
     def start(self, model_directory: str, tokenizer: str, max_sequence_tokens: int) -> str:
         """Make the engine for the architecture (and weights) in `model_directory`; returns this generator's name."""
-        return self._do("between", lambda: self._start(model_directory, tokenizer, max_sequence_tokens))
+        return self._do("between", lambda: self._start(model_directory, tokenizer, max_sequence_tokens), "its start")
 
     def load(self, snapshot: Snapshot, label: str) -> float:
         """Change weights between two steps; returns the seconds generation stood still."""
-        return self._do("between", lambda: self._load(snapshot, label))
+        return self._do("between", lambda: self._load(snapshot, label), f"weights {label} to be loaded")
 
     def load_directory(self, directory: str, label: str) -> float:
         """Load the weights of a Hugging Face directory of the same architecture."""
-        return self._do("exclusive", lambda: self._load(snapshot_of_directory(directory), label))
+        what = f"weights {label} to be loaded"
+        return self._do("exclusive", lambda: self._load(snapshot_of_directory(directory), label), what)
 
-    def probe(self, tokens: list[int]) -> list[float]:
-        """The engine's log-probabilities, at temperature 1, of `tokens` after the first, under the present weights."""
-        answer: Future[list[float]] = Future()
-        self._do("between", lambda: self._submit_probe(tokens, answer))
-        return answer.result()
+    def probe(self, sequences: list[list[int]]) -> list[list[float]]:
+        """The engine's log-probabilities, at temperature 1 and under the present weights, of each sequence's tokens
+        after the first. The engine's context must hold each sequence and one token more."""
+        answers: list[Future[list[float]]] = [Future() for _ in sequences]
+        self._do("between", lambda: self._submit_probes(sequences, answers), "a probe to begin")
+        return [self._await(answer, "a probe") for answer in answers]
 
     def sample(
         self, prompts: pa.Table, samples: int, sampling: SamplingSettings, seed: int, snapshot: list[Any] | None = None
     ) -> pa.Table:
         """`samples` responses to each prompt as a samples table, under the present weights, or under those of the
-        snapshot (a reference in a list) with the present ones put back afterwards."""
-        other: Any = ray.get(snapshot[0]) if snapshot else None
-        return self._do("exclusive", lambda: self._sample(prompts, samples, sampling, seed, other))
+        snapshot (a reference in a list) with the present ones put back afterwards, whatever happens."""
+        other = self._fetch(snapshot[0]) if snapshot else None
+        return self._do("exclusive", lambda: self._sample(prompts, samples, sampling, seed, other), "samples")
 
     def work(self, work: Work) -> None:
         """Take part in a PPO stage: lease, generate, send to scoring, until `rest`."""
-        self._do("between", lambda: self._begin(work))
+        self._do("between", lambda: self._begin(work), "its work to begin")
 
     def rest(self) -> None:
         """Stop taking part, once what is in the engine is done."""
-        self._do("exclusive", self._end)
+        self._do("exclusive", self._end, "its last responses")
 
     def report(self) -> RoleReport:
         """What this engine has done since it started: its tokens are those of finished responses."""
         return report_now(self._busy_s, self._response_tokens)
 
-    def _do(self, kind: str, command: Callable[[], Any]) -> Any:
+    def _do(self, kind: str, command: Callable[[], Any], what: str) -> Any:
         answer: Future[Any] = Future()
         self._commands.put((kind, command, answer))
-        return answer.result()
+        return self._await(answer, what)
+
+    def _await(self, answer: "Future[Any]", what: str) -> Any:
+        """What the engine's thread answers. Raises RunProblem where the engine has come to a standstill."""
+        began = time.monotonic()
+        while True:
+            done, _ = wait([answer], timeout=min(1.0, ENGINE_DEADLINE_S))
+            if done:
+                return answer.result()
+            progressed_at = max(began, self._progressed_at, self._engine.stepped_at if self._engine else 0.0)
+            if time.monotonic() - progressed_at > ENGINE_DEADLINE_S:
+                raise RunProblem(
+                    f"Waited for {what} of {self._name}, whose engine has ended no step and no command for "
+                    f"{ENGINE_DEADLINE_S:.0f} s."
+                )
+
+    def _fetch(self, reference: Any) -> Snapshot:
+        try:
+            return ray.get(reference, timeout=FETCH_DEADLINE_S)
+        except GetTimeoutError as error:
+            raise RunProblem(
+                f"{self._name} waited {FETCH_DEADLINE_S:.0f} s for the weights to sample under, which the weight store "
+                "put into the object store."
+            ) from error
+        except RayError as error:
+            problem = expected_problem(error, {}, self._name, "it had the weights to sample under")
+            if problem is None:
+                raise
+            raise problem from error
 
     # the engine's thread -----------------------------------------------------------------------------------------
 
@@ -128,7 +179,7 @@ class RolloutGenerator:
                 self._take_commands(wait=self._idle())
                 if self._exclusive and not self._pending():
                     command, answer = self._exclusive.pop(0)
-                    _answer(command, answer)
+                    self._answer(command, answer)
                     continue
                 self._maybe_lease()
                 if self._pending():
@@ -155,13 +206,23 @@ class RolloutGenerator:
             elif kind == "own":
                 command()  # nobody waits for its answer: what it raises is this generator's failure
             else:
-                _answer(command, answer)
+                self._answer(command, answer)
+
+    def _answer(self, command: Callable[[], Any], answer: "Future[Any]") -> None:
+        """Run a command for its caller; what it raises is the caller's, and the engine goes on."""
+        self._progressed_at = time.monotonic()
+        try:
+            answer.set_result(command())
+        except Exception as problem:  # noqa: BLE001 - handed to whoever asked
+            answer.set_exception(problem)
 
     def _fail(self, problem: BaseException) -> None:
+        names = self._work.names() if self._work is not None else {}
+        aim, doing = f"{self._name} had slots to generate", f"{self._name} failed"
+        told = plain_problem(problem, names, "the episode stream", aim, doing)
         if self._work is not None:
-            told = problem if isinstance(problem, RunProblem) else RunProblem(f"{self._name} failed: {problem!r}")
             self._work.conductor.failed.remote(self._name, told)
-        refusal = RunProblem(f"{self._name} has failed: {problem!r}")
+        refusal = RunProblem(f"{self._name} has failed: {told}")
         for waiting in (*self._probes.values(), *(answer for _, answer in self._exclusive)):
             waiting.set_exception(refusal)
         while True:
@@ -191,66 +252,58 @@ class RolloutGenerator:
         self._current = (snapshot, label)
         return pause_s
 
-    def _submit_probe(self, tokens: list[int], answer: "Future[list[float]]") -> None:
-        key = f"probe-{time.monotonic_ns()}"
-        self._probes[key] = answer
-        self._ready_engine().submit(probe_request(key, tokens))
+    def _submit_probes(self, sequences: list[list[int]], answers: "list[Future[list[float]]]") -> None:
+        engine, now = self._ready_engine(), time.monotonic_ns()
+        keys = [f"probe/{now}/{row}" for row in range(len(sequences))]
+        try:
+            for key, tokens in zip(keys, sequences, strict=True):
+                engine.submit(probe_request(key, tokens))
+        except Exception:
+            engine.abort(keys)
+            raise
+        self._probes |= dict(zip(keys, answers, strict=True))
 
     def _sample(
         self, prompts: pa.Table, samples: int, sampling: SamplingSettings, seed: int, other: Snapshot | None
     ) -> pa.Table:
-        engine = self._ready_engine()
-        if other is not None:
-            engine.load(other, "sample")
-        ids, tokens = prompts["prompt_id"].to_pylist(), prompts["prompt_tokens"].to_pylist()
-        rows = [(row, sample) for row in range(len(ids)) for sample in range(samples)]
-        requests = [
-            Request(
-                f"{row}/{sample}",
-                tokens[row],
-                sampling.max_response_tokens,
-                sampling.temperature,
-                seed=sample_seed(seed, ids[row], sample),
-                top_p=sampling.top_p,
-            )
-            for row, sample in rows
-        ]
-        started = time.perf_counter()
-        completions = engine.run(requests)
-        self._busy_s += time.perf_counter() - started
+        engine, requests = self._ready_engine(), sample_requests(prompts, samples, sampling, seed)
+        try:
+            if other is not None:
+                engine.load(other, "sample")
+            started = time.perf_counter()
+            completions = engine.run(requests)
+            self._busy_s += time.perf_counter() - started
+        finally:
+            if other is not None and self._current is not None:
+                engine.load(*self._current)
         self._response_tokens += sum(len(completion.tokens) for completion in completions)
-        if other is not None and self._current is not None:
-            engine.load(*self._current)
-        return make_table(
-            "samples",
-            {
-                "prompt_id": [ids[row] for row, _ in rows],
-                "sample": [sample for _, sample in rows],
-                "prompt_tokens": [tokens[row] for row, _ in rows],
-                "response_tokens": [completion.tokens for completion in completions],
-                "response": decode_responses(self._tokenizer, [completion.tokens for completion in completions]),
-                "logprobs": [completion.logprobs for completion in completions],
-                "finish_reason": [completion.finish_reason for completion in completions],
-            },
-        )
+        return samples_table(prompts, samples, completions, self._tokenizer)
 
     # work for the stream -----------------------------------------------------------------------------------------
 
     def _begin(self, work: Work) -> None:
+        self._abandon_but(None)  # of work that never came to its end
         self._work, self._leasing = work, False
 
     def _end(self) -> None:
         self._work = None
 
+    def _abandon_but(self, attempt: int | None) -> None:
+        keys = self._open.abandon_but(attempt)
+        if keys:
+            self._ready_engine().abort(keys)
+
     def _maybe_lease(self) -> None:
         """Ask the stream for as many chunks as there is room for; its answer arrives as a command."""
         if self._work is None or self._leasing or self._exclusive:
             return
-        room = self._settings.max_concurrent - self._pending()
-        chunks = max(room // self._chunk_size, 0 if self._pending() else 1)
+        work = self._work
+        chunks = chunks_to_lease(
+            self._open.slots, self._pending(), work.chunk_size, work.share, self._settings.max_concurrent
+        )
         if chunks == 0:
             return
-        self._leasing, work = True, self._work
+        self._leasing = True
         future = work.stream.lease.remote(self._name, chunks, LEASE_WAIT_S).future()
         future.add_done_callback(lambda done: self._commands.put(("own", lambda: self._admit(done, work), Future())))
 
@@ -258,96 +311,47 @@ class RolloutGenerator:
         if work is not self._work:
             return  # of work that is over: its stream is gone or going, and what the call came to is nobody's concern
         self._leasing = False
-        chunks, engine = leased.result(), self._ready_engine()
-        for chunk in chunks:
-            self._chunk_size = len(chunk.slots)
-            self._open[chunk.slots[0].index] = _OpenChunk(chunk)
-            for slot in chunk.slots:
-                key = f"slot/{chunk.slots[0].index}/{slot.index}"
-                sampling = work.sampling
-                engine.submit(
-                    Request(key, slot.prompt_tokens, sampling.max_response_tokens, sampling.temperature, slot.seed)
-                )
+        for chunk in leased.result():
+            self._abandon_but(chunk.attempt)
+            opened = self._open.add(chunk)
+            for request in opened.requests(work.sampling) if opened is not None else ():
+                self._ready_engine().submit(request)
 
     def _step(self) -> None:
         started = time.perf_counter()
         completions = self._ready_engine().step()
         self._busy_s += time.perf_counter() - started
         for completion in completions:
-            kind, _, rest = completion.key.partition("/")
-            if kind != "slot":
+            if completion.key.partition("/")[0] != KIND:
                 logprobs = completion.prompt_logprobs
                 assert logprobs is not None
                 self._probes.pop(completion.key).set_result(logprobs.tolist())
                 continue
             self._response_tokens += len(completion.tokens)
-            first, _, slot = rest.partition("/")
-            opened = self._open[int(first)]
-            opened.done[int(slot)] = completion
-            if len(opened.done) == len(opened.chunk.slots):
-                del self._open[int(first)]
-                self._send(opened)
+            whole = self._open.complete(completion)
+            if whole is not None:
+                self._send(whole)
 
-    def _send(self, opened: _OpenChunk) -> None:
+    def _send(self, opened: OpenChunk) -> None:
         """Hand a generated chunk to scorer, reference and stream by reference; the rows never come back here."""
         work = self._work
         assert work is not None
-        episodes = ray.put(self._episodes(opened, work))
-        which = opened.chunk.slots[0].index // len(opened.chunk.slots)
+        episodes = ray.put(opened.episodes(work.run, work.round_number, self._name))
+        slots = [slot.index for slot in opened.chunk.slots]
+        which = slots[0] // len(slots)
         scores = work.scorers[which % len(work.scorers)].score.remote(episodes)
         reference = work.references[which % len(work.references)]
         logprobs = reference.reference_logprobs.remote(episodes, work.sampling.temperature)
         accepted = work.stream.accept.remote(episodes, scores, logprobs).future()
-        accepted.add_done_callback(lambda done: self._check_accepted(done, work))
+        name = f"slots {slots[0]} to {slots[-1]} of {self._name}"
+        accepted.add_done_callback(lambda done: self._check_accepted(done, work, name))
 
-    def _check_accepted(self, done: "Future[int]", work: Work) -> None:
+    def _check_accepted(self, done: "Future[int]", work: Work, slots: str) -> None:
         problem = done.exception()
         if problem is not None:
-            work.conductor.failed.remote(self._name, problem)
-
-    def _episodes(self, opened: _OpenChunk, work: Work) -> pa.RecordBatch:
-        chunk, now = opened.chunk, time.time()
-        done = [opened.done[slot.index] for slot in chunk.slots]
-        count = len(done)
-        spans = [
-            [
-                {"attempt": attempt, "update": update, "start": span.start, "end": span.end}
-                for span in completion.spans
-                for attempt, update in [parse_version(span.version)]
-            ]
-            for completion in done
-        ]
-        columns = {
-            "run": [work.run] * count,
-            "round": [work.round_number] * count,
-            "slot": [slot.index for slot in chunk.slots],
-            "sample": [0] * count,
-            "attempt": [chunk.attempt] * count,
-            "prompt_id": [slot.prompt_id for slot in chunk.slots],
-            "prompt_tokens": [slot.prompt_tokens for slot in chunk.slots],
-            "response_tokens": [completion.tokens for completion in done],
-            "behaviour_logprobs": [completion.logprobs for completion in done],
-            "version_spans": spans,
-            "finish_reason": [completion.finish_reason for completion in done],
-            "generator": [self._name] * count,
-            "leased_at": [chunk.leased_at] * count,
-            "generated_at": [now] * count,
-        }
-        return pa.RecordBatch.from_pydict(columns, schema=GENERATED)
-
-
-def _answer(command: Callable[[], Any], answer: "Future[Any]") -> None:
-    """Run a command for its caller; what it raises is the caller's, and the engine goes on."""
-    try:
-        answer.set_result(command())
-    except Exception as problem:  # noqa: BLE001 - handed to whoever asked
-        answer.set_exception(problem)
-
-
-def sample_seed(seed: int, prompt_id: str, sample: int) -> int:
-    """The seed of one sample outside PPO: a 63-bit hash of (seed, prompt, sample)."""
-    digest = hashlib.sha256(f"{seed}/{prompt_id}/{sample}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+            aim, doing = f"{slots} were scored and accepted", f"{slots} could not be scored and accepted"
+            told = plain_problem(problem, work.names(), "the episode stream", aim, doing)
+            work.conductor.failed.remote(self._name, told)
 
 
 def snapshot_of_directory(directory: str) -> Snapshot:

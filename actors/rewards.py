@@ -8,11 +8,14 @@ Invariants:
 
 import importlib
 import math
+import re
 import sys
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -47,7 +50,7 @@ class Reward(Protocol):
 class RewardSettings(BaseModel):
     """What scores the policy's responses."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["trained", "huggingface", "function", "http"] = Field(
         default="trained",
@@ -82,7 +85,7 @@ class RewardSettings(BaseModel):
                 raise ValueError(f"reward kind {kind} needs {name}")
             if kind != self.kind and given:
                 raise ValueError(f"reward {name} is for kind {kind}; the kind is {self.kind}")
-        if self.function is not None and self.function.count(":") != 1:
+        if self.function is not None and not re.fullmatch(r"[^:]+:[^:]+", self.function):
             raise ValueError(f"reward function should be 'module:function', not {self.function!r}")
         return self
 
@@ -309,8 +312,9 @@ class FunctionReward:
             sys.path.append("")  # an installed command does not look in the working directory by itself
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise UsageProblem(f"{self._name}: the module cannot be imported ({error}).") from error
+        except (Exception, SystemExit) as error:  # whatever a module of the person's does as it is imported
+            reason = f"{type(error).__name__}: {error}"
+            raise UsageProblem(f"{self._name}: the module cannot be imported ({reason}).") from error
         self._function: Callable[[list[str], list[str]], Any] = getattr(module, function_name, None)  # pyright: ignore[reportAttributeAccessIssue]
         if not callable(self._function):
             raise UsageProblem(f"{self._name}: the module {module_name} has no function {function_name}.")
@@ -318,8 +322,15 @@ class FunctionReward:
     def score(
         self, prompts: list[str], responses: list[str], prompt_tokens: Tokens, response_tokens: Tokens
     ) -> list[float]:
-        """See `Reward.score`; the tokens are not read. What the function raises passes through."""
-        return check_scores(self._function(list(prompts), list(responses)), len(responses), self._name)
+        """See `Reward.score`; the tokens are not read. RunProblem, with the place, where the function raises."""
+        try:
+            scores = self._function(list(prompts), list(responses))
+        except Exception as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            raise RunProblem(
+                f"{self._name}: it raised {type(error).__name__}: {error} ({at.filename}:{at.lineno})."
+            ) from error
+        return check_scores(scores, len(responses), self._name)
 
 
 class HTTPReward:
@@ -337,10 +348,14 @@ class HTTPReward:
         self._rows_per_request = rows_per_request
         self._deadline_s = deadline_s
         try:
-            if httpx.URL(url).scheme not in ("http", "https"):
-                raise UsageProblem(f"{self._name}: the address should begin with http:// or https://.")
-        except httpx.InvalidURL as error:
+            scheme, parts = httpx.URL(url).scheme, urlsplit(url)
+            has_place = bool(parts.hostname) and parts.port != 0  # `port` raises ValueError for one that cannot be
+        except (httpx.InvalidURL, ValueError) as error:
             raise UsageProblem(f"{self._name}: this is no web address ({error}).") from error
+        if scheme not in ("http", "https"):
+            raise UsageProblem(f"{self._name}: the address should begin with http:// or https://.")
+        if not has_place:
+            raise UsageProblem(f"{self._name}: the address should name a host, as http://HOST:PORT/PATH does.")
         self._client = httpx.Client(timeout=timeout_s)
 
     def score(

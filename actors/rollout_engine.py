@@ -11,7 +11,7 @@ Only this module imports vllm, and only when an engine is made: the import takes
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,8 @@ class RolloutEngine:
         self._model_directory = model_directory
         self._max_sequence_tokens = max_sequence_tokens
         self._loaded_names: frozenset[str] | None = None
+        self.stepped_at = time.monotonic()
+        """When the last step came to its end, by the monotonic clock."""
 
     @property
     def pending(self) -> int:
@@ -154,17 +156,28 @@ class RolloutEngine:
 
     def step(self) -> list[Completion]:
         """One engine step: up to one token for every running request. Returns the requests that finished in it."""
-        return [self._completion(output) for output in self._engine.step() if output.finished]
+        outputs = self._engine.step()
+        self.stepped_at = time.monotonic()
+        return [self._completion(output) for output in outputs if output.finished]
+
+    def abort(self, keys: Iterable[str]) -> None:
+        """Drop these requests, where they are still waiting or running; they will not be completed."""
+        self._engine.abort_request(list(keys))
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
-        """All of `requests`, in their order, with nothing else in the engine meanwhile."""
+        """All of `requests`, in their order, with nothing else in the engine meanwhile. None stays behind where it
+        raises."""
         if self.pending:
             raise RunProblem(f"The engine still has {self.pending} requests; they must finish before a batch is run.")
         done: dict[str, Completion] = {}
-        for request in requests:
-            self.submit(request)
-        while self.pending:
-            done.update({completion.key: completion for completion in self.step()})
+        try:
+            for request in requests:
+                self.submit(request)
+            while self.pending:
+                done.update({completion.key: completion for completion in self.step()})
+        except Exception:
+            self.abort(request.key for request in requests)
+            raise
         return [done[request.key] for request in requests]
 
     def load(self, snapshot: Snapshot, version: str) -> float:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class SamplingSettings(BaseModel):
     """How a response is drawn. The same temperature is used by rollouts, reference and update, or KL is inflated."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of rollouts. InstructGPT: 1.")
     max_response_tokens: int = Field(
@@ -26,7 +26,7 @@ class SamplingSettings(BaseModel):
 class RolloutSettings(BaseModel):
     """The generators: vLLM engines, one in each actor's own process."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     generators: int = Field(default=1, ge=1, description="Number of generator actors. House default for one machine.")
     threads: int = Field(default=1, ge=1, description="CPU threads (and Ray CPUs) of each generator. House default.")
@@ -51,7 +51,7 @@ class RolloutSettings(BaseModel):
 class ScoringSettings(BaseModel):
     """The processes that host the reward scorer and the frozen reference."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     fused: bool = Field(
         default=True,

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import ray
 
 from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, with_scores
+from actors.failures import Problem
 from actors.ledger import Ledger
 from corpus.problems import RunProblem
 from corpus.schemas import read_table
@@ -60,7 +61,7 @@ class EpisodeStream:
         self._rows: dict[int, pa.RecordBatch] = {}
         self._written: set[int] = set()
         self._changed = asyncio.Event()
-        self._failure: BaseException | None = None
+        self._failure: Problem | None = None
 
     def _notify(self) -> None:
         self._changed.set()
@@ -170,8 +171,8 @@ class EpisodeStream:
         self._ledger.advance(attempt, version)
         self._notify()
 
-    async def fail(self, problem: BaseException) -> None:
-        """Some actor cannot go on: whoever waits is told."""
+    async def fail(self, problem: Problem) -> None:
+        """Some actor cannot go on: whoever waits is told. `problem` must not be an error of Ray's (see `failures`)."""
         if self._failure is None:
             self._failure = problem
         self._notify()

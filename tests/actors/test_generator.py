@@ -1,54 +1,22 @@
 """The generator's thread with a stand-in engine: what may interrupt what, and what outlives what."""
 
+import re
+import threading
 import time
 from concurrent.futures import Future
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from ray.exceptions import ActorDiedError, GetTimeoutError, ObjectLostError, RayTaskError
+from stand_in_engine import StandInEngine
 
 from actors import generator as module
 from actors.episodes import Chunk, Slot
 from actors.generator import RolloutGenerator, Work
-from actors.rollout_engine import Completion, VersionSpan
 from actors.settings import RolloutSettings, SamplingSettings
-from corpus.problems import RunProblem
-
-
-class StandInEngine:
-    """Finishes the request that was submitted first at each step."""
-
-    def __init__(self, *_: Any) -> None:
-        self.requests: list[Any] = []
-        self.steps = 0
-        self.held = self.broken = False
-        self.version = "0.0"
-
-    @property
-    def pending(self) -> int:
-        return len(self.requests)
-
-    def submit(self, request: Any) -> None:
-        self.requests.append(request)
-
-    def step(self) -> list[Completion]:
-        if self.broken:
-            raise RuntimeError("the engine broke")
-        self.steps += 1
-        time.sleep(0.002)
-        if self.held or not self.requests:
-            return []
-        done = self.requests.pop(0)
-        return [Completion(done.key, [4], [-1.0], "stop", [VersionSpan(self.version, 0, 1)])]
-
-    def run(self, requests: Any) -> list[Completion]:
-        assert not self.requests, "a batch is run with nothing else in the engine"
-        for request in requests:
-            self.submit(request)
-        return [completion for _ in requests for completion in self.step()]
-
-    def load(self, snapshot: Any, version: str) -> float:
-        self.version = version
-        return 0.5
+from corpus.problems import RunProblem, UsageProblem
+from corpus.schemas import make_table
 
 
 class Remote:
@@ -77,6 +45,10 @@ class Place:
         for name in ("lease", "accept", "failed", "score", "reference_logprobs"):
             setattr(self, name, Remote())
 
+    def grant(self, *chunks: Chunk, call: int = 0) -> None:
+        until(lambda: len(self.lease.calls) > call)
+        self.lease.calls[call][1].set_result(list(chunks))
+
 
 @pytest.fixture
 def made(monkeypatch, tmp_path):
@@ -88,12 +60,19 @@ def made(monkeypatch, tmp_path):
     return each, engine
 
 
-def work(place: Place) -> Work:
-    return Work("r", 1, place, place, [place], [place], SamplingSettings(max_response_tokens=4))
+def work(place: Place, chunk_size: int = 2, share: int = 8) -> Work:
+    sampling = SamplingSettings(max_response_tokens=4)
+    return Work("r", 1, place, place, [place], [place], sampling, chunk_size=chunk_size, share=share)
 
 
-def chunk(first: int = 0, slots: int = 2) -> Chunk:
-    return Chunk([Slot(index, "p", [1, 2], seed=index) for index in range(first, first + slots)], 0, 1.0)
+def chunk(first: int = 0, slots: int = 2, attempt: int = 0) -> Chunk:
+    return Chunk([Slot(index, "p", [1, 2], seed=index) for index in range(first, first + slots)], attempt, 1.0)
+
+
+def prompts(*tokens: list[int]) -> pa.Table:
+    rows = len(tokens)
+    columns = {"prompt_id": [f"p{row}" for row in range(rows)], "user_id": ["u"] * rows, "prompt": ["?"] * rows}
+    return make_table("prompts", {**columns, "prompt_tokens": list(tokens), "meta": [""] * rows})
 
 
 def until(condition, seconds: float = 60.0) -> None:
@@ -177,17 +156,177 @@ def test_an_engine_that_breaks_is_told_to_the_conductor_and_to_whoever_asks_late
         generator.load("weights", "0.1")
 
 
-def test_a_delivery_that_fails_is_told_to_the_conductor_as_it_was_raised(made):
+@pytest.mark.parametrize(
+    ("raised", "told", "sort"),
+    [
+        (RunProblem("reward function f: a score is nan"), "^reward function f: a score is nan$", RunProblem),
+        (UsageProblem("the key is wrong"), "^the key is wrong$", UsageProblem),
+        (
+            ZeroDivisionError("division by zero"),
+            "^slots 0 to 1 of g could not be scored and accepted: ZeroDivisionError: division by zero$",
+            RunProblem,
+        ),
+        (ActorDiedError(), "^The episode stream died before slots 0 to 1 of g were scored and accepted: ", RunProblem),
+    ],
+)
+def test_a_delivery_that_fails_is_told_to_the_conductor_in_a_form_that_ray_delivers(made, raised, told, sort):
     generator, _ = made
     place = Place()
     generator.work(work(place))
-    until(lambda: place.lease.calls)
-    place.lease.calls[0][1].set_result([chunk()])
+    place.grant(chunk())
     until(lambda: place.accept.calls)
-    problem = RunProblem("reward function f: the score of response 0 of 2 is nan")
-    place.accept.calls[0][1].set_exception(problem)
+    wrapped = RayTaskError("score", "Traceback\nmany\nlines", raised, "ray::Scorer.score()", 1, "127.0.0.1")
+    place.accept.calls[0][1].set_exception(wrapped.as_instanceof_cause())
     until(lambda: place.failed.calls)
-    assert place.failed.calls[0][0] == ("g", problem)
+    name, problem = place.failed.calls[0][0]
+    assert name == "g"
+    assert type(problem) is sort, "an error of Ray's would be raised at the conductor before its method begins"
+    assert re.search(told, str(problem))
+
+
+def test_a_lease_that_is_granted_again_under_way_goes_on_with_what_is_being_generated(made):
+    generator, engine = made
+    place = Place()
+    generator.load("weights", "0.0")
+    generator.work(work(place))
+    engine.held = True
+    place.grant(chunk())
+    until(lambda: engine.pending == 2)
+    place.grant(chunk(), chunk(2), call=1)  # the lease of slots 0 and 1 ran out meanwhile
+    until(lambda: engine.pending == 4)
+    engine.held = False
+    until(lambda: len(place.accept.calls) == 2)
+    delivered = [call[0][0].column("slot").to_pylist() for call in place.accept.calls]
+    assert delivered == [[0, 1], [2, 3]]
+    assert len(engine.submitted) == len(set(engine.submitted)) == 4
+    assert not place.failed.calls
+
+
+def test_a_chunk_of_a_later_attempt_takes_the_place_of_what_is_being_generated(made):
+    generator, engine = made
+    place = Place()
+    generator.load("weights", "0.0")
+    generator.work(work(place))
+    engine.held = True
+    place.grant(chunk(), chunk(2))
+    until(lambda: engine.pending == 4)
+    place.grant(chunk(attempt=1), call=1)
+    until(lambda: len(engine.submitted) == 6)
+    assert engine.pending == 2, "what the stream would refuse is not generated to its end"
+    engine.held = False
+    until(lambda: place.accept.calls)
+    time.sleep(0.05)
+    [delivered] = [call[0][0] for call in place.accept.calls]
+    assert delivered.column("attempt").to_pylist() == [1, 1]
+    assert delivered.column("slot").to_pylist() == [0, 1]
+    assert not place.failed.calls
+
+
+def test_work_that_never_came_to_its_end_is_not_delivered_to_the_next(made):
+    generator, engine = made
+    place, following = Place(), Place()
+    generator.work(work(place))
+    engine.held = True
+    place.grant(chunk())
+    until(lambda: engine.pending == 2)
+    generator.work(work(following))
+    assert engine.pending == 0
+    engine.held = False
+    following.grant(chunk(2))
+    until(lambda: following.accept.calls)
+    assert following.accept.calls[0][0][0].column("slot").to_pylist() == [2, 3]
+    assert not place.accept.calls
+
+
+def test_the_first_lease_leaves_the_others_their_share(made):
+    generator, engine = made
+    place = Place()
+    generator.work(work(place, chunk_size=2, share=4))
+    until(lambda: place.lease.calls)
+    assert place.lease.calls[0][0][1] == 2, "of the engine's room for 4 chunks"
+    engine.held = True
+    place.grant(chunk())
+    until(lambda: len(place.lease.calls) == 2)
+    assert place.lease.calls[1][0][1] == 1
+    place.grant(chunk(2), call=1)
+    until(lambda: engine.pending == 4)
+    time.sleep(0.05)
+    assert len(place.lease.calls) == 2, "it holds its share"
+    engine.held = False
+    until(lambda: len(place.lease.calls) == 3)
+
+
+@pytest.mark.parametrize("tokens", [[1] * 9, "broken"])
+def test_weights_that_were_sampled_under_do_not_stay_where_sampling_fails(made, monkeypatch, tokens):
+    generator, engine = made
+    monkeypatch.setattr(module.ray, "get", lambda reference, timeout: reference)
+    generator.load("weights", "0.7")
+    engine.broken = tokens == "broken"
+    last = [1] if engine.broken else tokens
+    with pytest.raises((UsageProblem, RuntimeError), match=r"does not fit|the engine broke"):
+        generator.sample(prompts([1], last), 1, SamplingSettings(max_response_tokens=4), 0, ["average"])
+    assert engine.sampled_under == "sample"
+    assert engine.version == "0.7"
+    assert engine.pending == 0
+    engine.broken = False
+    place = Place()
+    generator.work(work(place))
+    place.grant(chunk())
+    until(lambda: place.accept.calls)
+    assert place.accept.calls[0][0][0].column("version_spans").to_pylist()[0][0]["update"] == 7
+
+
+def test_weights_to_sample_under_that_do_not_come_are_told_of_with_who_owes_them(made, monkeypatch):
+    def get(reference: Any, timeout: float) -> Any:
+        raise {"late": GetTimeoutError(), "lost": ObjectLostError("0" * 56, None, "")}[reference]
+
+    generator, _ = made
+    monkeypatch.setattr(module.ray, "get", get)
+    for reference, told in (
+        ("late", "^g waited 300 s for the weights to sample under, which the weight store put into the object store"),
+        ("lost", "^What g needed was lost with the process that held it, before it had the weights to sample under"),
+    ):
+        with pytest.raises(RunProblem, match=told):
+            generator.sample(prompts([1]), 1, SamplingSettings(), 0, [reference])
+
+
+def test_every_sequence_of_a_probe_is_scored(made):
+    generator, _ = made
+    assert generator.probe([[1, 2, 3], [4, 5], [6]]) == [[-2.0, -3.0], [-5.0], []]
+
+
+def test_a_probe_that_does_not_fit_is_the_callers_and_nothing_of_it_stays(made):
+    generator, engine = made
+    with pytest.raises(UsageProblem, match="it does not fit"):
+        generator.probe([[1, 2], [1] * 9])
+    assert engine.pending == 0
+    assert generator.probe([[1, 2]]) == [[-2.0]]
+
+
+def test_whoever_waits_for_an_engine_that_stands_still_is_told(made, monkeypatch):
+    generator, engine = made
+    monkeypatch.setattr(module, "ENGINE_DEADLINE_S", 0.3)
+    engine.stuck = True
+    began = time.monotonic()
+    with pytest.raises(RunProblem, match=r"^Waited for a probe of g, whose engine has ended no step and no command"):
+        generator.probe([[1, 2]])
+    with pytest.raises(RunProblem, match=r"^Waited for weights 0\.1 to be loaded of g, whose engine"):
+        generator.load("weights", "0.1")
+    assert time.monotonic() - began < 30
+    engine.stuck = False
+
+
+def test_an_engine_that_steps_is_waited_for_beyond_the_deadline_of_a_standstill(made, monkeypatch):
+    generator, engine = made
+    place = Place()
+    monkeypatch.setattr(module, "ENGINE_DEADLINE_S", 0.3)
+    generator.work(work(place))
+    engine.held = True
+    place.grant(chunk())
+    until(lambda: engine.pending == 2)
+    threading.Timer(1.0, lambda: setattr(engine, "held", False)).start()
+    generator.rest()
+    assert engine.pending == 0
 
 
 def test_weights_change_between_steps_while_requests_run_and_rest_waits_for_them(made):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
 from actors.rewards import (
     FunctionReward,
@@ -171,6 +172,54 @@ def test_a_function_that_is_not_there_is_a_usage_problem(module):
         FunctionReward("no_such_module:f")
     with pytest.raises(UsageProblem, match="has no function f"):
         FunctionReward(module("g = 1\n") + ":f")
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("def f(:\n", "SyntaxError: "),
+        ("1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit('bye')\n", "SystemExit: bye"),
+        ("import no_such_thing\n", "ModuleNotFoundError: No module named 'no_such_thing'"),
+    ],
+)
+def test_a_module_that_fails_as_it_is_imported_is_a_usage_problem(module, code, says):
+    with pytest.raises(UsageProblem, match=rf"reward function .*:f: the module cannot be imported \({says}"):
+        FunctionReward(module(code) + ":f")
+
+
+@pytest.mark.parametrize("name", [":f", "module:", "module", "a:b:c", ":"])
+def test_a_name_that_is_not_module_and_function_is_refused(name):
+    with pytest.raises(ValidationError, match="should be 'module:function'"):
+        RewardSettings(kind="function", function=name)
+
+
+def test_a_function_that_raises_ends_the_run_with_what_and_where(module):
+    name = module("def f(prompts, responses):\n    return [1 / 0 for _ in responses]\n")
+    says = rf"^reward function {name}:f: it raised ZeroDivisionError: division by zero \(.*{name}\.py:2\)\.$"
+    with pytest.raises(RunProblem, match=says):
+        FunctionReward(f"{name}:f").score(["a"], ["b"], [], [])
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_settings_that_are_not_finite_are_refused(number):
+    with pytest.raises(ValidationError, match="finite"):
+        RewardSettings(kind="http", url="http://localhost", deadline_s=number)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://", "should name a host"),
+        ("http:///score", "should name a host"),
+        ("http://localhost:0", "should name a host"),
+        ("http://localhost:99999", "no web address"),
+        ("ftp://localhost", "should begin with http"),
+    ],
+)
+def test_an_address_without_a_host_or_with_an_impossible_port_is_refused(url, says):
+    with pytest.raises(UsageProblem, match=says):
+        HTTPReward(url, 1, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,44 @@ def test_the_probe_sees_what_the_weights_are(engine):
         np.testing.assert_allclose(engine.run([probe_request("p", tokens)])[0].prompt_logprobs, expected, atol=5e-5)
 
 
+def test_sequences_of_a_probe_are_scored_side_by_side_while_responses_are_written(engine):
+    engine.load(snapshot_of(make_model(2), 2), "0.2")
+    written = requests(2, max_tokens=30)
+    sequences = [[5, 9, 33, 60], [5, 9, 33, 61, 8, 7, 20], [70, 71], [5 + j % 80 for j in range(CONTEXT - 1)]]
+    for request in [*written, *(probe_request(f"p{row}", tokens) for row, tokens in enumerate(sequences))]:
+        engine.submit(request)
+    done = {}
+    while engine.pending:
+        done |= {completion.key: completion for completion in engine.step()}
+    assert len(done) == 6
+    for row, tokens in enumerate(sequences):
+        expected = reference_logprobs(make_model(2), tokens[:1], tokens[1:], 1.0)
+        np.testing.assert_allclose(done[f"p{row}"].prompt_logprobs, expected, atol=5e-5)
+
+
+def test_what_is_aborted_comes_to_no_end_and_the_rest_is_as_it_was(engine):
+    engine.load(snapshot_of(make_model(0), 0), "0.0")
+    alone = {completion.key: completion.tokens for completion in engine.run(requests(4))}
+    for request in requests(4):
+        engine.submit(request)
+    done = engine.step()
+    pending = engine.pending
+    engine.abort(["r0", "r3", "unknown"])
+    assert engine.pending == pending - 2
+    while engine.pending:
+        done += engine.step()
+    assert {completion.key: completion.tokens for completion in done} == {key: alone[key] for key in ("r1", "r2")}
+    assert engine.run(requests(1))[0].tokens == alone["r0"]
+
+
+def test_a_batch_that_cannot_be_run_leaves_nothing_in_the_engine(engine):
+    engine.load(snapshot_of(make_model(0), 0), "0.0")
+    with pytest.raises(UsageProblem, match="do not fit the context"):
+        engine.run([*requests(3), Request("long", [5] * 60, 5, 1.0, seed=0)])
+    assert engine.pending == 0
+    assert len(engine.run(requests(3))) == 3
+
+
 def test_a_damaged_or_foreign_snapshot_is_refused_and_the_weights_stay(engine):
     engine.load(snapshot_of(make_model(0), 0), "0.0")
     kept = engine.run(requests(1))[0]

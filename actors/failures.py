@@ -1,0 +1,84 @@
+"""What one actor tells of another's failure: a plain sentence, which may cross actors as an argument.
+
+Ray raises an argument that is one of its own errors instead of calling the method, so none of those is ever sent on.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
+
+from corpus.deaths import cause_of_death
+from corpus.problems import RunProblem, UsageProblem
+
+Problem = UsageProblem | RunProblem
+
+LONGEST_MESSAGE = 400
+"""Characters of an unexpected error's own message that are told."""
+
+_DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, OutOfMemoryError)
+# An actor that fails in its constructor leaves only the text of the traceback; its last line names the error.
+_LAST_LINE = re.compile(r"^(?:corpus\.problems\.)?(UsageProblem|RunProblem): (.+)$", re.MULTILINE)
+
+
+def expected_problem(error: BaseException, names: Mapping[str, str], who: str, aim: str) -> Problem | None:
+    """The sentence for a person that `error` holds, or that says which actor died; None where `error` is a bug.
+
+    `names` are actors by Ray's id; `who` is meant where it does not say which one died. `aim` follows "before": "it
+    could load weights 0.3".
+    """
+    origin = _origin(error)
+    if isinstance(origin, UsageProblem | RunProblem):
+        return _sort(origin)(str(origin))
+    if getattr(origin, "actor_init_failed", False) is True:
+        found = _LAST_LINE.search(str(origin))
+        return None if found is None else {"UsageProblem": UsageProblem, "RunProblem": RunProblem}[found[1]](found[2])
+    again = "the same command continues from what was last saved"
+    if isinstance(origin, _DEATHS):
+        dead = names.get(getattr(origin, "actor_id", None) or "", who)
+        return RunProblem(f"{_sentence(dead)} died before {aim}: {cause_of_death(origin)}; {again}.")
+    if isinstance(origin, ObjectLostError):
+        return RunProblem(f"What {who} needed was lost with the process that held it, before {aim}; {again}.")
+    return None
+
+
+def plain_problem(error: BaseException, names: Mapping[str, str], who: str, aim: str, doing: str) -> Problem:
+    """As `expected_problem`; anything else becomes "`doing`: type: message." in one line."""
+    problem = expected_problem(error, names, who, aim)
+    return problem or RunProblem(f"{doing}: {_one_line(_origin(error))}")
+
+
+def actor_names(actors: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """What to call the actors that Ray's errors name by id."""
+    ids = ((getattr(handle, "_actor_id", None), who) for who, handle in actors)
+    return {actor_id.hex(): who for actor_id, who in ids if actor_id is not None}
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What was raised first, under the errors that Ray has put around it at every actor on the way."""
+    while isinstance(error, RayError) and isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    return error
+
+
+def _sort(problem: Problem) -> type[Problem]:
+    return UsageProblem if isinstance(problem, UsageProblem) else RunProblem
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _sentence(who: str) -> str:
+    return f"The {who.removeprefix('the ')}" if who.startswith("the ") else who

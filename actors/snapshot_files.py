@@ -1,0 +1,114 @@
+"""Weight snapshots as files of one directory: the last ones whole, or not there at all.
+
+A file is a safetensors file with one tensor, `buffer`; manifest, version and checksum are JSON in its metadata.
+"""
+
+import json
+import logging
+import os
+import re
+import struct
+from pathlib import Path
+
+from corpus.problems import RunProblem
+from models.snapshot import Entry, Snapshot, verify
+
+Version = tuple[int, int]
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"attempt-(\d+)-update-(\d+)\.safetensors")
+_PARTIAL = ".partial"
+
+
+class SnapshotFiles:
+    """The last `kept` snapshots in `directory`."""
+
+    def __init__(self, directory: Path, kept: int) -> None:
+        self._directory = directory
+        self._kept = kept
+
+    def versions(self) -> list[Version]:
+        """The versions there are, oldest first."""
+        if not self._directory.is_dir():
+            return []
+        found = (_NAME.fullmatch(path.name) for path in self._directory.iterdir())
+        return sorted((int(match[1]), int(match[2])) for match in found if match)
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write `snapshot` and remove what is older than the last ones. Raises OSError, and then leaves what was there.
+
+        Versions only grow within a run, so what is newer than `snapshot` is of another one and goes too.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._path(snapshot.version)
+        partial = path.with_suffix(_PARTIAL)
+        try:
+            with partial.open("wb") as file:
+                header = _header(snapshot)
+                file.write(struct.pack("<Q", len(header)) + header)
+                file.write(snapshot.buffer.data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)  # so that a full disk has room again
+            raise
+        _sync(self._directory)
+        older = [version for version in self.versions() if version < snapshot.version]
+        for version in {*self.versions()} - {snapshot.version, *older[len(older) - self._kept + 1 :]}:
+            self._path(version).unlink()
+
+    def newest(self) -> Snapshot | None:
+        """The newest snapshot that is whole; a damaged one is warned of and passed over. None where there is none."""
+        for version in reversed(self.versions()):
+            try:
+                return _load(self._path(version))
+            except (RunProblem, OSError) as problem:
+                log.warning("weights on disk are passed over: %s", problem)
+        return None
+
+    def remove_partial(self) -> None:
+        """Remove what a process that died was writing."""
+        for path in self._directory.glob(f"*{_PARTIAL}"):
+            path.unlink()
+
+    def _path(self, version: Version) -> Path:
+        attempt, update = version
+        return self._directory / f"attempt-{attempt}-update-{update:06d}.safetensors"
+
+
+def _header(snapshot: Snapshot) -> bytes:
+    size_bytes = snapshot.buffer.nbytes
+    described = {"version": snapshot.version, "manifest": snapshot.manifest, "checksum": snapshot.checksum}
+    header = {
+        "__metadata__": {name: json.dumps(value) for name, value in described.items()},
+        "buffer": {"dtype": "U8", "shape": [size_bytes], "data_offsets": [0, size_bytes]},
+    }
+    text = json.dumps(header).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def _load(path: Path) -> Snapshot:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = {name: json.loads(text) for name, text in file.metadata().items()}
+            buffer = file.get_tensor("buffer")
+        manifest = [Entry(name, tuple(shape), dtype, offset) for name, shape, dtype, offset in metadata["manifest"]]
+        attempt, update = metadata["version"]
+        snapshot = Snapshot((attempt, update), buffer, manifest, metadata["checksum"])
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunProblem(f"{path} is no weight snapshot ({error}).") from error
+    verify(snapshot)
+    return snapshot
+
+
+def _sync(directory: Path) -> None:
+    """Make the names in `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
