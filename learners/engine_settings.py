@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class EngineSettings(BaseModel):
     """How one model is trained on the machine: nothing here changes what is learned, but for rounding."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0,

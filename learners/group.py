@@ -10,17 +10,30 @@ import contextlib
 import pickle
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 
-from corpus.problems import RunProblem
+from corpus.deaths import death, is_death
+from corpus.problems import RunProblem, UsageProblem
+from corpus.run_epoch import RunEpoch
 from learners.worker import Interrupted, Progress, Worker
 
 POLL_S = 0.5
 """Seconds between two looks of the driver at the desk; a job's end is told at once."""
+
+DESK_DEADLINE_S = 120.0
+"""Seconds in which the desk answers a call. It only passes things on, but its process has to start among all others."""
+
+CLOSE_DEADLINE_S = 30.0
+"""Seconds that the group's end waits for its workers; the Ray session's end stops them anyway."""
+
+IDLE_S = 20.0
+"""Seconds that a rank without a job waits at the desk before it asks again."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +45,22 @@ class Ordered:
 
     number: int
     payload: bytes
+    run_epoch: RunEpoch | None = None
+    """The holder of the run's lease for whom the ranks write; None where there is no lease."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: one of `result` and `problem` is set, or `interrupted` says why it stopped early."""
+    """How a job ended: one of `result` and `problem` is set, or `interrupted` says why it stopped early.
+
+    `traceback` is the rank's, where the problem is a mistake of the program.
+    """
 
     number: int
     result: dict[str, Any] | None = None
     problem: Exception | None = None
     interrupted: str = ""
+    traceback: str = ""
 
 
 @ray.remote(num_cpus=0)
@@ -66,14 +85,16 @@ class Desk:
         self._job, self._outcome, self._stop = job, None, False
         self._notify()
 
-    async def next_job(self, rank: int, after: int) -> Ordered | None:
-        """The job after number `after`, once there is one; None when the group is to end."""
+    async def next_job(self, rank: int, after: int, wait_s: float) -> tuple[bool, Ordered | None]:
+        """Whether the group is to end, and the job after number `after`, if there is one within `wait_s`."""
         self._ready.add(rank)
-        while not self._closed:
-            if self._job is not None and self._job.number > after:
-                return self._job
-            await self._changed.wait()
-        return None
+        deadline = time.monotonic() + wait_s
+        while not self._closed and (self._job is None or self._job.number <= after):
+            try:
+                await asyncio.wait_for(self._changed.wait(), deadline - time.monotonic())
+            except TimeoutError:
+                return False, None
+        return self._closed, self._job
 
     async def report(self, progress: Progress) -> bool:
         """Rank 0's progress; returns whether the job is asked to stop."""
@@ -126,59 +147,102 @@ def _serve(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     desk, done = config["desk"], 0
     while True:
-        ordered: Any = ray.get(desk.next_job.remote(rank, done))
-        if ordered is None:
+        is_over, ordered = _at_desk(desk.next_job.remote(rank, done, IDLE_S), IDLE_S)
+        if is_over:
             return
-        worker = _worker(desk, rank, world)
+        if ordered is None:
+            continue
+        worker = _worker(desk, rank, world, ordered.run_epoch)
         try:
             run, job = pickle.loads(ordered.payload)
             outcome = Outcome(ordered.number, result=run(job, worker))
         except Interrupted as interruption:
             outcome = Outcome(ordered.number, interrupted=str(interruption))
-        except Exception as problem:
-            outcome = Outcome(ordered.number, problem=_portable(problem))
-            ray.get(desk.finish.remote(outcome))
+        except Exception as error:
+            problem = _portable(error)
+            is_expected = isinstance(problem, UsageProblem | RunProblem)
+            told = "" if is_expected else traceback.format_exc()
+            _at_desk(desk.finish.remote(Outcome(ordered.number, problem=problem, traceback=told)))
             if world > 1:
                 raise  # the other ranks may be waiting in a collective: only a new group is sound
             done = ordered.number
             continue
         if rank == 0:
-            ray.get(desk.finish.remote(outcome))
+            _at_desk(desk.finish.remote(outcome))
         done = ordered.number
 
 
-def _worker(desk: Any, rank: int, world: int) -> Worker:
+def _at_desk(call: Any, wait_s: float = 0.0, deadline_s: float | None = None) -> Any:
+    """What the desk answers to a call that waits there for up to `wait_s`. Raises RunProblem where it is late or dead.
+
+    The deadline is DESK_DEADLINE_S where none is given.
+    """
+    deadline_s = wait_s + (DESK_DEADLINE_S if deadline_s is None else deadline_s)
+    try:
+        return ray.get(call, timeout=deadline_s)
+    except GetTimeoutError:
+        raise RunProblem(
+            f"Waited {deadline_s:.0f} s for the learners' desk, the actor between command and learners, to answer; the "
+            "same command continues from what was last saved."
+        ) from None
+    except Exception as error:
+        if is_death(error):
+            raise death(error, "The learners' desk") from error
+        raise
+
+
+def _worker(desk: Any, rank: int, world: int, run_epoch: RunEpoch | None) -> Worker:
     asked = {"stop": False, "looked": 0.0}
 
     def report(progress: Progress) -> None:
         if rank == 0:
-            asked["stop"] = ray.get(desk.report.remote(progress))
+            asked["stop"] = _at_desk(desk.report.remote(progress))
 
     def should_stop() -> bool:
         now = time.monotonic()
         if now - asked["looked"] > 0.5:
-            asked["stop"], asked["looked"] = ray.get(desk.asked_to_stop.remote()), now
+            asked["stop"], asked["looked"] = _at_desk(desk.asked_to_stop.remote()), now
         return bool(asked["stop"])
 
-    return Worker(rank, world, report, should_stop)
+    def check_lease() -> None:
+        if run_epoch is not None:
+            run_epoch.check()
+
+    return Worker(rank, world, report, should_stop, check_lease)
 
 
 def _portable(problem: Exception) -> Exception:
-    """The problem as it can be sent: an error that came over Ray is replaced by what caused it."""
+    """The problem as it can be sent: an error that came over Ray is replaced by what caused it, and one that does not
+    survive pickling by its text."""
     cause = getattr(problem, "cause", None)
-    return cause if isinstance(cause, Exception) else problem
+    problem = cause if isinstance(cause, Exception) else problem
+    try:
+        pickle.loads(pickle.dumps(problem))
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, what it says must arrive
+        return RuntimeError(f"{type(problem).__name__}: {problem}")
+    return problem
 
 
 class LearnerGroup:
-    """A Ray Train group of `workers` ranks that runs the jobs it is given. Use as a context manager."""
+    """A Ray Train group of `workers` ranks that runs the jobs it is given. Use as a context manager.
+
+    With a `run_epoch` the ranks check, before they commit, that its holder still has the run's lease.
+    """
 
     def __init__(
-        self, workers: int, threads: int, gpus_per_worker: float, storage: str, start_deadline_s: float
+        self,
+        workers: int,
+        threads: int,
+        gpus_per_worker: float,
+        storage: str,
+        start_deadline_s: float,
+        run_epoch: RunEpoch | None = None,
     ) -> None:
         self._desk: Any = Desk.remote()
         self._number = 0
         self._workers = workers
         self._deadline_s = start_deadline_s
+        self._run_epoch = run_epoch
         self._ended: Exception | None = None
         self._thread = threading.Thread(
             target=self._fit, args=(workers, threads, gpus_per_worker, storage), name="ray-train", daemon=True
@@ -211,7 +275,7 @@ class LearnerGroup:
         gave up; `Interrupted` where `should_stop` became true."""
         started = time.monotonic()
         while True:
-            news: Any = ray.get(self._desk.news.remote(POLL_S))
+            news = _at_desk(self._desk.news.remote(POLL_S), POLL_S)
             if news[2] == self._workers:
                 return
             self._check_alive()
@@ -224,8 +288,18 @@ class LearnerGroup:
                 raise Interrupted("the start of the learners")
 
     def _check_alive(self) -> None:
-        if not self._thread.is_alive():
-            raise RunProblem(f"The learner group ended before its job did: {self._ended or 'without a reason'}.")
+        """Raises what ended the group: RunProblem for a rank that died, what Ray Train raised for a mistake in it."""
+        if self._thread.is_alive():
+            return
+        failures = getattr(self._ended, "worker_failures", None) or {}
+        for rank, failure in sorted(failures.items()):
+            cause = getattr(failure, "health_check_failure", failure)
+            if is_death(cause):
+                raise death(cause, f"Learner rank {rank}") from self._ended
+        if failures and self._ended is not None:
+            raise self._ended
+        reason = " ".join(str(self._ended or "without a reason").split())
+        raise RunProblem(f"The learner group ended before its job did: {reason[:400]}.") from self._ended
 
     def run(
         self,
@@ -236,15 +310,15 @@ class LearnerGroup:
     ) -> dict[str, Any]:
         """Run one job on all ranks and return rank 0's result.
 
-        Raises what the job raised, `Interrupted` where `should_stop` became true and the job has its checkpoint, and
-        RunProblem where the group ended.
+        Raises what the job raised (with the rank's traceback as a note, where it is no expected problem), `Interrupted`
+        where `should_stop` became true and the job has its checkpoint, and RunProblem where the group ended.
         """
         self._number += 1
-        ray.get(self._desk.order.remote(Ordered(self._number, pickle.dumps((run, job)))))
+        ordered = Ordered(self._number, pickle.dumps((run, job)), self._run_epoch)
+        _at_desk(self._desk.order.remote(ordered))
         asked = False
         while True:
-            news: Any = ray.get(self._desk.news.remote(POLL_S))
-            progress, outcome, _ = news
+            progress, outcome, _ = _at_desk(self._desk.news.remote(POLL_S), POLL_S)
             for each in progress:
                 on_progress(each)
             if outcome is not None:
@@ -252,8 +326,10 @@ class LearnerGroup:
             self._check_alive()
             if should_stop() and not asked:
                 asked = True
-                ray.get(self._desk.stop_job.remote())
+                _at_desk(self._desk.stop_job.remote())
         if outcome.problem is not None:
+            if outcome.traceback:
+                outcome.problem.add_note(f"In a learner:\n{outcome.traceback.rstrip()}")
             raise outcome.problem
         if outcome.interrupted:
             raise Interrupted(outcome.interrupted)
@@ -261,9 +337,10 @@ class LearnerGroup:
         return outcome.result
 
     def close(self) -> None:
-        """Let the workers end; waits up to 30 seconds for them."""
-        ray.get(self._desk.close.remote())
-        self._thread.join(30)
+        """Let the workers end; waits for them up to CLOSE_DEADLINE_S. A desk that is dead is no problem any more."""
+        with contextlib.suppress(RunProblem):
+            _at_desk(self._desk.close.remote(), deadline_s=CLOSE_DEADLINE_S)
+        self._thread.join(CLOSE_DEADLINE_S)
         ray.kill(self._desk)
 
     def __enter__(self) -> "LearnerGroup":

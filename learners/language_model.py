@@ -85,7 +85,6 @@ def train_language_model(job: LanguageModelJob, worker: Worker) -> dict[str, Any
             figures = loop.run()
         finally:
             engine.close()
-        loop.finish()
     return {**task.results, "parameters": task.parameters, **figures}
 
 
@@ -117,7 +116,9 @@ class _LanguageModelTask:
         settings = job.settings
         length = settings.context_length
         self._demonstrations = self._read(job.demonstrations, "demonstrations", length)
-        self._texts = [] if job.pretraining is None else rows_of.documents(read_table(job.pretraining, "pretraining"))
+        texts = [] if job.pretraining is None else rows_of.documents(read_table(job.pretraining, "pretraining"))
+        # A document of one token has nothing to predict; left in, it would make some mixed epochs shorter than others.
+        self._texts = [text for text in texts if len(text) > 1] if job.demonstrations is not None else texts
         self._validation = self._read(job.demonstrations_valid, "demonstrations", length)
         if not self._demonstrations and job.pretraining_valid is not None:
             table = read_table(job.pretraining_valid, "pretraining")

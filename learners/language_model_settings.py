@@ -9,7 +9,7 @@ from learners.optimizer import OptimizerSettings
 class LanguageModelSettings(BaseModel):
     """One stage of language-model training. Defaults are InstructGPT's SFT (section 3.5 and appendix C.1)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     optimizer: OptimizerSettings = Field(
         default=OptimizerSettings(peak_lr=9.65e-6),

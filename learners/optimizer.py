@@ -1,18 +1,23 @@
 """Settings of one optimiser and its learning-rate schedule."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""The decay of a running mean: at 1 it would never see a gradient, above it diverges."""
 
 
 class OptimizerSettings(BaseModel):
     """AdamW and its schedule. A loop asks `learning_rate` for every step and hands the answer to `Engine.step`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     peak_lr: float = Field(ge=0, description="Highest learning rate. InstructGPT's differ by stage and size.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Adam's betas: InstructGPT, all models.")
+    betas: tuple[Beta, Beta] = Field(
+        default=(0.9, 0.95), description="Adam's betas, each from 0 to below 1: InstructGPT, all models."
+    )
     eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon: PyTorch's default, as InstructGPT states none.")
     weight_decay: float = Field(
         default=0.0,

@@ -5,8 +5,11 @@ both to it under a new attempt.
 """
 
 import json
+import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from actors.conductor import HeldOut, Probe, Publication
@@ -25,21 +29,26 @@ from learners.checkpoint import Checkpoint, load_newest, write_checkpoint
 from learners.ema import WeightAverage
 from learners.engine import MOMENTS, Engine, EngineSettings
 from learners.exports import whole_directory
-from learners.metrics import MetricsLog
+from learners.metrics import MetricsLog, read_metrics
 from learners.ppo_batch import EpisodeBatch, RewardRules, episode_batch, reward_batch
 from learners.ppo_settings import PpoSettings
 from learners.ppo_update import PpoUpdate, PretrainingOrder
-from learners.process_group import device, process_group, sum_over_ranks
+from learners.process_group import any_rank, device, process_group, sum_over_ranks
 from learners.rows import documents
 from learners.supervised import peak_memory_bytes
 from learners.worker import Interrupted, Reporter, Worker
-from models.build import load_causal_lm, load_tokenizer, set_residual_dropout
+from models.build import context_length, load_causal_lm, load_tokenizer, set_residual_dropout
 from models.export import export_causal_lm
 from models.forward import PolicyModel, causal_logprobs
 from models.scalar_head import load_scalar
 from models.sequences import sequence_batch
 from models.snapshot import Snapshot, pack
 from objectives.kl import AdaptiveKL, FixedKL
+
+PROBE_ROWS = 4
+"""Episodes of the last batch that engine and learner both score after every publication."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,9 @@ class PpoJob:
     stream: Any
     conductor: Any
     rollout_dtype: str
+    answer_deadline_s: float
+    """Seconds until stream or conductor, who say nothing at all, are given up: above every deadline that they keep
+    themselves, which tell more."""
     held_out: HeldOut
 
 
@@ -69,11 +81,14 @@ def train_ppo(job: PpoJob, worker: Worker) -> dict[str, Any]:
     """Trains all updates and exports policy, ema, value and best below `job.directory`; the same result on every rank.
 
     Raises Interrupted after a checkpoint where asked to stop; RunProblem where a loss is not finite, the engine
-    disagrees with the learner, or a batch is late.
+    disagrees with the learner, or a batch is late: what was trained before is in a checkpoint, but for the update under
+    way.
     """
     with process_group():
         policy = Engine(PolicyModel(_policy_model(job)), job.engine, job.settings.policy, job.seed)
         value = Engine(_value_model(job), job.engine, job.settings.value, job.seed + 1)
+        for engine in (policy, value):
+            engine.module.train()  # else activations are not recomputed; every dropout is 0
         try:
             return _PpoLoop(job, worker, policy, value).run()
         finally:
@@ -110,6 +125,8 @@ class _Progress:
     update: int = 0
     kl_coefficient: float = 0.0
     best: dict[str, float] = field(default_factory=dict)
+    evaluated: int = 0
+    """Update of the last held-out evaluation that `best` has seen."""
     stopped_by: str = ""
 
 
@@ -124,7 +141,9 @@ class _PpoLoop:
         pretraining = None
         if job.settings.ptx_coefficient > 0:
             texts = documents(read_table(str(job.pretraining), "pretraining"))
-            pretraining = PretrainingOrder(texts, job.seed, job.settings.ptx_context)
+            module: Any = policy.module
+            limit = context_length(module.config) or job.settings.ptx_context
+            pretraining = PretrainingOrder(texts, job.seed, min(limit, job.settings.ptx_context))
         self._update = PpoUpdate(
             policy,
             value,
@@ -145,7 +164,11 @@ class _PpoLoop:
         self._progress = _Progress(kl_coefficient=job.settings.kl_coefficient)
         self._average = WeightAverage(policy.weights(), job.settings.ema_decay)
         self._evaluations: list[_Evaluation] = []
+        self._evaluation_log = job.directory / "evaluations.jsonl"
+        self._probe_sequences: list[list[int]] = []
+        self._leasing = False
         self._publication: Any = None
+        """A publication whose figures are not logged yet."""
         self._bound = job.settings.mismatch_bound_nats or _default_bound(job.engine.dtype, job.rollout_dtype)
 
     # the whole -----------------------------------------------------------------------------------------------------
@@ -161,34 +184,38 @@ class _PpoLoop:
         try:
             while progress.update < settings.updates and not progress.stopped_by:
                 began = time.monotonic()
-                published = self._publish()
+                figures = self._publish()
                 publishing = time.monotonic() - began
-                figures = self._one_update(published)
+                figures |= self._one_update()
                 progress.update += 1
+                figures |= self._publication_figures(wait=False)
                 figures["time/publish"] = publishing
                 figures["time/update"] = time.monotonic() - began
                 figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
                 if metrics is not None:  # before the checkpoint, so that a run that goes on from it has every line
-                    figures |= ray.get(self._job.stream.counts.remote())
+                    figures |= self._ask(self._job.stream.counts.remote(), "the stream's counts")
                     metrics.log(progress.update, figures)
                 last = progress.update == settings.updates or bool(progress.stopped_by)
-                if self._first and (last or progress.update % settings.evaluate_every == 0):
+                if self._first and not last and progress.update % settings.evaluate_every == 0:
                     self._begin_evaluation()
                 stop = self._worker.agreed_to_stop()
-                if not last and (stop or progress.update % settings.checkpoint_every == 0):
+                if last or stop or progress.update % settings.checkpoint_every == 0:
                     self._save()
                 if stop and not last:
                     raise Interrupted(f"ppo, update {progress.update} of {settings.updates}")
-                self._collect_evaluations(wait=last)
+                self._collect_evaluations(wait=False)
                 self._reporter.report(progress.update, figures, now=True)
         finally:
             if metrics is not None:
                 metrics.close()
         seconds = time.monotonic() - started
+        self._publication_figures(wait=True)
+        if self._first and progress.evaluated != progress.update:
+            self._begin_evaluation()
+        self._collect_evaluations(wait=True)
+        self._export()
         if self._first:
-            ray.get(self._job.conductor.finish.remote())
-            self._export()
-            shutil.rmtree(self._checkpoints, ignore_errors=True)
+            self._ask(self._job.conductor.finish.remote(), "the generators to finish what they have in hand")
         sum_over_ranks(0.0)  # nobody reports success before rank 0 has written the exports
         return {
             "updates": progress.update,
@@ -202,16 +229,20 @@ class _PpoLoop:
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
-    def _one_update(self, published: Publication | None) -> dict[str, float]:
+    def _one_update(self) -> dict[str, float]:
         """Nine phases: take, value, old log-probs, mismatch, rewards, update, commit, KL controller, figures."""
         settings, progress = self._settings, self._progress
         mark = time.monotonic()
-        table = self._take(progress.update)
+        with self._saving_what_is_trained():
+            table = self._take(progress.update)
         waited, mark = time.monotonic() - mark, time.monotonic()
         batch = episode_batch(table, progress.attempt, progress.update)
         old_values = self._update.values(batch)
         old_logprobs = self._update.logprobs(batch) if settings.old_logprobs == "recomputed" else None
         mismatch = self._mismatch(batch, old_logprobs)
+        with self._saving_what_is_trained():
+            self._refuse_beyond_bound(mismatch)
+        self._probe_sequences = _some_sequences(table)
         old_logprobs = batch.behaviour_logprobs if old_logprobs is None else old_logprobs
         rewards = reward_batch(batch, old_logprobs, old_values, self._rules.with_coefficient(progress.kl_coefficient))
         prepared, mark = time.monotonic() - mark, time.monotonic()
@@ -219,13 +250,14 @@ class _PpoLoop:
         if settings.ema_every == "update":
             self._average.update(self._policy.weights())
         if self._first:
-            ray.get(self._job.stream.trained.remote(progress.update))
+            self._ask(self._job.stream.trained.remote(progress.update), "the stream to record a trained batch")
         kl_nats = rewards.figures["objective/kl"]
-        progress.kl_coefficient = self._controller().updated(kl_nats, batch.rows).coefficient
+        if progress.update >= settings.critic_warmup_updates:  # before that β has nothing to steer
+            progress.kl_coefficient = self._controller().updated(kl_nats, batch.rows).coefficient
         if settings.kl_budget_nats is not None and kl_nats > settings.kl_budget_nats:
             progress.stopped_by = f"the KL budget: {kl_nats:.2f} nats a sequence, over {settings.kl_budget_nats:g}"
         tokens = float(sum(batch.lengths))
-        figures = {
+        return {
             "episode": float((progress.update + 1) * settings.batch_size),
             **rewards.figures,
             **trained,
@@ -238,30 +270,48 @@ class _PpoLoop:
             "memory/learner_bytes": float(peak_memory_bytes()),
             "staleness/straggler_age_seconds": _straggler_age(table),
         }
-        if published is not None:
-            figures |= {
-                "sync/publish_seconds": published.seconds,
-                "sync/pause_seconds": published.pause_s,
-                "mismatch/probe_nats": published.probe_nats,
-                **published.roles,
-            }
-        return figures
+
+    @contextmanager
+    def _saving_what_is_trained(self) -> Iterator[None]:
+        """A problem met between two updates, where the state is whole, is raised after a checkpoint, on every rank.
+
+        The block holds no collective: a rank that fails in it would leave the others alone there.
+        """
+        problem: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again below
+            problem = error
+        if not any_rank(problem is not None):
+            return
+        try:
+            self._save(evaluations=False)
+        except Exception as second:  # noqa: BLE001 - the first problem is what a person must hear of
+            log.warning("no checkpoint could be written at update %d: %s", self._progress.update, second)
+        raise problem or RunProblem("ppo: another rank could not go on.")
 
     # phases --------------------------------------------------------------------------------------------------------
 
     def _take(self, batch: int) -> pa.Table:
         """Batch `batch` from the stream; looks up every second so that progress stays alive."""
-        answer = self._job.stream.take.remote(batch, self._settings.batch_deadline_s)
+        patience_s = self._settings.batch_deadline_s
+        answer = self._job.stream.take.remote(batch, patience_s)
+        give_up = (
+            time.monotonic() + patience_s + self._job.answer_deadline_s
+        )  # the stream itself tells who owes what, earlier
         while True:
             done, _ = ray.wait([answer], timeout=1.0)
             if done:
                 return ray.get(answer)
+            if time.monotonic() > give_up:
+                raise RunProblem(f"ppo: the episode stream has said nothing of batch {batch} for {patience_s:.0f} s.")
             self._reporter.report(self._progress.update)
 
     def _mismatch(self, batch: EpisodeBatch, recomputed: Tensor | None) -> dict[str, float]:
         """Engine against learner on tokens that the learner's present weights wrote, before its first step.
 
-        Where the learner's log-probs are computed for this alone, the first minibatch's rows have to do.
+        Where the learner's log-probs are computed for this alone, the first minibatch's rows have to do. Nothing where
+        older weights wrote every token (staleness): the probe after each publication then stands alone.
         """
         rows = list(range(batch.rows))
         if recomputed is None:
@@ -273,14 +323,19 @@ class _PpoLoop:
         if recomputed is None:
             recomputed = self._update.logprobs(batch, rows)
         difference = (recomputed - batch.behaviour_logprobs)[own].abs()
-        largest = difference.max().item()
+        return {
+            "mismatch/max_abs_log_ratio": difference.max().item(),
+            "mismatch/mean_abs_log_ratio": difference.mean().item(),
+        }
+
+    def _refuse_beyond_bound(self, mismatch: dict[str, float]) -> None:
+        largest = mismatch.get("mismatch/max_abs_log_ratio", 0.0)
         if not largest <= self._bound:
             raise RunProblem(
                 f"ppo: at update {self._progress.update + 1} engine and learner disagree on the log-probability of a "
                 f"token by {largest:.4g} nats, beyond the bound of {self._bound:g}; their weights, temperature or "
                 "dtype differ."
             )
-        return {"mismatch/max_abs_log_ratio": largest, "mismatch/mean_abs_log_ratio": difference.mean().item()}
 
     def _after_step(self) -> None:
         if self._settings.ema_every == "step":
@@ -294,25 +349,51 @@ class _PpoLoop:
 
     # publication ---------------------------------------------------------------------------------------------------
 
-    def _publish(self) -> Publication | None:
-        """Bring the present weights into the engines; returns what is known of it (rank 0).
+    def _publish(self) -> dict[str, float]:
+        """Bring the present weights into the engines; returns the figures of a publication that came to its end.
 
         With staleness the engines need not hold them before the next batch is trained, so the learner goes on and
-        only waits for the publication before this one.
+        only waits for the publication before this one, where that is still under way.
         """
         weights = _plain(self._policy.weights())
         probe = self._probe()
         if not self._first:
-            return None
+            return {}
         snapshot = self._snapshot(weights)
         attempt, update = self._progress.attempt, self._progress.update
-        earlier = self._publication
+        figures = self._publication_figures(wait=True)
         self._publication = self._job.conductor.publish.remote(attempt, update, snapshot, probe)
-        if earlier is None:
-            first: Any = ray.get(self._publication)
-            ray.get(self._job.conductor.start_leasing.remote())
-            return first
-        return ray.get(self._publication if self._settings.max_staleness == 0 else earlier)
+        if not self._leasing or self._settings.max_staleness == 0:
+            figures = self._publication_figures(wait=True)
+        if not self._leasing:
+            self._ask(self._job.conductor.start_leasing.remote(), "the generators to begin to lease")
+            self._leasing = True
+        return figures
+
+    def _publication_figures(self, wait: bool) -> dict[str, float]:
+        """What is to be logged of the publication under way once it has come to its end, and nothing before or again.
+
+        Every publication is logged once: on the line of its own update, unless it takes longer than the update.
+        """
+        if self._publication is None or not (wait or ray.wait([self._publication], timeout=0)[0]):
+            return {}
+        published: Publication = self._ask(self._publication, "new weights to be published")
+        self._publication = None
+        return {
+            "sync/publish_seconds": published.seconds,
+            "sync/pause_seconds": published.pause_s,
+            "mismatch/probe_nats": published.probe_nats,
+            "mismatch/probe_mean_nats": published.probe_mean_nats,
+            **published.roles,
+        }
+
+    def _ask(self, answer: Any, what: str) -> Any:
+        """What an actor answers. It has deadlines of its own, which name who owed it; this one is for its silence."""
+        patience_s = self._job.answer_deadline_s * (1 + len(self._evaluations))  # which are sampled one after another
+        done, _ = ray.wait([answer], timeout=patience_s)
+        if not done:
+            raise RunProblem(f"ppo: waited {patience_s:.0f} s for {what}.")
+        return ray.get(answer)
 
     def _snapshot(self, weights: dict[str, Tensor]) -> Snapshot:
         dtype = getattr(torch, self._job.rollout_dtype)
@@ -320,19 +401,21 @@ class _PpoLoop:
 
     @torch.no_grad()
     def _probe(self) -> Probe:
-        """A fixed sequence of ordinary tokens, scored by the learner (every rank takes part)."""
-        size = len(self._tokenizer)
-        special = set(self._tokenizer.all_special_ids)
-        ordinary = [token for token in range(size) if token not in special]
-        count = min(16, self._max_probe())
-        tokens = [ordinary[(7 + 31 * place) % len(ordinary)] for place in range(count)]
-        batch = sequence_batch([tokens[:1]], [tokens[1:]]).to(device())
+        """Sequences scored by the learner (every rank takes part): some of the last batch, a made-up one before it."""
+        sequences = self._probe_sequences or [self._made_up_sequence()]
+        batch = sequence_batch([tokens[:1] for tokens in sequences], [tokens[1:] for tokens in sequences]).to(device())
         logprobs, _ = causal_logprobs(self._policy, batch.tokens, batch.attention_mask)
-        return Probe(tokens, logprobs[0].float().cpu().tolist(), self._bound)
+        scored = [
+            row[: len(tokens) - 1] for row, tokens in zip(logprobs.float().cpu().tolist(), sequences, strict=True)
+        ]
+        return Probe(sequences, scored, self._bound)
 
-    def _max_probe(self) -> int:
-        """The engine's context must hold the probe and one more token; the shortest possible is a response's room."""
-        return max(2, self._job.sampling.max_response_tokens)
+    def _made_up_sequence(self) -> list[int]:
+        """Ordinary tokens, fewer than a response may have: the engine's context must hold them and one more."""
+        special = set(self._tokenizer.all_special_ids)
+        ordinary = [token for token in range(len(self._tokenizer)) if token not in special]
+        count = min(16, max(2, self._job.sampling.max_response_tokens))
+        return [ordinary[(7 + 31 * place) % len(ordinary)] for place in range(count)]
 
     # held-out prompts ------------------------------------------------------------------------------------------------
 
@@ -346,19 +429,26 @@ class _PpoLoop:
         """Write down the evaluations that are done; keep the EMA policy with the best penalised held-out reward."""
         waiting = []
         for evaluation in self._evaluations:
-            done, _ = ray.wait([evaluation.answer], timeout=None if wait else 0)
-            if not done:
+            if not wait and not ray.wait([evaluation.answer], timeout=0)[0]:
                 waiting.append(evaluation)
                 continue
-            found: Any = ray.get(evaluation.answer)
+            found = self._ask(evaluation.answer, "the held-out prompts to be answered")
             line = {"update": evaluation.update, "episodes": evaluation.update * self._settings.batch_size, **found}
-            with (self._job.directory / "evaluations.jsonl").open("a") as stream:
+            with self._evaluation_log.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
+            self._progress.evaluated = evaluation.update
             objective = found["reward"] - self._settings.kl_coefficient * found["kl"]
             if not self._progress.best or objective > self._progress.best["objective"]:
                 self._progress.best = {"update": evaluation.update, "objective": objective}
-                self._export_policy("best", evaluation.weights)
+                self._export_policy(_candidate(evaluation.update), evaluation.weights)
         self._evaluations = waiting
+
+    def _forget_candidates(self, but: dict[str, float]) -> None:
+        """Remove candidates for the best policy, but for the one that a checkpoint, or the end of the run, names."""
+        kept = _candidate(int(but["update"])) if but else ""
+        for path in self._job.directory.glob("best-*"):
+            if path.name != kept:
+                shutil.rmtree(path)
 
     # state -----------------------------------------------------------------------------------------------------------
 
@@ -367,10 +457,12 @@ class _PpoLoop:
         if checkpoint is not None and checkpoint.data["identity"] == self._job.identity:
             self._restore(checkpoint)
             return
+        dist.barrier()  # every rank has looked for one
         if self._first:
             shutil.rmtree(self._checkpoints, ignore_errors=True)
-            (self._job.directory / "evaluations.jsonl").unlink(missing_ok=True)
+            self._evaluation_log.unlink(missing_ok=True)
             shutil.rmtree(self._job.directory / "episodes", ignore_errors=True)
+            self._forget_candidates({})
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         data, tensors = checkpoint.data, checkpoint.tensors
@@ -382,16 +474,22 @@ class _PpoLoop:
         self._progress.update = checkpoint.step
         self._progress.kl_coefficient = data["kl_coefficient"]
         self._progress.best = data["best"]
+        self._progress.evaluated = data["evaluated"]
+        self._progress.stopped_by = data["stopped_by"]
         if self._first:
             episodes = checkpoint.tables["episodes"].cast(EPISODE)
-            ray.get(self._job.stream.restore.remote(data["ledger"], episodes, self._progress.attempt))
-            _drop_after(self._job.directory / "evaluations.jsonl", checkpoint.step)
+            restored = self._job.stream.restore.remote(data["ledger"], episodes, self._progress.attempt)
+            self._ask(restored, "the stream to go back to the checkpoint")
+            _drop_after(self._evaluation_log, data["evaluated"])
+            self._forget_candidates(data["best"])
 
-    def _save(self) -> None:
-        self._collect_evaluations(wait=True)
+    def _save(self, evaluations: bool = True) -> None:
+        """A checkpoint of learner and stream; held-out evaluations under way are waited for, unless told otherwise."""
+        if evaluations:
+            self._collect_evaluations(wait=True)
         states = {"policy": self._policy.state(), "value": self._value.state()}
         if self._first:
-            ledger, episodes = ray.get(self._job.stream.state.remote())
+            ledger, episodes = self._ask(self._job.stream.state.remote(), "the stream's state")
             tensors = {
                 f"{name}-{part}": state[part] for name, state in states.items() for part in ("weights", *MOMENTS)
             }
@@ -402,19 +500,37 @@ class _PpoLoop:
                 "steps": {name: state["steps"] for name, state in states.items()},
                 "kl_coefficient": progress.kl_coefficient,
                 "best": progress.best,
+                "evaluated": progress.evaluated,
+                "stopped_by": progress.stopped_by,
                 "ledger": ledger,
             }
-            tables = {"episodes": episodes}
+            self._worker.check_lease()
             write_checkpoint(
-                self._checkpoints, progress.update, {**tensors, "ema": self._average.weights}, data, tables
+                self._checkpoints,
+                progress.update,
+                {**tensors, "ema": self._average.weights},
+                data,
+                {"episodes": episodes},
             )
+            self._forget_candidates(progress.best)
         sum_over_ranks(0.0)
 
     def _export(self) -> None:
-        self._export_policy("policy", self._policy.weights())
+        """Exports; every rank takes part, because sharded weights are gathered. `best` appears last."""
+        policy, value = self._policy.weights(), self._value.weights()
+        if not self._first:
+            return
+        self._export_policy("policy", policy)
         self._export_policy("ema", self._average.weights)
         with whole_directory(self._job.directory / "value") as directory:
-            _value_model(self._job).save_value_model(directory, self._tokenizer, self._value.weights())
+            _value_model(self._job).save_value_model(directory, self._tokenizer, value)
+        candidate, best = (
+            self._job.directory / name for name in (_candidate(int(self._progress.best["update"])), "best")
+        )
+        if candidate.exists():  # else the run was interrupted after this very step
+            shutil.rmtree(best, ignore_errors=True)
+            candidate.rename(best)
+        self._forget_candidates({})
 
     def _export_policy(self, name: str, weights: dict[str, Tensor]) -> None:
         model: Any = self._policy.module
@@ -435,6 +551,17 @@ def _plain(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
+def _candidate(update: int) -> str:
+    return f"best-{update:06d}"
+
+
+def _some_sequences(table: pa.Table) -> list[list[int]]:
+    """The first PROBE_ROWS episodes of a batch: prompt and response, without the last token, so that one more fits."""
+    prompts, responses = (table[name][:PROBE_ROWS].to_pylist() for name in ("prompt_tokens", "response_tokens"))
+    sequences = [[*prompt, *response][:-1] for prompt, response in zip(prompts, responses, strict=True)]
+    return [tokens for tokens in sequences if len(tokens) > 1]
+
+
 def _default_bound(learner_dtype: str, rollout_dtype: str) -> float:
     return 1e-3 if learner_dtype == rollout_dtype == "float32" else 1.0
 
@@ -449,7 +576,7 @@ def _drop_after(path: Path, update: int) -> None:
     """Take lines of updates after `update`, which a lost attempt wrote, out of evaluations.jsonl."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text().splitlines() if json.loads(line)["update"] <= update]
+    lines = [line for line in read_metrics(path) if line["update"] <= update]
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in lines))
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
     partial.replace(path)

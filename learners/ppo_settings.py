@@ -10,7 +10,7 @@ from learners.optimizer import OptimizerSettings
 class PpoSettings(BaseModel):
     """PPO with a per-token KL penalty and a pretraining term (PPO-ptx), InstructGPT section 3.5 and appendix C.4."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     updates: int = Field(default=500, ge=1, description="Batches trained; 500 × 512 are InstructGPT's 256k episodes.")
     batch_size: int = Field(
@@ -83,7 +83,8 @@ class PpoSettings(BaseModel):
     old_logprobs: Literal["behaviour", "recomputed"] = Field(
         default="behaviour",
         description="Denominator of the ratio: the engine's log-probs, or the learner's own before its first step "
-        "(one more forward pass). House default: behaviour, whose difference is measured at every update.",
+        "(one more forward pass). House default: behaviour, whose difference from the learner is measured after every "
+        "publication, and at staleness 0 on the batch itself.",
     )
     decoupled: bool = Field(
         default=False,
@@ -104,7 +105,9 @@ class PpoSettings(BaseModel):
         "InstructGPT does not say; house default: the mean.",
     )
     ptx_context: int = Field(
-        default=2048, gt=1, description="Documents are cut here, in tokens. InstructGPT: context 2k."
+        default=2048,
+        gt=1,
+        description="Documents are cut here, in tokens, or where the model's context ends. InstructGPT: context 2k.",
     )
 
     policy: OptimizerSettings = Field(
@@ -120,7 +123,8 @@ class PpoSettings(BaseModel):
     critic_warmup_updates: int = Field(
         default=0,
         ge=0,
-        description="First updates in which only the value network moves. House option; InstructGPT: none.",
+        description="First updates in which only the value network moves; the policy's warm-up and an adaptive β begin "
+        "after them. House option; InstructGPT: none.",
     )
     ema_decay: float = Field(
         default=0.992, ge=0, lt=1, description="Decay of the weights' moving average. InstructGPT: 0.992."
@@ -159,6 +163,11 @@ class PpoSettings(BaseModel):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a whole number of chunks; give a chunk_size that divides it, "
                 f"not {self.chunk_size}"
+            )
+        if self.critic_warmup_updates >= self.updates:
+            raise ValueError(
+                f"critic_warmup_updates {self.critic_warmup_updates} leaves the policy none of the {self.updates} "
+                "updates; give fewer"
             )
         if self.decoupled and self.old_logprobs != "recomputed":
             raise ValueError("decoupled needs old_logprobs: recomputed (the proximal policy is the learner's own)")

@@ -119,11 +119,15 @@ class PpoUpdate:
         Raises RunProblem, before the step is taken, where a loss or gradient is not finite.
         """
         settings = self._settings
-        policy_lr = settings.policy.learning_rate(update, settings.updates)
+        warmup = settings.critic_warmup_updates  # the policy's own schedule begins after it
+        policy_lr = settings.policy.learning_rate(max(0, update - warmup), settings.updates - warmup)
         value_lr = settings.value.learning_rate(update, settings.updates)
-        moves = update >= settings.critic_warmup_updates
+        moves = update >= warmup
         sums: dict[str, list[float]] = {}
-        diagnostics: PolicyDiagnostics | None = None
+        # Zeros where this rank has no row of its own: all ranks add up their sums together.
+        diagnostics = PolicyDiagnostics(
+            torch.zeros(7, dtype=torch.float64, device=device()), torch.zeros((), dtype=torch.float64, device=device())
+        )
         for epoch in range(settings.inner_epochs):
             seed = (self._seed, update, epoch)
             for index, rows in enumerate(minibatch_rows(batch.rows, settings.minibatches, seed)):
@@ -153,10 +157,10 @@ class PpoUpdate:
                 for name, value in values.items():
                     sums.setdefault(name, []).append(value)
                 if seen is not None:
-                    diagnostics = seen if diagnostics is None else diagnostics + seen
+                    diagnostics = diagnostics + seen
         figures = {name: float(np.mean(values)) for name, values in sums.items()}
         figures |= {"lr": policy_lr if moves else 0.0, "lr_value": value_lr}
-        if diagnostics is not None:
+        if moves:
             figures |= _policy_figures(_over_ranks(diagnostics))
         return figures
 

@@ -92,7 +92,6 @@ def train_reward_model(job: RewardModelJob, worker: Worker) -> dict[str, Any]:
             parameters = sum(weight.numel() for weight in weights.values())
         finally:
             engine.close()
-        loop.finish()
     return {"directory": "export", "bias": bias, **task.results, "parameters": parameters, **figures}
 
 

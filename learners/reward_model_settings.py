@@ -8,7 +8,7 @@ from learners.optimizer import OptimizerSettings
 class RewardModelSettings(BaseModel):
     """Reward-model training. Defaults are InstructGPT's (section 3.5 and appendix C.2)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     optimizer: OptimizerSettings = Field(
         default=OptimizerSettings(peak_lr=9e-6), description="InstructGPT: 9e-6, cosine to 10 %."

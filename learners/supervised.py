@@ -4,6 +4,7 @@ Invariants:
 - What a step does is a function of the job and the step number, so a run that goes on from a checkpoint repeats the
   uninterrupted one: bitwise on a CPU in float32.
 - All ranks leave the loop at the same step.
+- The checkpoint of the last step stays: whoever commits the results removes it.
 """
 
 import math
@@ -78,22 +79,25 @@ class SupervisedLoop:
         Raises Interrupted after a checkpoint where the worker was asked to stop, RunProblem where loss or gradient is
         not finite.
         """
-        self._resume()
+        owed = self._resume()
         first_step, tokens, seconds = self._step, 0, 0.0
         saved = time.monotonic()
         metrics = None
         if self._worker.rank == 0:
-            metrics = MetricsLog(self._directory, resumed_step=self._step or None)
+            metrics = MetricsLog(self._directory, resumed_step=self._step - (owed is not None) or None)
         try:
-            while self._step < self._task.total_steps:
-                began = time.monotonic()
-                values = self._one_step()
-                took = time.monotonic() - began
-                tokens += self._task.tokens(self._step - 1)
-                seconds += took
-                values["tokens_per_s"] = self._task.tokens(self._step - 1) / took
-                values["peak_memory_bytes"] = peak_memory_bytes()
-                values |= self._task.after_step(self._step)
+            while owed is not None or self._step < self._task.total_steps:
+                if owed is None:
+                    began = time.monotonic()
+                    owed = self._one_step()
+                    took = time.monotonic() - began
+                    tokens += self._task.tokens(self._step - 1)
+                    seconds += took
+                    owed["tokens_per_s"] = self._task.tokens(self._step - 1) / took
+                    owed["peak_memory_bytes"] = peak_memory_bytes()
+                    if self._step == self._task.total_steps:
+                        self._save(owed)  # validation and export can fail; the training is not to be lost with them
+                values, owed = owed | self._task.after_step(self._step), None
                 self._values |= values
                 if metrics is not None:
                     metrics.log(self._step, values)
@@ -102,7 +106,7 @@ class SupervisedLoop:
                     break
                 stop = self._worker.agreed_to_stop()
                 if stop or any_rank(time.monotonic() - saved > self._checkpoint_seconds):
-                    self._save()
+                    self._save(None)
                     saved = time.monotonic()
                 if stop:
                     raise Interrupted(f"{self._task.stage}, step {self._step} of {self._task.total_steps}")
@@ -117,11 +121,6 @@ class SupervisedLoop:
             "tokens_per_s": tokens / max(seconds, 1e-9),
             "peak_memory_bytes": peak_memory_bytes(),
         }
-
-    def finish(self) -> None:
-        """Removes the checkpoints: called once all results are on disk."""
-        if self._worker.rank == 0:
-            shutil.rmtree(self._checkpoints, ignore_errors=True)
 
     def _one_step(self) -> dict[str, float]:
         share = 0.0
@@ -139,24 +138,28 @@ class SupervisedLoop:
         self._step += 1
         return {"loss": total, "lr": lr, "grad_norm": norm}
 
-    def _resume(self) -> None:
+    def _resume(self) -> dict[str, float] | None:
+        """Goes to the newest checkpoint; returns the figures of its step where `after_step` is still to follow it."""
         self._reporter.report(0, now=True)
         checkpoint = load_newest(self._checkpoints)
         if checkpoint is None:
-            return
+            return None
         if checkpoint.data["identity"] != self._identity:
             dist.barrier()  # every rank has read it
-            self.finish()
-            return
+            if self._worker.rank == 0:
+                shutil.rmtree(self._checkpoints)
+            return None
         self._engine.load_state({**checkpoint.tensors, "steps": checkpoint.step})
         self._task.results.update(checkpoint.data["results"])
         self._step = checkpoint.step
+        return checkpoint.data["owed"]
 
-    def _save(self) -> None:
+    def _save(self, owed: dict[str, float] | None) -> None:
         state = self._engine.state()
         if self._worker.rank == 0:
+            self._worker.check_lease()
             groups = {name: state[name] for name in ("weights", *MOMENTS)}
-            data = {"identity": self._identity, "results": self._task.results}
+            data = {"identity": self._identity, "results": self._task.results, "owed": owed}
             write_checkpoint(self._checkpoints, self._step, groups, data)
         dist.barrier()
 

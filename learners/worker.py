@@ -32,6 +32,9 @@ class Worker:
     world_size: int
     report: Callable[[Progress], None]
     should_stop: Callable[[], bool]
+    check_lease: Callable[[], None] = lambda: None
+    """Called on rank 0 before it commits anything (a checkpoint, an export). Raises RunProblem where another attempt at
+    the run has taken over; without a lease it checks nothing."""
 
     def agreed_to_stop(self) -> bool:
         """Whether any rank was asked to stop. A collective: every rank calls it at the same step boundary."""

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
@@ -26,7 +28,17 @@ from models.settings import TinyLlamaSettings
 
 logging.disable_progress_bar()  # a command line of several processes draws its own progress
 
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
 """What transformers raises for a directory that is missing, truncated, of an unknown type or of the wrong shapes."""
 
 
@@ -74,6 +86,11 @@ def check_causal_lm(directory_or_name: str, context_tokens: int) -> None:
     config = load_config(directory_or_name)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UsageProblem(f"Model {directory_or_name!r} is of type {config.model_type}, not a causal language model.")
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise UsageProblem(
+            f"Model {directory_or_name!r} is of type {config.model_type}, for which Transformers has no sequence "
+            "classifier: a reward model made from it could not be saved. Give a model of another type."
+        )
     longest = context_length(config)
     if longest is not None and longest < context_tokens:
         raise UsageProblem(
@@ -157,7 +174,9 @@ def match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast)
             raise UsageProblem(
                 f"The tokenizer has {tokens} tokens and the model has rows for {rows}; they do not belong together."
             )
-        model.resize_token_embeddings(tokens)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # Transformers draws the new row around the mean of the others
+            model.resize_token_embeddings(tokens)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.bos_token_id = tokenizer.bos_token_id

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from corpus.problems import RunProblem
+from models.build import context_length, load_causal_lm, load_config, load_tokenizer, match_vocabulary
 
 logging.disable_progress_bar()  # a command line of several processes draws its own progress
 
@@ -46,6 +47,21 @@ def export_causal_lm(
     )
     write_model(directory, AutoModelForCausalLM, config, weights, dtype, limits)
     tokenizer.save_pretrained(directory)
+
+
+def write_with_row_for_pad(directory_or_name: str, tokenizer_directory: str, target: Path) -> bool:
+    """Write a copy of a causal language model with a row for the PAD that its tokenizer was given, where it has none.
+
+    Returns whether it was needed. Its row is the same every time. Raises UsageProblem where the model does not load.
+    """
+    tokenizer = load_tokenizer(tokenizer_directory)
+    if max(tokenizer.get_vocab().values()) < load_config(directory_or_name).get_text_config().vocab_size:
+        return False
+    model = load_causal_lm(directory_or_name)
+    match_vocabulary(model, tokenizer)
+    limit = context_length(model.config) or tokenizer.model_max_length
+    export_causal_lm(target, model, model.state_dict(), tokenizer, max_new_tokens=limit)
+    return True
 
 
 def write_model(

@@ -112,8 +112,12 @@ class ScalarHeadModel(nn.Module):
     ) -> None:
         """Write a token classifier with one label, bias included: its logits are the values.
 
-        `weights` are by this module's parameter names, its own where None.
+        Where Transformers has no token classifier for the architecture it is a sequence classifier, as a reward model
+        is. `weights` are by this module's parameter names, its own where None.
         """
+        if type(self.config) not in AutoModelForTokenClassification._model_mapping:
+            self.save_reward_model(directory, tokenizer, weights=weights)
+            return
         weights = dict(self.state_dict() if weights is None else weights)
         self._save(directory, tokenizer, AutoModelForTokenClassification, weights, {"classifier_dropout": 0.0})
 

@@ -11,7 +11,7 @@ class TinyLlamaSettings(BaseModel):
     Sources: "prototype" is a one-thread prototype of the built-in world, whose 0.52M-parameter model these are.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     hidden_size: int = Field(default=128, gt=0, description="Width of the residual stream (prototype).")
     layers: int = Field(default=3, gt=0, description="Decoder layers (prototype).")

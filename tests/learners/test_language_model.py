@@ -46,7 +46,7 @@ def sft(tmp_path, data, tokenizer_directory):
         return LanguageModelJob(
             **{
                 "stage": "sft",
-                "identity": "a",
+                "identity": repr((settings | changes, fields)),
                 "settings": LanguageModelSettings(**(settings | changes)),
                 "engine": engine,
                 "seed": 0,
@@ -93,7 +93,7 @@ def test_metrics_have_a_line_a_step_and_progress_reaches_the_end(sft, worker):
     last = worker.reports[-1]
     assert (last.stage, last.done, last.total, last.unit) == ("sft", 10, 10, "steps")
     assert results["steps"] == 10
-    assert not (job.directory / "checkpoints").exists()
+    assert (job.directory / "checkpoints").exists()  # until the stage is committed
 
 
 def test_a_learning_rate_of_zero_exports_the_weights_it_began_with(sft, worker):
@@ -189,9 +189,11 @@ def test_a_checkpoint_of_another_job_is_not_continued(sft):
 def test_a_checkpoint_is_written_while_training_goes_on(sft, monkeypatch):
     written = []
     real = language_model.SupervisedLoop._save
-    monkeypatch.setattr(language_model.SupervisedLoop, "_save", lambda loop: (written.append(loop._step), real(loop)))
+    monkeypatch.setattr(
+        language_model.SupervisedLoop, "_save", lambda loop, owed: (written.append(loop._step), real(loop, owed))
+    )
     train_language_model(sft(checkpoint_seconds=1e-9), RecordingWorker())
-    assert written == list(range(1, 10))
+    assert written == list(range(1, 11))
 
 
 def test_a_loss_that_is_not_finite_names_stage_and_step_and_keeps_what_is_exported(sft, monkeypatch, worker):
@@ -225,6 +227,32 @@ def test_a_disk_that_fills_while_exporting_is_one_sentence_and_earlier_epochs_st
         train_language_model(job, worker)
     assert weights_of(job.directory / "epoch-01")
     assert sorted(path.name for path in job.directory.glob("epoch*")) == ["epoch-01"]
+
+
+def test_an_export_that_fails_after_the_last_step_is_made_good_without_training_again(
+    sft, monkeypatch, worker, tmp_path
+):
+    whole = sft(directory=tmp_path / "whole")
+    expected = train_language_model(whole, RecordingWorker())
+    real, job = language_model.export_causal_lm, sft()
+
+    def full(directory, *arguments):
+        if directory.name.startswith("epoch-02"):
+            raise OSError(28, "No space left on device")
+        real(directory, *arguments)
+
+    monkeypatch.setattr(language_model, "export_causal_lm", full)
+    with pytest.raises(RunProblem, match="No space left"):
+        train_language_model(job, worker)
+    monkeypatch.setattr(language_model, "export_causal_lm", real)
+    found = train_language_model(job, RecordingWorker())
+    assert found["steps"] == 0
+    assert found["exports"] == expected["exports"]
+    for ours, theirs in zip(exports_of(job, found), exports_of(whole, expected), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    lines, others = (read_metrics(each.directory / "metrics.jsonl") for each in (job, whole))
+    for name in ("step", "loss", "lr", "epoch", "valid/loss"):
+        assert [line.get(name) for line in lines] == [line.get(name) for line in others]
 
 
 @pytest.mark.parametrize(

@@ -2,55 +2,33 @@
 
 import errno
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from recording_worker import RecordingWorker
 from safetensors.torch import load_file
-from toy_data import write_counting
-from toy_episodes import llama
+from toy_ppo import OPTIMIZER, TEMPERATURE, job_of, plan_of, settings_of, write_given
 from toy_rollouts import DirectRay, Handle, ToyConductor, stream_of
 
-from actors.conductor import HeldOut
-from actors.settings import SamplingSettings
-from actors.stream import StreamPlan
 from corpus.problems import RunProblem
-from corpus.schemas import make_table, write_table
 from learners import checkpoint, ppo
 from learners.engine_settings import EngineSettings
 from learners.metrics import read_metrics
 from learners.optimizer import OptimizerSettings
-from learners.ppo import PpoJob, train_ppo
-from learners.ppo_settings import PpoSettings
+from learners.ppo import train_ppo
 from learners.worker import Interrupted
-from models.build import load_tokenizer
-from models.export import export_causal_lm
-from models.scalar_head import ScalarHeadModel
 
 pytestmark = pytest.mark.usefixtures("one_process")
-
-TEMPERATURE = 0.8
-OPTIMIZER = OptimizerSettings(peak_lr=1e-2, schedule="constant", eps=1e-5)
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory, tokenizer_directory) -> Path:
-    """What the stages before PPO leave: policy, reward model, prompts, pretraining text."""
-    directory = tmp_path_factory.mktemp("given")
-    tokenizer = load_tokenizer(str(tokenizer_directory))
-    model = llama()
-    export_causal_lm(directory / "policy", model, model.state_dict(), tokenizer, max_new_tokens=5)
-    ScalarHeadModel(llama(1).model, seed=2).save_reward_model(directory / "rm", tokenizer, bias=0.0)
-    random = np.random.default_rng(0)
-    tokens = [random.integers(0, 13, random.integers(1, 6)).tolist() for _ in range(12)]
-    columns = {"prompt_id": [f"p{i}" for i in range(12)], "user_id": ["u"] * 12, "prompt": ["?"] * 12}
-    prompts = make_table("prompts", {**columns, "prompt_tokens": tokens, "meta": [""] * 12})
-    write_table(prompts, directory / "prompts.parquet", "prompts")
-    write_counting(directory / "pretraining.parquet")
-    return directory
+    return write_given(tmp_path_factory.mktemp("given"), tokenizer_directory)
 
 
 class Run:
@@ -60,61 +38,22 @@ class Run:
 
     def __init__(self, given: Path, directory: Path, tokenizer: Path, **settings) -> None:
         self.given, self.directory, self.tokenizer = given, directory, tokenizer
-        self.settings = PpoSettings(
-            **{
-                "updates": 4,
-                "batch_size": 8,
-                "minibatches": 2,
-                "chunk_size": 4,
-                "ptx_coefficient": 0.5,
-                "ptx_per_episode": 1,
-                "ptx_context": 8,
-                "policy": OPTIMIZER,
-                "value": OPTIMIZER,
-                "kl_controller": "adaptive",
-                "kl_horizon_episodes": 100,
-                "evaluate_every": 2,
-                "checkpoint_every": 2,
-                **settings,
-            }
-        )
+        self.settings = settings_of(**settings)
 
     def train(
-        self, stop_after: int | None = None, skew: float = 0.0, identity: str = "toy", spoil=lambda run: None
+        self,
+        stop_after: int | None = None,
+        skew: float = 0.0,
+        identity: str = "toy",
+        engine: EngineSettings | None = None,
+        spoil: Callable[["Run"], Any] = lambda run: None,
     ) -> dict:
-        self.stream = stream_of(
-            StreamPlan(
-                prompts=str(self.given / "prompts.parquet"),
-                directory=str(self.directory / "episodes"),
-                seed=3,
-                round_number=1,
-                batch_size=self.settings.batch_size,
-                chunk_size=self.settings.chunk_size,
-                max_staleness=self.settings.max_staleness,
-                batches=self.settings.updates,
-                lease_s=60.0,
-            )
-        )
+        self.stream = stream_of(plan_of(self.given, self.directory, self.settings))
         self.conductor = ToyConductor(self.stream, str(self.given / "policy"), TEMPERATURE, skew)
         spoil(self)
         self.worker = RecordingWorker(stop_after)
-        prompts = pq.read_table(self.given / "prompts.parquet")
-        job = PpoJob(
-            identity=identity,
-            settings=self.settings,
-            sampling=SamplingSettings(temperature=TEMPERATURE, max_response_tokens=5),
-            engine=EngineSettings(tokens_per_microbatch=32),
-            seed=0,
-            directory=self.directory,
-            tokenizer=str(self.tokenizer),
-            policy=str(self.given / "policy"),
-            reward_model=str(self.given / "rm"),
-            pretraining=self.given / "pretraining.parquet",
-            stream=Handle(self.stream),
-            conductor=Handle(self.conductor),
-            rollout_dtype="float32",
-            held_out=HeldOut(prompts, 1, 0),
-        )
+        handles = Handle(self.stream), Handle(self.conductor)
+        job = job_of(self.given, self.directory, self.tokenizer, self.settings, *handles, engine, identity)
         return train_ppo(job, self.worker)
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
@@ -126,6 +65,11 @@ class Run:
     def evaluated(self) -> list[int]:
         """The updates of the held-out evaluations."""
         return [json.loads(line)["update"] for line in (self.directory / "evaluations.jsonl").read_text().splitlines()]
+
+    def trained(self) -> list[tuple[int, int]]:
+        """Update and attempt of every batch that was taken."""
+        names = (path.stem.split("-") for path in sorted((self.directory / "episodes").iterdir()))
+        return [(int(update), int(attempt)) for _, update, _, attempt in names]
 
     def episodes(self) -> dict[int, dict]:
         """By slot; of a slot that several attempts wrote, the last one's."""
@@ -175,7 +119,8 @@ def test_a_run_leaves_exports_episodes_metrics_and_evaluations(whole):
     assert sorted(whole.episodes()) == list(range(32))
     assert not equal(whole.weights("policy"), load_file(whole.given / "policy" / "model.safetensors"))
     assert not equal(whole.weights("policy"), whole.weights("ema"))
-    assert not (whole.directory / "checkpoints").exists()
+    assert (whole.directory / "checkpoints").exists()  # until the stage is committed
+    assert not list(whole.directory.glob("best-*"))
     assert [report.done for report in whole.worker.reports][-1] == 4
 
 
@@ -219,26 +164,87 @@ def test_a_run_of_staleness_1_that_is_stopped_trains_every_slot_once(run):
     assert max(row["staleness/version_lag_max"] for row in stopped.metrics()) == 1
 
 
-def test_a_run_that_is_lost_goes_on_from_its_checkpoint_bit_for_bit(run, whole):
+def fail_at(batch: int, problem: Exception) -> Callable[[Run], None]:
+    """A spoiler: the stream never gets batch `batch` together."""
+
+    def spoil(run: Run) -> None:
+        take = run.stream.take
+
+        async def failing(number: int, timeout_s: float):
+            if number == batch:
+                raise problem
+            return await take(number, timeout_s)
+
+        run.stream.take = failing
+
+    return spoil
+
+
+def test_a_batch_that_never_comes_ends_the_run_with_all_that_was_trained_in_a_checkpoint(run, whole):
     lost = run()
-
-    def lose_update_4(each: Run) -> None:
-        take = each.stream.take
-
-        async def failing(batch: int, timeout_s: float):
-            if batch == 3:
-                raise RunProblem("the power went out")
-            return await take(batch, timeout_s)
-
-        each.stream.take = failing
-
     with pytest.raises(RunProblem, match="the power went out"):
-        lost.train(spoil=lose_update_4)
+        lost.train(spoil=fail_at(3, RunProblem("the power went out")))
     assert [row["step"] for row in lost.metrics()] == [1, 2, 3]
     lost.train()
     assert [row["step"] for row in lost.metrics()] == [1, 2, 3, 4]
     assert lost.evaluated() == [2, 4]
     for name in ("policy", "ema", "value"):
+        assert equal(lost.weights(name), whole.weights(name)), name
+    assert lost.trained() == [(1, 0), (2, 0), (3, 0), (4, 1)]
+
+
+def test_where_the_checkpoint_of_a_failed_run_fails_too_the_first_problem_is_told(run, whole):
+    lost = run()
+
+    def spoil(each: Run) -> None:
+        fail_at(3, RunProblem("the power went out"))(each)
+        state, calls = each.stream.state, []
+
+        async def dead_in_the_end():
+            calls.append(1)
+            if len(calls) > 1:
+                raise RunProblem("the stream died")
+            return await state()
+
+        each.stream.state = dead_in_the_end
+
+    with pytest.raises(RunProblem, match="the power went out"):
+        lost.train(spoil=spoil)
+    lost.train()
+    assert lost.trained() == [(1, 0), (2, 0), (3, 0), (3, 1), (4, 1)]  # from the checkpoint of update 2
+    assert equal(lost.weights("policy"), whole.weights("policy"))
+
+
+@pytest.mark.parametrize("where", ["the last evaluation", "the export"])
+def test_a_failure_after_the_last_update_does_not_cost_the_training(run, whole, monkeypatch, where):
+    lost = run()
+
+    def no_evaluation(each: Run) -> None:
+        evaluate = each.conductor.evaluate
+
+        async def failing(snapshot, *rest):
+            if snapshot.version[1] == 4:
+                raise RunProblem("no room")
+            return await evaluate(snapshot, *rest)
+
+        each.conductor.evaluate = failing
+
+    def no_export(directory, *arguments, **named):
+        if directory.name.startswith("ema"):
+            raise OSError(errno.ENOSPC, "no room")
+        export(directory, *arguments, **named)
+
+    export = ppo.export_causal_lm
+    if where == "the export":
+        monkeypatch.setattr(ppo, "export_causal_lm", no_export)
+    with pytest.raises(RunProblem, match="no room"):
+        lost.train(spoil=no_evaluation if where == "the last evaluation" else lambda run: None)
+    monkeypatch.setattr(ppo, "export_causal_lm", export)
+    lost.train()
+    assert [row["step"] for row in lost.metrics()] == [1, 2, 3, 4]
+    assert lost.trained() == [(1, 0), (2, 0), (3, 0), (4, 0)]
+    assert lost.evaluated() == [2, 4]
+    for name in ("policy", "ema", "value", "best"):
         assert equal(lost.weights(name), whole.weights(name)), name
 
 
@@ -284,9 +290,18 @@ def test_with_staleness_1_batches_are_one_update_old_and_never_older(run):
     stale = run(max_staleness=1)
     stale.train()
     assert [row["staleness/version_lag_max"] for row in stale.metrics()] == [0, 1, 1, 1]
-    # no token of such a batch is of the learner's own version, so nothing can be said of a mismatch
+    # no token of such a batch is of the learner's own version: engine and learner are compared by the probe alone
     assert "mismatch/max_abs_log_ratio" in stale.metrics()[0]
     assert "mismatch/max_abs_log_ratio" not in stale.metrics()[1]
+    assert all(0 <= row["mismatch/probe_nats"] <= 1e-4 for row in stale.metrics())
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_every_publication_is_probed_with_real_sequences_once_there_are_some_and_logged_once(run, staleness):
+    each = run(max_staleness=staleness)
+    each.train()
+    assert each.conductor.probed == [1, 4, 4, 4]
+    assert all("sync/publish_seconds" in row for row in each.metrics())
 
 
 def test_an_engine_that_disagrees_with_the_learner_ends_the_run_beyond_the_bound(run):
@@ -305,15 +320,96 @@ def test_ratios_are_taken_to_the_learners_own_log_probabilities_or_to_the_engine
     assert one.metrics()[0]["objective/kl"] == pytest.approx(difference * lengths, abs=1e-3)
 
 
-def test_the_best_average_policy_by_held_out_reward_is_kept(run):
-    each = run(updates=3, evaluate_every=1, ema_decay=0.0)
-    result = each.train()  # the conductor finds 1.0, 3.0 and 2.0
+def found(rewards: dict[int, float], kl: dict[int, float] | None = None) -> Callable[[Run], None]:
+    """A spoiler: what held-out evaluations find, by update."""
+
+    def spoil(run: Run) -> None:
+        run.conductor.rewards, run.conductor.kl = rewards, kl or {}
+
+    return spoil
+
+
+def test_the_best_average_policy_by_held_out_reward_less_its_kl_penalty_is_kept(run):
+    each = run(updates=3, evaluate_every=1, ema_decay=0.0, kl_controller="fixed", kl_coefficient=0.1)
+    result = each.train(spoil=found({1: 1.0, 2: 3.0, 3: 9.0}, kl={3: 70.0}))
     assert result["best"] == {"update": 2, "objective": 3.0}
     averages = each.conductor.averages
     assert equal(each.weights("best"), averages[2])
     assert equal(each.weights("ema"), averages[3])
     assert not equal(averages[2], averages[3])
     assert equal(each.weights("ema"), each.weights("policy"))  # an average without decay is the policy
+
+
+def test_the_best_of_an_attempt_that_was_lost_is_not_taken_for_the_best_of_the_run(run):
+    each = run(updates=3, evaluate_every=1, checkpoint_every=1)
+
+    def lose_update_2(lost: Run) -> None:
+        found({1: 1.0, 2: 3.0})(lost)
+
+        async def no_state():
+            raise RunProblem("the stream died")
+
+        trained = lost.stream.trained
+
+        async def then_no_checkpoint(batch: int):
+            await trained(batch)
+            if batch == 1:
+                lost.stream.state = no_state
+
+        lost.stream.trained = then_no_checkpoint
+
+    with pytest.raises(RunProblem, match="the stream died"):
+        each.train(spoil=lose_update_2)
+    assert each.evaluated() == [1, 2]
+    result = each.train(spoil=found({1: 1.0, 2: 0.5, 3: 0.7}))
+    assert result["best"]["update"] == 1
+    assert each.evaluated() == [1, 2, 3]
+    first = run(updates=1)
+    shutil.rmtree(first.directory)
+    first.train()
+    assert equal(each.weights("best"), first.weights("ema"))
+
+
+def test_an_average_that_is_taken_once_an_update_moves_once_an_update(run):
+    each = run(updates=1, ema_every="update", ema_decay=0.9)
+    each.train()
+    initial = load_file(each.given / "policy" / "model.safetensors")
+    policy, average = each.weights("policy"), each.weights("ema")
+    for name, start in initial.items():
+        torch.testing.assert_close(average[name], 0.9 * start + 0.1 * policy[name])
+    shutil.rmtree(each.directory)
+    by_step = run(updates=1, ema_decay=0.9)
+    by_step.train()
+    assert not equal(by_step.weights("ema"), average)
+
+
+def test_while_the_critic_warms_up_beta_and_the_policys_schedule_wait(run):
+    warming = OptimizerSettings(peak_lr=1e-2, schedule="constant", warmup_steps=2, warmup_start_fraction=0.1)
+    each = run(critic_warmup_updates=2, policy=warming, value=warming)
+    each.train()
+    rows = each.metrics()
+    assert [row["lr"] for row in rows] == pytest.approx([0, 0, 1e-3, 5.5e-3])
+    assert [row["lr_value"] for row in rows] == pytest.approx([1e-3, 5.5e-3, 1e-2, 1e-2])
+    assert [row["objective/kl_coefficient"] for row in rows[:3]] == [0.02] * 3
+    assert rows[3]["objective/kl_coefficient"] != 0.02
+
+
+@pytest.mark.parametrize(("checkpointing", "passes"), [(False, 1), (True, 2)])
+def test_activation_checkpointing_computes_each_layer_twice_for_a_gradient(run, monkeypatch, checkpointing, passes):
+    forwards, gradients = [], []
+
+    def counting(job):
+        model = make(job)
+        mlp = model.model.layers[0].mlp
+        mlp.register_forward_pre_hook(lambda *_: forwards.append(1) if torch.is_grad_enabled() else None)
+        mlp.register_full_backward_hook(lambda *_: gradients.append(1))
+        return model
+
+    make = ppo._policy_model
+    monkeypatch.setattr(ppo, "_policy_model", counting)
+    run(updates=1).train(engine=EngineSettings(tokens_per_microbatch=32, activation_checkpointing=checkpointing))
+    assert len(gradients) > 2
+    assert len(forwards) == passes * len(gradients)
 
 
 def test_a_checkpoint_of_other_inputs_is_not_continued(run, whole):

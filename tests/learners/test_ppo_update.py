@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from toy_episodes import documents, learner, llama
 
 from corpus.problems import RunProblem
+from learners.ppo_settings import PpoSettings
 from learners.ppo_update import PretrainingOrder
 from models.forward import PolicyModel, response_logprobs
 
@@ -159,6 +161,12 @@ def test_with_a_warming_critic_the_policy_does_not_move(make):
     figures = each.run(1, after_step=lambda: averaged.append(1))
     assert largest_difference(each.update.policy.weights(), before) > 1e-3
     assert (figures["lr"], len(averaged)) == (1e-2, 2)
+
+
+def test_a_critic_that_warms_up_to_the_end_is_refused():
+    with pytest.raises(ValidationError, match="critic_warmup_updates 2 leaves the policy none of the 2 updates"):
+        PpoSettings(updates=2, critic_warmup_updates=2)
+    PpoSettings(updates=3, critic_warmup_updates=2)
 
 
 def test_at_learning_rate_zero_nothing_moves(make):

@@ -53,7 +53,7 @@ def rm(tmp_path, data, tokenizer_directory):
         settings = {"batch_prompts": 8, "optimizer": OptimizerSettings(peak_lr=1e-2)}
         return RewardModelJob(
             stage="rm",
-            identity="a",
+            identity=repr((settings | changes, comparisons, budget)),
             settings=RewardModelSettings(**(settings | changes)),
             engine=EngineSettings(tokens_per_microbatch=budget),
             seed=0,

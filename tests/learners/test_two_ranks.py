@@ -11,17 +11,25 @@ import pytest
 import torch
 from plain_torch import TinyNetwork, train_plain
 from recording_worker import RecordingWorker
+from safetensors.torch import load_file
 from toy_data import demonstration_rows, write_comparisons, write_demonstrations
+from toy_ppo import job_of, settings_of, write_given
 from two_ranks import OPTIMIZER, largest_difference
+from two_ranks import train_ppo as train_ppo_here
 
+from learners import ppo
 from learners.engine import Engine, EngineSettings
 from learners.language_model import LanguageModelJob, LanguageModelSettings, train_language_model
 from learners.metrics import read_metrics
 from learners.optimizer import OptimizerSettings
+from learners.ppo import PpoJob, train_ppo
 from learners.reward_model import RewardModelJob, RewardModelSettings, train_reward_model
 from models.build import TinyLlamaSettings
 
 HERE = Path(__file__).parent
+# Adam divides by the gradient, and so by its rounding where that is all there is: a larger epsilon leaves it out.
+WELL_CONDITIONED = OptimizerSettings(peak_lr=1e-3, eps=1e-4)
+SMALL_STEPS = OptimizerSettings(peak_lr=1e-3, schedule="constant", eps=1e-5)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -31,7 +39,7 @@ def language_model_job(directory: Path, data: Path, tokenizer: Path, stage: int)
         stage="sft",
         identity="a",
         settings=LanguageModelSettings(
-            optimizer=OptimizerSettings(peak_lr=1e-3),  # Adam divides by the gradient, and its rounding, at first
+            optimizer=WELL_CONDITIONED,
             batch_size=3,
             epochs=1,
             context_length=16,
@@ -53,7 +61,7 @@ def reward_model_job(directory: Path, data: Path, tokenizer: Path, start: Path, 
     return RewardModelJob(
         stage="rm",
         identity="a",
-        settings=RewardModelSettings(optimizer=OptimizerSettings(peak_lr=1e-3), batch_prompts=1),
+        settings=RewardModelSettings(optimizer=WELL_CONDITIONED, batch_prompts=1),
         engine=EngineSettings(zero_stage=stage),
         seed=0,
         directory=directory,
@@ -63,6 +71,12 @@ def reward_model_job(directory: Path, data: Path, tokenizer: Path, start: Path, 
         comparisons_valid=write_comparisons(data / "comparisons-valid.parquet", 3, 1),
         demonstrations=data / "valid.parquet",
     )
+
+
+def ppo_job(directory: Path, given: Path, tokenizer: Path, stage: int) -> PpoJob:
+    """A minibatch is one episode, so that in every one of them one of two ranks has none."""
+    settings = settings_of(updates=2, minibatches=8, policy=SMALL_STEPS, value=SMALL_STEPS)
+    return job_of(given, directory, tokenizer, settings, None, None, EngineSettings(zero_stage=stage))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +90,10 @@ def two_ranks(tmp_path_factory, tokenizer_directory) -> Path:
         start = lm.directory / "epoch-01"
         rm = reward_model_job(directory / f"rm-{stage}", directory, tokenizer_directory, start, stage)
         jobs.append((train_reward_model, rm))
+    given = write_given(directory / "given", tokenizer_directory)
+    jobs += [
+        (train_ppo, ppo_job(directory / f"ppo-{stage}", given, tokenizer_directory, stage)) for stage in (0, 1, 2, 3)
+    ]
     (directory / "jobs.pickle").write_bytes(pickle.dumps(jobs))
     environment = os.environ | {"PYTHONPATH": str(HERE.parent.parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(HERE / "two_ranks.py")]
@@ -145,3 +163,29 @@ def test_supervised_training_on_two_ranks_is_that_on_one(two_ranks, tokenizer_di
     assert losses(two_ranks / f"rm-{stage}") == pytest.approx(losses(job.directory), rel=1e-4)
     for name in ("bias", "valid_loss", "valid_accuracy"):
         assert together[name] == pytest.approx(alone[name], rel=1e-3), name
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_ppo_with_ptx_on_two_ranks_is_that_on_one(two_ranks, tokenizer_directory, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(ppo, "ray", ppo.ray)  # put back afterwards
+    job = ppo_job(tmp_path / "alone", two_ranks / "given", tokenizer_directory, 0)
+    train_ppo_here(job, RecordingWorker())
+    together = two_ranks / f"ppo-{stage}"
+    results = [json.loads((two_ranks / f"ppo-{stage}-rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [each["updates"] for each in results] == [2, 2]
+    for name in ("policy", "ema", "value"):
+        alone, other = (load_file(each / name / "model.safetensors") for each in (job.directory, together))
+        start = load_file(two_ranks / "given" / "policy" / "model.safetensors")
+        assert largest_difference(alone, other) < 1e-5, name
+        assert name == "value" or largest_difference(alone, start) > 5e-4
+    for one, two in zip(*(read_metrics(each / "metrics.jsonl") for each in (job.directory, together)), strict=True):
+        for name in (
+            "loss/policy_avg",
+            "loss/ptx",
+            "loss/value_avg",
+            "policy/approxkl_avg",
+            "val/ratio",
+            "objective/kl",
+        ):
+            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-6), name

@@ -81,19 +81,30 @@ class ToyConductor:
         self.version = (0, 0)
         self.leasing = self.finished = False
         self.rewards = {1: 1.0, 2: 3.0, 3: 2.0}
+        self.probed: list[int] = []
+        self.kl: dict[int, float] = {}
         self.averages: dict[int, dict[str, torch.Tensor]] = {}
 
     async def publish(self, attempt: int, update: int, snapshot: Any, probe: Any) -> Publication:
         assert snapshot.version == (attempt, update)
         self._load(snapshot)
         self.version = attempt, update
-        tokens = sequence_batch([probe.tokens[:1]], [probe.tokens[1:]])
-        scored = self._score(self.policy, tokens, 1.0)[0]
-        nats = (scored - torch.tensor(probe.logprobs)).abs().max().item()
+        assert all(
+            len(tokens) == len(logprobs) + 1 for tokens, logprobs in zip(probe.sequences, probe.logprobs, strict=True)
+        )
+        batch = sequence_batch([tokens[:1] for tokens in probe.sequences], [tokens[1:] for tokens in probe.sequences])
+        scored = self._score(self.policy, batch, 1.0)
+        nats = (
+            (scored[batch.response_mask[:, 1:]] - torch.tensor([each for row in probe.logprobs for each in row]))
+            .abs()
+            .max()
+            .item()
+        )
+        self.probed.append(len(probe.sequences))
         await self.stream.advance(attempt, update)
         if self.leasing:
             await self._fill()
-        return Publication(0.1, 0.05, nats)
+        return Publication(0.1, 0.05, nats, nats)
 
     async def start_leasing(self) -> None:
         self.leasing = True
@@ -103,7 +114,7 @@ class ToyConductor:
         update = snapshot.version[1]
         self.averages[update] = {name: tensor.clone() for name, tensor in unpack(snapshot)}
         reward = self.rewards.get(update, 0.0)
-        return {"reward": reward, "gold": 0.5, "kl": 0.0, "length": 3.0, "eos_rate": 1.0}
+        return {"reward": reward, "gold": 0.5, "kl": self.kl.get(update, 0.0), "length": 3.0, "eos_rate": 1.0}
 
     async def finish(self) -> None:
         self.finished = True

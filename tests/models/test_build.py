@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, OPTConfi
 from corpus.problems import UsageProblem
 from models.build import (
     TinyLlamaSettings,
+    check_causal_lm,
     context_length,
     load_causal_lm,
     load_tokenizer,
@@ -71,7 +72,9 @@ def test_a_missing_directory_is_a_usage_problem(tmp_path):
         load_tokenizer(str(tmp_path / "nothing"))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no weights", "pickle only", "unknown type", "broken config"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "no weights", "pickle only", "unknown type", "broken config", "wrong field"]
+)
 def test_a_damaged_checkpoint_is_a_usage_problem_of_one_line(directory, damage):
     weights, config = directory / "model.safetensors", directory / "config.json"
     match damage:
@@ -86,9 +89,19 @@ def test_a_damaged_checkpoint_is_a_usage_problem_of_one_line(directory, damage):
             config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "never-heard-of"}))
         case "broken config":
             config.write_text("{")
+        case "wrong field":
+            config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": "x"}))
     with pytest.raises(UsageProblem, match="does not load") as problem:
         load_causal_lm(str(directory))
     assert "\n" not in str(problem.value)
+
+
+def test_a_type_whose_reward_model_could_not_be_saved_is_refused(directory):
+    check_causal_lm(str(directory), 64)
+    config = directory / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "granite"}))
+    with pytest.raises(UsageProblem, match="granite, for which Transformers has no sequence classifier"):
+        check_causal_lm(str(directory), 64)
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused_and_not_filled_with_random_numbers(directory):
@@ -134,6 +147,20 @@ def test_a_tokenizer_that_pads_with_eos_is_refused_unless_another_pad_is_named(d
     with pytest.raises(UsageProblem, match="pads with its EOS"):
         load_tokenizer(str(directory))
     assert load_tokenizer(str(directory), pad_token="<unk>").pad_token_id == 2
+
+
+def test_an_added_pad_row_is_the_same_whatever_was_drawn_before(directory, llama):
+    rewrite_tokenizer(directory, pad_token=None)
+    tokenizer = load_tokenizer(str(directory), pad_token="<another>")
+    rows = []
+    for seed in (1, 2):
+        model = load_causal_lm(str(directory))
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        match_vocabulary(model, tokenizer)
+        assert torch.random.get_rng_state().equal(before)
+        rows.append(model.get_input_embeddings().weight[tokenizer.pad_token_id].clone())
+    assert rows[0].equal(rows[1])
 
 
 def test_a_tokenizer_without_eos_is_refused(directory):

@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
 
 from corpus.problems import RunProblem
-from models.export import export_causal_lm
+from models.build import load_tokenizer
+from models.export import export_causal_lm, write_with_row_for_pad
 from models.forward import PolicyModel, response_logprobs
 
 TOKENS = torch.tensor([[5, 9, 17, 21, 8]])
@@ -66,6 +67,23 @@ def test_weights_of_another_model_are_refused_before_anything_is_written(tmp_pat
     with pytest.raises(RunProblem, match=r"model\.norm\.weight"):
         export_causal_lm(tmp_path / "lm", llama, weights, tokenizer, max_new_tokens=24)
     assert not (tmp_path / "lm").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_copy_with_a_row_for_pad_is_the_same_model_and_only_written_where_it_is_needed(tmp_path, tokenizer, tied):
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=16, vocab_size=50, tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    export_causal_lm(tmp_path / "lm", model, dict(model.named_parameters()), tokenizer, 8)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert not write_with_row_for_pad(str(tmp_path / "lm"), str(tmp_path / "tokenizer"), tmp_path / "padded")
+    assert not (tmp_path / "padded").exists()
+    more = load_tokenizer(str(tmp_path / "tokenizer"), pad_token="<another>")
+    more.save_pretrained(tmp_path / "tokenizer")
+    assert write_with_row_for_pad(str(tmp_path / "lm"), str(tmp_path / "tokenizer"), tmp_path / "padded")
+    padded = AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
+    assert padded.config.vocab_size == 51
+    torch.testing.assert_close(padded(TOKENS).logits[..., :50], model(TOKENS).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / "padded").pad_token_id == 50
 
 
 VLLM_PROGRAM = """

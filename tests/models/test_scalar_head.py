@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
+    OPTConfig,
 )
 
 from corpus.problems import UsageProblem
@@ -134,8 +138,19 @@ def test_a_classifier_of_several_labels_and_a_language_model_are_refused(directo
             vocab_size=50,
             pad_token_id=0,
         ),
+        # Transformers has no token classifier for it: its value model is a sequence classifier.
+        OPTConfig(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            ffn_dim=24,
+            vocab_size=50,
+            word_embed_proj_dim=16,
+            max_position_embeddings=32,
+            pad_token_id=0,
+        ),
     ],
-    ids=["gpt2", "gpt_neox"],
+    ids=["gpt2", "gpt_neox", "opt"],
 )
 def test_other_architectures_make_the_same_journey(config, tokenizer, tmp_path):
     language_model = AutoModelForCausalLM.from_config(config)
@@ -148,3 +163,44 @@ def test_other_architectures_make_the_same_journey(config, tokenizer, tmp_path):
     theirs = classifier(TOKENS, attention_mask=ATTENTION).logits[:, 0] + classifier.config.reward_bias
     torch.testing.assert_close(theirs, last_token_scores(values, ATTENTION) + 2.0, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(load_scalar(str(tmp_path / "value")).eval()(TOKENS, ATTENTION), values)
+
+
+VLLM_PROGRAM = """
+import json, sys
+from vllm import LLM, PoolingParams
+engine = LLM(sys.argv[1], runner="pooling", dtype="float32", enforce_eager=True, max_model_len=64,
+             kv_cache_memory_bytes=1 << 26)
+task = sys.argv[2]
+outputs = engine.encode([{"prompt_token_ids": tokens} for tokens in json.loads(sys.argv[3])],
+                        pooling_params=PoolingParams(task=task, use_activation=False), pooling_task=task)
+with open(sys.argv[4], "w") as file:
+    json.dump([output.outputs.data.flatten().tolist() for output in outputs], file)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "task"), [("reward", "classify"), ("value", "token_classify")])
+def test_vllm_loads_both_exports_untouched_and_gives_the_same_numbers(tmp_path, tokenizer, kind, task):
+    from models.build import TinyLlamaSettings, tiny_llama
+
+    torch.manual_seed(0)
+    llama = tiny_llama(TinyLlamaSettings(), 50, pad_id=0, bos_id=None, eos_id=1, seed=0)
+    export_causal_lm(tmp_path / "lm", llama, dict(llama.named_parameters()), tokenizer, max_new_tokens=8)
+    model = ScalarHeadModel.from_causal_lm(str(tmp_path / "lm"), seed=3)
+    with torch.no_grad():
+        model.head.bias.fill_(0.25)
+    save = model.save_reward_model if kind == "reward" else model.save_value_model
+    save(tmp_path / "model", tokenizer)
+    sequences = [[5, 9, 17, 21, 1], [8, 7, 6, 30, 4, 11, 1]]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    answers = tmp_path / "rows.json"
+    arguments = [str(tmp_path / "model"), task, json.dumps(sequences), str(answers)]
+    program = [sys.executable, "-c", VLLM_PROGRAM, *arguments]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for tokens, found in zip(sequences, json.loads(answers.read_text()), strict=True):
+        with torch.no_grad():
+            values = model(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.long))[0]
+        # A reward model's bias is in config.json, which vLLM does not read: it gives the head's product alone.
+        expected = values[-1:] - 0.25 if kind == "reward" else values
+        torch.testing.assert_close(torch.tensor(found), expected, atol=1e-5, rtol=0)

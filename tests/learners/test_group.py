@@ -1,0 +1,146 @@
+"""The learner group with a real desk and a real rank: what becomes of jobs that end well, are stopped, fail or die."""
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import group_jobs
+import pytest
+
+from corpus.problems import RunProblem
+from corpus.run_epoch import RunEpoch
+from learners import group as module
+from learners.group import LearnerGroup
+from learners.worker import Interrupted, Progress
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    from cluster.session import session
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.getcwd()])  # ranks import group_jobs
+    with session(None, cpus=3):
+        yield
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ray-train")
+
+
+@pytest.fixture(scope="module")
+def lease(storage: Path) -> Path:
+    path = storage / "run.lease"
+    path.write_text(json.dumps({"epoch": 3, "pid": 1, "host": "here", "started": "now"}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def group(ray_session, storage: Path, lease: Path) -> Iterator[LearnerGroup]:
+    """One rank, ready."""
+    with LearnerGroup(1, 1, 0, str(storage), 120, RunEpoch(lease, 3)) as group:
+        group.wait_until_ready(never)
+        yield group
+
+
+def never() -> bool:
+    return False
+
+
+def silent(progress: Progress) -> None:
+    pass
+
+
+def test_a_job_is_done_its_progress_is_told_and_the_next_follows_in_the_same_group(group):
+    told: list[Progress] = []
+    assert group.run(group_jobs.adds, [1, 2], told.append, never) == {"sum": 3, "rank": 0, "world_size": 1}
+    assert told == [Progress("toy", 1, 1, "steps", {"loss": 0.5})]
+    assert group.run(group_jobs.adds, [3, 4], silent, never)["sum"] == 7
+
+
+def test_a_job_that_is_asked_to_stop_says_where_it_did(group):
+    told: list[Progress] = []
+    with pytest.raises(Interrupted, match=r"^toy, step 3 of 10$"):
+        group.run(group_jobs.works_until_stopped, 60.0, told.append, lambda: bool(told))
+    assert group.run(group_jobs.adds, [1], silent, never)["sum"] == 1
+
+
+def test_an_expected_problem_stays_one_sentence(group):
+    with pytest.raises(RunProblem, match=r"^The loss is NaN\.$") as caught:
+        group.run(group_jobs.has_a_problem, "The loss is NaN.", silent, never)
+    assert not hasattr(caught.value, "__notes__")
+    assert group.run(group_jobs.adds, [1], silent, never)["sum"] == 1
+
+
+def test_a_mistake_of_the_program_shows_the_line_of_the_learner_that_made_it(group):
+    with pytest.raises(KeyError, match="a key that is missing") as caught:
+        group.run(group_jobs.has_a_bug, {}, silent, never)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "in has_a_bug" in shown
+    assert 'job["a key that is missing"]' in shown
+    assert group.run(group_jobs.adds, [1], silent, never)["sum"] == 1
+
+
+def test_an_error_that_cannot_be_sent_arrives_as_what_it_says(group):
+    with pytest.raises(RuntimeError, match=r"^Odd: one thing and another") as caught:
+        group.run(group_jobs.has_an_odd_bug, None, silent, never)
+    assert "in has_an_odd_bug" in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_learner_commits_only_while_its_command_holds_the_lease(group, lease):
+    assert group.run(group_jobs.commits, None, silent, never) == {"committed": True}
+    held = lease.read_text()
+    lease.write_text(json.dumps({**json.loads(held), "epoch": 4, "pid": 4242, "host": "far-away"}))
+    with pytest.raises(RunProblem, match="taken over by process 4242 on far-away"):
+        group.run(group_jobs.commits, None, silent, never)
+    lease.write_text(held)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_desk_that_is_killed_is_named_and_the_group_still_ends(storage):
+    import ray
+
+    group = LearnerGroup(1, 1, 0, str(storage), 120)
+    group.wait_until_ready(never)
+    ray.kill(group._desk)
+    with pytest.raises(RunProblem, match=r"^The learners' desk died: .*; the same command continues"):
+        group.run(group_jobs.adds, [1], silent, never)
+    group.close()
+    assert not group._thread.is_alive()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_rank_that_is_killed_is_named(storage):
+    with LearnerGroup(1, 1, 0, str(storage), 120) as group:
+        group.wait_until_ready(never)
+        with pytest.raises(RunProblem, match=r"^Learner rank 0 died: .*; the same command continues"):
+            group.run(group_jobs.is_killed, None, silent, never)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_desk_that_does_not_answer_is_named_at_its_deadline(monkeypatch):
+    desk = module.Desk.remote()
+    monkeypatch.setattr(module, "DESK_DEADLINE_S", 0.2)
+    with pytest.raises(RunProblem, match=r"Waited 0 s for the learners' desk"):
+        module._at_desk(desk.next_job.remote(0, 0, 60.0))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_idle_rank_is_sent_away_from_the_desk_after_a_while_and_at_the_groups_end():
+    desk = module.Desk.remote()
+    began = time.monotonic()
+    assert module._at_desk(desk.next_job.remote(0, 0, 0.3)) == (False, None)
+    assert time.monotonic() - began >= 0.3
+    waiting = desk.next_job.remote(0, 0, 60.0)
+    module._at_desk(desk.close.remote())
+    assert module._at_desk(waiting) == (True, None)
