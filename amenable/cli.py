@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amenable.ending import ending
-from corpus.problems import UsageProblem
 
 if TYPE_CHECKING:
     from amenable.progress import Progress
@@ -100,7 +99,7 @@ def _command(
         from amenable.recipe import Recipe
         from amenable.recipe_loading import load_recipe
 
-        elsewhere = [f"run_directory={json.dumps(run)}"] if run is not None else []
+        elsewhere = [f"run_directory={json.dumps(run, ensure_ascii=False)}"] if run is not None else []
         settings = load_recipe(recipe, [*(overrides or []), *elsewhere], Recipe)
         with progress:
             found = work(settings, progress)
@@ -151,11 +150,7 @@ def evaluate(
 
     def work(settings: Recipe, progress: Progress) -> dict[str, Any]:
         from amenable.pipeline import score_comparisons
-        from corpus.storage import resolve
 
-        filesystem, path = resolve(comparisons)
-        if not filesystem.get_file_info(path).is_file:
-            raise UsageProblem(f"{comparisons}: there is no such file of comparisons.")
         scores = score_comparisons(settings, comparisons, progress=progress, address=address)
         return {"run": settings.name, "comparisons": comparisons, "reward_model": scores}
 

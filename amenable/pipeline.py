@@ -1,24 +1,35 @@
 """The pipeline: the stages of a run in their order, each reused where nothing that it reads has changed."""
 
+import shlex
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from amenable import interruption
 from amenable.crew import Crew
+from amenable.early_checks import check_early, check_source
 from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.run_directory import RunDirectory
 from amenable.stage_reuse import StageSpec, begin, complete, done, read_record
 from amenable.stages import collect, data, evaluation, ppo, reward_model, supervised
 from amenable.stages.context import Context, Stage
+from amenable.stages.kept_samples import SAMPLES_PARTIAL
 from amenable.stages.sources import reward_hashes
 from amenable.summary import StageSummary, Summary
+from cluster.address import cluster_place
 from corpus.problems import UsageProblem
 
+ONLY_TO_CONTINUE = ("checkpoints", ppo.WEIGHTS, SAMPLES_PARTIAL)
+"""What a stage keeps in its directory to continue from: of no use once stage.json says that it is done."""
 
-def stages_of(recipe: Recipe, run: RunDirectory) -> list[Stage]:
-    """The stages of a run in their order. A stage reads its slices of the recipe and what its parents made."""
+
+def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None = None) -> list[Stage]:
+    """The stages of a run in their order. A stage reads its slices of the recipe and what its parents made.
+
+    `sources` are `data.source_hashes(recipe)`, where the caller has them already: large files take their time.
+    """
     first = run.round(1)
     collects = recipe.corpus is None
     base = () if recipe.model.base is not None else (run.base,)
@@ -38,7 +49,7 @@ def stages_of(recipe: Recipe, run: RunDirectory) -> list[Stage]:
         return Stage(name, StageSpec(name, directory, reads, parents), body)
 
     learned = ("learners.engine", "learners.workers", "tokens", "model.base")
-    found = [stage("data", run.data, data.run, data.reads(recipe))]
+    found = [stage("data", run.data, data.run, data.reads(recipe, sources))]
     if recipe.model.base is None:
         found.append(stage("base", run.base, supervised.run_base, plain("base", "model.shape", *learned), run.data))
     found.append(stage("sft", run.sft, supervised.run_sft, plain("sft", *learned), run.data, *base))
@@ -94,24 +105,29 @@ def run_pipeline(recipe: Recipe, until: str | None, progress: Progress, address:
     """
     started = time.monotonic()
     run = RunDirectory(recipe.run_directory)
-    stages = stages_of(recipe, run)
+    check_early(recipe, address)
+    sources = data.source_hashes(recipe)
+    stages = stages_of(recipe, run, sources)
     names = [stage.name for stage in stages]
     if until is not None:
         if until not in names:
             raise UsageProblem(f"This recipe has no stage {until!r}; its stages are {', '.join(names)}.")
         stages = stages[: names.index(until) + 1]
     progress.plan([stage.name for stage in stages])
-    check_early(recipe)
     run.create()
-    with run.lease() as lease, Crew(recipe, run.root / "ray-train", progress, address) as crew:
+    with (
+        run.lease() as lease,
+        Crew(recipe, run.root / "ray-train", progress, address, lease.run_epoch) as crew,
+    ):
         run.write_recipe(recipe)
-        context = Context(recipe, run, progress, crew)
+        context = Context(recipe, run, progress, crew, lease.check)
         summaries: dict[str, StageSummary] = {}
         for stage in stages:
             lease.check()
             interruption.stop_if_requested(f"the beginning of {stage.name}")
             summaries[run.relative(stage.spec.directory)] = _run_stage(context, stage)
-            run.write_lineage(recipe.name, data.source_hashes(recipe))
+            lease.check()
+            run.write_lineage(recipe.name, sources)
         return _finish(context, summaries, until, time.monotonic() - started)
 
 
@@ -119,17 +135,28 @@ def _run_stage(context: Context, stage: Stage) -> StageSummary:
     progress = context.progress
     state = done(stage.spec)
     if state.record is not None:
+        _remove_what_only_continues(stage.spec)  # a command that was killed after its commit left it
         progress.reuse_stage(stage.name)
         return StageSummary(reused=True, seconds=state.record.seconds, values=_shown(state.record.values))
     progress.stage(stage.name)
     began = time.monotonic()
+    context.check_lease()  # what is stale is moved aside now; to look at large files has taken its time
     beginning = begin(stage.spec)
     if beginning.resumes or beginning.set_aside:
         progress.note(beginning.why)
     finished = stage.body(context, stage.spec)
-    record = complete(stage.spec, finished.files, time.monotonic() - began, finished.values)
+    context.check_lease()  # and once more just before the commit: hashes of large files take minutes
+    record = complete(
+        stage.spec, finished.files, time.monotonic() - began, finished.values, may_commit=context.check_lease
+    )
+    _remove_what_only_continues(stage.spec)
     progress.finish_stage(_figures(record.values))
     return StageSummary(reused=False, seconds=record.seconds, values=_shown(record.values))
+
+
+def _remove_what_only_continues(spec: StageSpec) -> None:
+    for name in ONLY_TO_CONTINUE:
+        shutil.rmtree(spec.directory / name, ignore_errors=True)  # what resists takes room, and harms nothing
 
 
 def _shown(values: dict[str, Any]) -> dict[str, Any]:
@@ -165,32 +192,11 @@ def _finish(context: Context, stages: dict[str, StageSummary], until: str | None
         report="report.html",
         **found,
     )
+    context.check_lease()
     run.write_summary(answer)
+    context.check_lease()
     build_report(run.root)
     return answer.model_dump(mode="json")
-
-
-def check_early(recipe: Recipe) -> None:
-    """What can be known to be wrong before any long work: a base model, corpus or reward that is not there or cannot
-    serve, and stages whose sequences are too short for their data."""
-    from actors.rewards import check_reward
-    from corpus.readers import HUB, find_files
-
-    longest = recipe.tokens.max_prompt_tokens + recipe.tokens.max_response_tokens
-    for name, stage in (("sft", recipe.sft), ("ppo_init", recipe.ppo_init)):
-        if stage.context_length < longest:
-            raise UsageProblem(
-                f"{name}.context_length {stage.context_length} is less than tokens.max_prompt_tokens + "
-                f"tokens.max_response_tokens, {longest}: demonstrations of that length could not be trained on."
-            )
-    for address in data.addresses(recipe):
-        if not address.startswith(HUB):
-            find_files(address)
-    if recipe.model.base is not None:
-        from models.build import check_causal_lm
-
-        check_causal_lm(recipe.model.base, max(recipe.tokens.context_tokens, recipe.sft.context_length))
-    check_reward(recipe.reward)
 
 
 def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, address: str | None) -> dict[str, Any]:
@@ -200,15 +206,21 @@ def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, addr
     """
     from actors.rewards import RewardSettings
     from corpus.formats import read_source
-    from corpus.schemas import read_table
+    from corpus.schemas import read_table, untied_pairs
     from corpus.tokenising import tokenise_comparisons
     from models.build import load_tokenizer
 
     run = RunDirectory(recipe.run_directory)
     if read_record(run.round(1).reward_model) is None:
+        directory = recipe.run_directory
+        elsewhere = "" if directory == Path("runs") / recipe.name else f" --run {shlex.quote(str(directory))}"
         raise UsageProblem(
-            f"There is no trained reward model in {recipe.run_directory}; run `amenable rm` with this recipe first."
+            f"There is no trained reward model in {directory}; run `amenable rm RECIPE{elsewhere}`, with this recipe, "
+            "first."
         )
+    if address is not None:
+        cluster_place(address)
+    check_source(comparisons)
     progress.plan(["comparisons"])
     progress.stage("comparisons")
     rows = read_source(comparisons, "auto").comparisons
@@ -217,10 +229,12 @@ def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, addr
     with Crew(recipe, run.root / "ray-train", progress, address) as crew:
         context = Context(recipe, run, progress, crew)
         table = tokenise_comparisons(rows, load_tokenizer(context.tokenizer), recipe.tokens)
+        if untied_pairs(table) == 0:
+            raise UsageProblem(f"{comparisons}: no two responses of a prompt are ranked apart in it.")
         from amenable.stages.sampling import load_reward
 
         load_reward(context, RewardSettings())
         train = read_table(reward_model.comparisons(context, "train"), "comparisons")
-        result = evaluation.comparison_result(context, table, train)
+        result = evaluation.comparison_result(context, table, train, is_judged=False)
     progress.finish_stage(f"{result.accuracy.pairs} pairs")
     return result.model_dump(mode="json")

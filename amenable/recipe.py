@@ -24,7 +24,7 @@ def _run_directory_for(values: dict[str, Any]) -> Path:
 
 
 class _Slice(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(_Slice):
@@ -113,7 +113,14 @@ class Recipe(_Slice):
     seed: int = Field(
         default=0,
         ge=0,
+        le=2**32 - 1,  # what every library that is seeded takes
         description="Seed of every random choice of the run. Default 0: the project's choice; the paper gives none.",
+    )
+    deadline_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds for one answer of a generator or scoring process (a slice of samples or scores, a model "
+        "that is loaded); the run ends where none has come for that long. House default.",
     )
     corpus: FileCorpusSettings | None = Field(
         default=None, description="Files (or Hub datasets) to train on. None: the built-in world."

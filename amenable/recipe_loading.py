@@ -31,7 +31,17 @@ _FLOAT_WITHOUT_DOT = re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses a key given twice, which YAML would silently drop."""
+    """SafeLoader that reads 1e-3 as a number, refuses a key given twice, which YAML would silently drop, and raises
+    nothing but YAMLError: PyYAML lets through what Python says of the 45th day of a month."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{str(node.value)[:80]!r} cannot be read as {kind}", problem_mark=node.start_mark
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -81,18 +91,32 @@ def _first_comment(path: Path) -> str:
 
 def find_recipe(name: str | os.PathLike[str]) -> Path:
     """The file meant by `name`: a path, or else the name of a packaged recipe. Raises UsageProblem where neither is."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = _expanded(name)
+    if _is_file(path):
         return path
     packaged = {recipe.name: recipe.path for recipe in packaged_recipes()}
     if str(name) in packaged:
         return packaged[str(name)]
-    if path.is_dir():
+    if path.is_dir():  # its parent can be looked into: `_is_file` has done so
         raise UsageProblem(f"{path} is a directory, not a recipe; name a YAML file in it.")
     near = difflib.get_close_matches(path.stem, packaged, n=1)
     known = ", ".join(packaged) or "none"
     hint = f"did you mean the packaged recipe {near[0]!r}?" if near else f"the packaged recipes are: {known}."
     raise UsageProblem(f"There is no recipe file {str(name)!r}; {hint}")
+
+
+def _expanded(name: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # ~somebody who is not known here
+        raise UsageProblem(f"{name}: the path cannot be understood ({error}).") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a directory that may not be looked into, a name that is too long
+        raise UsageProblem(f"{path}: the recipe cannot be reached ({error.strerror}).") from None
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: list[str], model: type[Settings]) -> Settings:
@@ -143,15 +167,15 @@ def _file_layers(path: Path) -> list[Layer]:
             return layers
         if not isinstance(parent, str):
             raise UsageProblem(f"{current}: '{_EXTENDS}' must name one YAML file, but {parent!r} was given.")
-        following = current.parent / Path(parent).expanduser()
-        if not following.is_file():
+        following = current.parent / _expanded(parent)
+        if not _is_file(following):
             raise UsageProblem(f"{current}: it extends {parent!r}, but there is no file {following}.")
         current = following
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)
+        values = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageProblem(f"{path}: the recipe cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:
@@ -163,6 +187,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageProblem(f"{path}: a recipe is a group of 'key: value' lines, but this file holds something else.")
     return values
+
+
+def _parsed(text: str) -> Any:
+    """What the YAML `text` says. Raises yaml.YAMLError."""
+    try:
+        return yaml.load(text, Loader=_RecipeLoader)
+    except RecursionError:
+        raise yaml.YAMLError("its brackets or groups are nested too deeply") from None
 
 
 def _place(error: yaml.YAMLError) -> str:
@@ -187,10 +219,11 @@ def _override_layer(overrides: list[str]) -> dict[str, Any]:
                 "of the key, as in seed=7 or ppo.batch_size=128."
             )
         try:
-            value = yaml.load(text, Loader=_RecipeLoader)
+            value = _parsed(text)
         except yaml.YAMLError as error:
+            shown = override if len(override) <= 80 else f"{override[:77]}…"
             raise UsageProblem(
-                f"{COMMAND_LINE}: the value in {override!r} cannot be read ({_yaml_reason(error)}); "
+                f"{COMMAND_LINE}: the value in {shown!r} cannot be read ({_yaml_reason(error)}); "
                 "quote it if it is meant as text."
             ) from None
         for part in reversed(parts):

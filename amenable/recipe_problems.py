@@ -26,6 +26,8 @@ class Layer:
         """True where this source sets `key` itself or something inside it."""
         at: Any = self.values
         for part in key:
+            if isinstance(at, list):  # a list is said as a whole, with all its items
+                return True
             if not isinstance(at, dict) or part not in at:
                 return False
             at = at[part]
@@ -113,7 +115,7 @@ def _wrong_value(dotted: str, expected: str, given: Any) -> str:
         near = difflib.get_close_matches(given, choices, n=1)
         if near:
             return f"{text}; did you mean {near[0]!r}?"
-    if expected == "text" and not isinstance(given, dict | list):
+    if expected == "text" and given is not None and not isinstance(given, dict | list):
         return f"{text}; quote it twice on the command line, as in {dotted}='\"{_plain(given)}\"', or once in a file."
     return f"{text}."
 

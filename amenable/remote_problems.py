@@ -4,6 +4,7 @@ import errno
 import re
 from collections.abc import Iterator
 
+from corpus.deaths import death, is_death
 from corpus.problems import RunProblem, UsageProblem
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -13,9 +14,13 @@ _LAST_LINE = re.compile(r"^(?:corpus\.problems\.)?(UsageProblem|RunProblem): (.+
 
 
 def problem_in(error: BaseException) -> UsageProblem | RunProblem | None:
-    """The UsageProblem or RunProblem that `error` is or was caused by, as it was raised; None where there is none."""
+    """The UsageProblem or RunProblem that `error` is or was caused by, as it was raised; None where there is none.
+
+    A full disk and the death of a process are made into one.
+    """
     seen: set[int] = set()
     waiting = [error]
+    died: BaseException | None = None
     while waiting:
         current = waiting.pop(0)
         if id(current) in seen:
@@ -32,16 +37,20 @@ def problem_in(error: BaseException) -> UsageProblem | RunProblem | None:
             found = _LAST_LINE.search(str(current))
             if found:
                 return _SORTS[found[1]](found[2])
-    return None
+        if died is None and is_death(current):
+            died = current
+    return None if died is None else death(died)
 
 
 def _wrapped(error: BaseException) -> Iterator[BaseException]:
-    """What `error` carries: RayTaskError.cause, Ray Train's failures by worker or of its controller, Python's cause."""
+    """What `error` carries: RayTaskError.cause, Ray Train's failures by worker, of its controller or of a health check,
+    Python's cause."""
     failures = getattr(error, "worker_failures", None)
     inside = [
         getattr(error, "cause", None),
         *(failures.values() if isinstance(failures, dict) else ()),
         getattr(error, "controller_failure", None),
+        getattr(error, "health_check_failure", None),
         getattr(error, "_base_exc", None),  # Ray Train's UserExceptionWithTraceback
     ]
     if not isinstance(error, UsageProblem | RunProblem):

@@ -10,7 +10,6 @@ from amenable.json_files import write_json, write_text
 from amenable.lineage import lineage
 from amenable.recipe_loading import resolved
 from amenable.run_lease import LEASE_FILE, LOCK_FILE, RunLease
-from amenable.run_names import check_run_name
 from amenable.summary import Summary
 from corpus.problems import RunProblem, UsageProblem
 
@@ -57,11 +56,17 @@ class RunDirectory:
     @classmethod
     def find(cls, run: str) -> "RunDirectory":
         """The existing run meant by `run`: a path, or the name of a run in ./runs. Raises UsageProblem without one."""
-        looks_like_a_path = os.sep in run or run in (".", "..")
-        places = [Path(run)] if looks_like_a_path else [Path(run), Path("runs") / check_run_name(run)]
+        if not run:
+            raise UsageProblem("The name of the run is empty; name the directory of a run, such as runs/demo.")
+        places = [Path(run)]
+        if os.sep not in run and run not in (".", ".."):
+            places.append(Path("runs") / run)
         for place in places:
-            if place.is_dir() and cls(place).is_a_run():
-                return cls(place)
+            try:
+                if place.is_dir() and cls(place).is_a_run():
+                    return cls(place)
+            except OSError as error:  # a directory that may not be looked into, a name that is too long
+                raise UsageProblem(f"{place}: the run cannot be reached ({error.strerror}).") from None
         looked = " or ".join(str(place) for place in places)
         raise UsageProblem(f"There is no run in {looked}; name the directory of a run, such as runs/demo.")
 

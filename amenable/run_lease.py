@@ -3,7 +3,7 @@
 run.lease is JSON: `host`, `pid`, `process` (what tells this process from a later one with the same number), `started`
 (ISO time), `epoch` and `held`. The epoch grows by one with every holder and stays in the file after the lease is given
 back, so that an older holder that was thought dead can be told from the present one: it must call `check` before it
-commits anything.
+commits anything, and so must the processes that write for it (`run_epoch`).
 
 Whether a holder lives is asked of the kernel where it runs on this machine. A holder elsewhere shows that it lives by
 touching the file; one that has not for a minute is taken for dead.
@@ -23,7 +23,8 @@ from types import TracebackType
 
 from amenable.durations import spoken
 from amenable.json_files import write_json
-from corpus.problems import RunProblem, UsageProblem
+from corpus.problems import UsageProblem
+from corpus.run_epoch import RunEpoch
 
 LEASE_FILE = "run.lease"
 LOCK_FILE = ".run.lease.lock"
@@ -65,7 +66,7 @@ def _process(pid: int) -> str | None:
 
 
 class RunLease:
-    """The right to write in a run's directory, held from `__enter__` to `__exit__`."""
+    """The right to write in a run's directory (absolute), held from `__enter__` to `__exit__`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -79,6 +80,11 @@ class RunLease:
         if self._holder is None:
             raise RuntimeError("the lease is not held")
         return self._holder.epoch
+
+    @property
+    def run_epoch(self) -> RunEpoch:
+        """What processes that write for this holder check. Raises RuntimeError before the lease is taken."""
+        return RunEpoch(self._path, self.epoch)
 
     def __enter__(self) -> "RunLease":
         """Takes the lease. Raises UsageProblem, which says who holds it, where another process does and lives."""
@@ -116,14 +122,7 @@ class RunLease:
 
     def check(self) -> None:
         """Returns while this process holds the lease. Raises RunProblem once another has taken it over."""
-        present = self._read()
-        if present is None:
-            raise RunProblem(f"{self._path} is gone: someone removed it while the run was writing, so it stops here.")
-        if present.epoch != self.epoch:
-            raise RunProblem(
-                f"{self._directory} was taken over by process {present.pid} on {present.host} at {present.started}; "
-                "this older attempt stops here and writes nothing more."
-            )
+        self.run_epoch.check()
 
     def _refuse_if_alive(self, holder: Holder, now: float) -> None:
         if holder.machine == _machine():
@@ -145,19 +144,26 @@ class RunLease:
     def _show_life(self) -> None:
         holder = self._holder
         while holder is not None and not self._given_back.wait(SIGN_OF_LIFE_EVERY_S):
-            if not self._directory.is_dir():
-                return
-            with self._locked():
-                present = self._read()
-                if present is None or present.epoch != holder.epoch:
-                    return  # taken over: `check` tells the run
-                os.utime(self._path)
+            try:
+                if not self._directory.is_dir():
+                    return
+                with self._locked():
+                    present = self._read()
+                    if present is None or present.epoch != holder.epoch:
+                        return  # taken over: `check` tells the run
+                    os.utime(self._path)
+            except (OSError, UsageProblem):
+                continue  # a network file system may answer again, and this holder must not be taken for dead till then
 
     def _read(self) -> Holder | None:
         try:
             text = self._path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise UsageProblem(
+                f"{self._path} cannot be read ({error.strerror}); give the run another directory with --run."
+            ) from None
         try:
             return Holder(**json.loads(text))
         except (ValueError, TypeError):
@@ -169,7 +175,13 @@ class RunLease:
     @contextmanager
     def _locked(self) -> Iterator[float]:
         """Alone in reading and changing the lease; yields the time by the clock that stamps the directory's files."""
-        with open(self._directory / LOCK_FILE, "a", encoding="utf-8") as lock:
+        try:
+            lock = open(self._directory / LOCK_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by the block below
+        except OSError as error:
+            raise UsageProblem(
+                f"{self._directory} cannot be written to ({error.strerror}); give the run another directory with --run."
+            ) from None
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.utime(lock.name)
             yield os.stat(lock.name).st_mtime

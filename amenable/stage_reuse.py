@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +47,7 @@ class StageSpec:
 class FileRecord(BaseModel):
     """One file that a stage wrote."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     size_bytes: int
     sha256: str
@@ -56,7 +56,7 @@ class FileRecord(BaseModel):
 class StageRecord(BaseModel):
     """What stage.json says of a stage that is complete."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     stage: str
     hash: str
@@ -152,11 +152,19 @@ def begin(spec: StageSpec) -> Beginning:
     return Beginning(False, f"{why}{again}", kept)
 
 
-def complete(spec: StageSpec, files: Iterable[Path], seconds: float, values: dict[str, Any]) -> StageRecord:
+def complete(
+    spec: StageSpec,
+    files: Iterable[Path],
+    seconds: float,
+    values: dict[str, Any],
+    may_commit: Callable[[], None] = lambda: None,
+) -> StageRecord:
     """Writes stage.json, which makes the stage done, after every file in `files` is safe on the disk.
 
     `files` are files or directories in the stage's directory; a directory stands for every file in it. They must not
-    change afterwards. Returns what was written. Raises RunProblem where a file is missing or outside the directory.
+    change afterwards. `may_commit` raises where this process may not write any more; it is called just before
+    stage.json is written, because hashing large files takes minutes. Returns what was written. Raises RunProblem where
+    a file is missing or outside the directory.
     """
     records = {}
     for path in _files_in(spec, files):
@@ -174,6 +182,7 @@ def complete(spec: StageSpec, files: Iterable[Path], seconds: float, values: dic
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         values=_plain(values),
     )
+    may_commit()
     write_json(spec.directory / STAGE_FILE, record.model_dump(mode="json"))
     (spec.directory / STARTED_FILE).unlink(missing_ok=True)
     return record

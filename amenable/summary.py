@@ -8,7 +8,7 @@ SCHEMA_VERSION = 1
 
 
 class _Documented(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StageSummary(_Documented):

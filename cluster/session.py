@@ -2,11 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
 
+from cluster.address import check_cluster
 from corpus.problems import RunProblem
 
 ENVIRONMENT = {
@@ -21,36 +24,78 @@ ENVIRONMENT = {
 }
 """Set where the person has not set them; a local session's workers inherit them."""
 
+CONNECT_DEADLINE_S = 45.0
+"""Seconds for a cluster whose port answers to take this command in. Ray itself tries for nine minutes."""
+
+_LOOK_S = 0.2
+"""Seconds between two looks at whether a stop is asked for."""
+
 
 @contextmanager
-def session(address: str | None, cpus: int, object_store_mib: int = 256) -> Iterator[None]:
+def session(
+    address: str | None,
+    cpus: int,
+    object_store_mib: int = 256,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Ray for the block: the cluster at `address`, or, without one, a session of this machine that ends with it.
 
     A local session offers `cpus` CPUs whatever the machine has: on a small one the roles take turns on its cores.
-    Raises RunProblem where a cluster does not answer.
+    `meanwhile` is called again and again while a cluster is waited for; what it raises ends the wait. Raises
+    UsageProblem where `address` cannot be a cluster's, RunProblem where a cluster does not answer.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if address is None:
-        # A local session is this process's own; a token would be written into the person's home for nothing.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    try:
-        if address is None:
-            ray.init(
-                num_cpus=cpus,
-                _node_ip_address="127.0.0.1",  # nothing of a local session is reachable from elsewhere
-                include_dashboard=False,
-                object_store_memory=object_store_mib << 20,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                namespace="amenable",
-            )
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="amenable")
-    except Exception as error:  # Ray raises a plain one where its processes are slow to start
-        where = f"the Ray cluster at {address}" if address else "a local Ray session"
-        raise RunProblem(f"Could not connect to {where}: {error}") from error
+        _start_local(cpus, object_store_mib)
+    else:
+        check_cluster(address)
+        _join(address, meanwhile)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local(cpus: int, object_store_mib: int) -> None:
+    # A local session is this process's own; a token would be written into the person's home for nothing.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        ray.init(
+            address="local",  # else Ray takes a cluster that it finds on this machine, or RAY_ADDRESS
+            num_cpus=cpus,
+            _node_ip_address="127.0.0.1",  # nothing of a local session is reachable from elsewhere
+            include_dashboard=False,
+            object_store_memory=object_store_mib << 20,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace="amenable",
+        )
+    except Exception as error:  # Ray raises a plain one where its processes are slow to start
+        raise RunProblem(f"Could not start a local Ray session: {error}") from error
+
+
+def _join(address: str, meanwhile: Callable[[], None]) -> None:
+    """Connects to a cluster. On a thread of its own, because ray.init knows no deadline and no Ctrl-C."""
+    failures: list[Exception] = []
+
+    def join() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="amenable")
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits
+            failures.append(error)
+
+    joining = threading.Thread(target=join, name="ray-init", daemon=True)
+    give_up = time.monotonic() + CONNECT_DEADLINE_S
+    joining.start()
+    while joining.is_alive():
+        joining.join(_LOOK_S)
+        meanwhile()
+        if time.monotonic() > give_up and joining.is_alive():
+            raise RunProblem(
+                f"The Ray cluster at {address} did not take this command in within {CONNECT_DEADLINE_S:.0f} s: is that "
+                "the port of its head (6379 unless it was started with another), and its Ray and Python those of here?"
+            )
+    if failures:
+        reason = " ".join(str(failures[0]).split())
+        raise RunProblem(f"Could not connect to the Ray cluster at {address}: {reason}") from failures[0]

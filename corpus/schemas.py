@@ -7,6 +7,8 @@ Token columns are `list<int32>`. Every written table carries its name and schema
 # (pyarrow.compute makes its functions when it is imported; a type checker cannot see them)
 
 import os
+from collections import Counter
+from math import comb
 from typing import Literal, get_args
 
 import pyarrow as pa
@@ -134,6 +136,12 @@ def _validate_comparisons(table: pa.Table, where: str) -> None:
         raise UsageProblem(f"{where}response_tokens of the comparisons table has a response without tokens.")
     best = pa.chunked_array([pa.array([min(ranks) for ranks in table["ranks"].to_pylist()], pa.int32())])
     _refuse(pc.not_equal(best, 0), f"{where}the comparisons table has ranks that do not begin at 0 (the best)")
+
+
+def untied_pairs(table: pa.Table) -> int:
+    """How many pairs of responses of a comparisons table have different ranks: what a reward model can learn from."""
+    rows = table["ranks"].to_pylist()
+    return sum(comb(len(ranks), 2) - sum(comb(same, 2) for same in Counter(ranks).values()) for ranks in rows)
 
 
 def _refuse(bad: pa.ChunkedArray, sentence: str) -> None:

@@ -26,7 +26,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
     responses: dict[str, list[tuple[str, list[int]]]] = {}
     for size in sorted(set(sizes)):
         mine = prompts.filter(pa.array([each == size for each in sizes]))
-        samples = sample(context, mine, size, recipe.seed + 3, done, total)
+        samples = sample(context, mine, size, recipe.seed + 3, spec.directory, f"{size}-each", done, total)
         done += samples.num_rows
         for prompt_id, text, tokens in zip(
             samples["prompt_id"].to_pylist(),
@@ -47,6 +47,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
     if world.heldout_labelers:
         ranked = _ranked(prompts.filter(valid), responses, world.heldout_labelers, recipe.seed)
         tables["comparisons-heldout-labelers"] = ranked
+    context.check_lease()
     files = []
     for name, table in tables.items():
         files.append(spec.directory / f"{name}.parquet")

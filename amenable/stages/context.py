@@ -11,6 +11,7 @@ from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.run_directory import RoundDirectory, RunDirectory
 from amenable.stage_reuse import StageSpec, read_record, stage_hash
+from amenable.stages.sources import PADDED_BASE, whereabouts
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Context:
     run: RunDirectory
     progress: Progress
     crew: Crew
+    check_lease: Callable[[], None] = lambda: None
+    """To be called before anything is committed to the run's directory: raises RunProblem once another attempt has
+    taken it over. Checks nothing where nothing is written."""
 
     @property
     def round(self) -> RoundDirectory:
@@ -54,8 +58,12 @@ class Context:
         return str(self.run.data / "tokenizer")
 
     def base_model(self) -> str:
-        """The base model: the given one, or the one that the base stage made."""
-        return self.recipe.model.base or str(self.run.base / "export")
+        """The base model: the given one (with a row for PAD, where it had none), or the one of the base stage."""
+        base = self.recipe.model.base
+        if base is None:
+            return str(self.run.base / "export")
+        padded = self.run.data / PADDED_BASE
+        return str(padded) if padded.is_dir() else whereabouts(base)
 
     def values(self, directory: Path) -> dict[str, Any]:
         """What the stage in `directory`, which is complete, found."""
@@ -75,11 +83,8 @@ class Context:
             values = {_SHOWN[name]: value for name, value in progress.values.items() if name in _SHOWN}
             self.progress.update(progress.done, progress.total, progress.unit, values)
 
-        group = self.crew.learners()
         try:
-            with self.progress.waiting("the learners to start"):
-                group.wait_until_ready(interruption.requested)
-            return group.run(run, job, show, interruption.requested)
+            return self.crew.ready_learners().run(run, job, show, interruption.requested)
         except Interrupted as stop:
             raise interruption.Interrupted(str(stop)) from stop
 

@@ -7,18 +7,21 @@ from typing import Any
 from amenable.recipe import Recipe
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
-from amenable.stages.sources import directory_hashes
+from amenable.stages.sources import PADDED_BASE, directory_hashes, whereabouts
 from corpus.problems import UsageProblem
 
 
-def reads(recipe: Recipe) -> dict[str, Any]:
-    """What the stage depends on: the world's settings, or the files' settings and contents."""
+def reads(recipe: Recipe, sources: dict[str, str] | None = None) -> dict[str, Any]:
+    """What the stage depends on: the world's settings, or the files' settings and contents.
+
+    `sources` are `source_hashes(recipe)`, where the caller has them already.
+    """
     found: dict[str, Any] = {"tokens": recipe.tokens.model_dump(mode="json"), "seed": recipe.seed}
     if recipe.corpus is None:
         found["world"] = recipe.world.model_dump(mode="json")
     else:
         found["corpus"] = recipe.corpus.model_dump(mode="json")
-        found["sources"] = source_hashes(recipe)
+        found["sources"] = source_hashes(recipe) if sources is None else sources
     if recipe.model.base is None:
         found["vocab_size"] = recipe.model.vocab_size if recipe.corpus is not None else None
     else:
@@ -28,8 +31,13 @@ def reads(recipe: Recipe) -> dict[str, Any]:
 
 
 def source_hashes(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of every file the corpus is read from, by path; a Hub dataset is named, not hashed."""
+    """SHA-256 of every file the corpus is read from; a Hub dataset is named, not hashed.
+
+    By the address that the recipe gives, or, where that stands for several files, by their paths. Raises UsageProblem
+    where one is not there or cannot be read.
+    """
     from corpus.readers import HUB, find_files
+    from corpus.storage import one_line
 
     hashes: dict[str, str] = {}
     for address in addresses(recipe):
@@ -38,12 +46,19 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
             continue
         filesystem, files = find_files(address)
         for file in files:
-            digest = hashlib.sha256()
-            with filesystem.open_input_stream(file, compression=None) as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-            hashes[Path(file).name if len(files) == 1 else file] = digest.hexdigest()
+            try:
+                hashes[address if len(files) == 1 else file] = _sha256(filesystem, file)
+            except OSError as error:
+                raise UsageProblem(f"{file}: cannot be read ({one_line(error)}).") from error
     return hashes
+
+
+def _sha256(filesystem: Any, file: str) -> str:
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(file, compression=None) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def addresses(recipe: Recipe) -> list[str]:
@@ -62,25 +77,52 @@ def table_name(name: str) -> Any:
 
 
 def run(context: Context, spec: StageSpec) -> Finished:
-    """Writes tokenizer/ and the tables; returns their sizes."""
+    """Writes tokenizer/ and the tables; returns their sizes, and how many rows were left out of training."""
     from corpus.schemas import write_table
 
     recipe, directory = context.recipe, spec.directory
     tokenizer_directory = directory / "tokenizer"
-    context.crew.learners()  # their imports run beside this
     context.progress.update(0, None, "tables")
-    make = _world_tables if recipe.corpus is None else _file_tables
-    tables = make(recipe, tokenizer_directory)
+    if recipe.corpus is None:
+        context.crew.learners()  # their imports run beside this
+        tables, left_out = _world_tables(recipe, tokenizer_directory), {}
+    else:
+        tables, left_out = _file_tables(recipe, tokenizer_directory)
+    check_tables(tables)
+    context.crew.learners()  # only now: rows of a person's own may be wrong, and learners that start must be waited for
+    if left_out:
+        counted = ", ".join(f"{count:,} of {part}" for part, count in left_out.items())
+        context.progress.note(f"data: rows left out of training, because their prompt is held out: {counted}.")
     files: list[Path] = [tokenizer_directory]
     sizes = {}
     for name, table in tables.items():
-        if table.num_rows == 0:
-            raise UsageProblem(f"The table {name} has no rows: the corpus is too small for its split or its limits.")
+        context.check_lease()
         write_table(table, directory / f"{name}.parquet", table_name(name))
         files.append(directory / f"{name}.parquet")
         sizes[name] = table.num_rows
         context.progress.update(len(sizes), len(tables), "tables")
-    return Finished(files, sizes)
+    if recipe.model.base is not None:
+        from models.export import write_with_row_for_pad
+
+        padded = directory / PADDED_BASE
+        context.check_lease()
+        if write_with_row_for_pad(whereabouts(recipe.model.base), str(tokenizer_directory), padded):
+            files.append(padded)
+    return Finished(files, sizes | {f"{part}-left-out": count for part, count in left_out.items()})
+
+
+def check_tables(tables: dict[str, Any]) -> None:
+    """Raises UsageProblem where a table could not be trained on: one without rows, or comparisons that are all ties."""
+    from corpus.schemas import untied_pairs
+
+    for name, table in tables.items():
+        if table.num_rows == 0:
+            raise UsageProblem(f"The table {name} has no rows: the corpus is too small for its split or its limits.")
+        if table_name(name) == "comparisons" and untied_pairs(table) == 0:
+            raise UsageProblem(
+                f"The table {name} has {table.num_rows:,} rows, and in each of them all responses tie: a reward model "
+                "learns from responses that are ranked apart; give more comparisons, or another split_seed."
+            )
 
 
 def _world_tables(recipe: Recipe, tokenizer_directory: Path) -> dict[str, Any]:
@@ -107,7 +149,8 @@ def _world_tables(recipe: Recipe, tokenizer_directory: Path) -> dict[str, Any]:
     }
 
 
-def _file_tables(recipe: Recipe, tokenizer_directory: Path) -> dict[str, Any]:
+def _file_tables(recipe: Recipe, tokenizer_directory: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The tables by name, and by part how many training rows were left out because their prompt is held out."""
     from corpus.files import load_files
     from corpus.tokenising import (
         tokenise_comparisons,
@@ -131,7 +174,7 @@ def _file_tables(recipe: Recipe, tokenizer_directory: Path) -> dict[str, Any]:
             "(chosen/rejected pairs or rankings), or leave corpus out to use the built-in world."
         )
     limits = recipe.tokens
-    return {
+    tables = {
         "pretraining-train": tokenise_pretraining(corpus.pretraining_train, tokenizer, limits),
         "pretraining-valid": tokenise_pretraining(corpus.pretraining_valid, tokenizer, limits),
         "demonstrations-train": tokenise_demonstrations(corpus.demonstrations_train, tokenizer, limits),
@@ -141,3 +184,4 @@ def _file_tables(recipe: Recipe, tokenizer_directory: Path) -> dict[str, Any]:
         "comparisons-train": tokenise_comparisons(corpus.comparisons_train, tokenizer, limits),
         "comparisons-valid": tokenise_comparisons(corpus.comparisons_valid, tokenizer, limits),
     }
+    return tables, {part: count for part, count in corpus.left_out.items() if count}

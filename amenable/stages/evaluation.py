@@ -46,11 +46,13 @@ def run(context: Context, spec: StageSpec) -> Finished:
     sampled: dict[str, pa.Table] = {}
     for number, (name, directory) in enumerate(names.items()):
         load_into_generators(context, directory, name)
-        done = number * prompts.num_rows * settings.samples_per_prompt
-        sampled[name] = sample(context, prompts, settings.samples_per_prompt, recipe.seed + 8, done, total)
+        count = settings.samples_per_prompt
+        done = number * prompts.num_rows * count
+        sampled[name] = sample(context, prompts, count, recipe.seed + 8, spec.directory, name, done, total)
     load_reference(context, names["ppo-init"])
     tables = [_scored(context, name, table, prompts) for name, table in sampled.items()]
     answers = pa.concat_tables(tables)
+    context.check_lease()
     pq.write_table(answers, spec.directory / "samples.parquet")
     losses = {name: _pretraining_loss(context, directory) for name, directory in names.items()}
     results = evaluate(
@@ -60,6 +62,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
         reward_model=reward_model_result(context),
         seed=recipe.seed,
     )
+    context.check_lease()
     write_results(results, spec.directory / "results.json")
     found = summary(results, run=recipe.name)
     kept = {key: found[key] for key in ("learned", "verdict", "judge", "win_rates")}
@@ -119,18 +122,23 @@ def reward_model_result(context: Context) -> Any:
     unseen = None
     if Path(comparisons(context, "heldout-labelers")).exists():
         unseen = read_table(comparisons(context, "heldout-labelers"), "comparisons")
-    return comparison_result(context, valid, train, unseen)
+    return comparison_result(context, valid, train, unseen, is_judged=context.recipe.synthetic)
 
 
-def comparison_result(context: Context, valid: pa.Table, train: pa.Table, unseen: pa.Table | None = None) -> Any:
-    """How often the loaded reward puts the pairs of `valid` in the labelers' order, beside baselines fit on `train`."""
+def comparison_result(
+    context: Context, valid: pa.Table, train: pa.Table, unseen: pa.Table | None = None, *, is_judged: bool
+) -> Any:
+    """How often the loaded reward puts the pairs of `valid` in the labelers' order, beside baselines fit on `train`.
+
+    `is_judged`: `valid` is a table of the built-in world, whose gold judge knows its prompts, and is asked too.
+    """
     from evaluation.rm_baselines import baselines, pair_accuracy
     from evaluation.schema import RewardModelResult
 
     scores = _ranking_scores(context, valid)
     ids = valid["prompt_id"].to_pylist()
     gold_accuracy = None
-    if context.recipe.synthetic:
+    if is_judged:
         gold_ranks = [
             _ranks([gold_components(row["meta"], text)[0] for text in row["responses"]]) for row in valid.to_pylist()
         ]

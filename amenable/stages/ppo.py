@@ -1,5 +1,6 @@
 """The PPO stage: stream, weight store and conductor around the generators, scorers and learners of the run."""
 
+import math
 from typing import Any
 
 from amenable.stage_reuse import StageSpec
@@ -10,6 +11,14 @@ from amenable.stages.supervised import LOGS
 from corpus.problems import UsageProblem
 
 PUBLICATION_DEADLINE_S = 300.0
+WEIGHTS = "weights"
+"""Directory, in the stage's own, of the snapshots that the weight store keeps while PPO trains."""
+
+
+def share_of(batch_size: int, max_staleness: int, generators: int, chunk_size: int) -> int:
+    """Slots that one generator may hold at once: its part of all that can be admitted, in whole chunks."""
+    admitted = batch_size * (max_staleness + 1)
+    return math.ceil(math.ceil(admitted / generators) / chunk_size) * chunk_size
 
 
 def run(context: Context, spec: StageSpec) -> Finished:
@@ -46,11 +55,23 @@ def run(context: Context, spec: StageSpec) -> Finished:
     )
     # Actor handles are typed as their classes by Ray's decorator, which type checkers do not follow.
     stream: Any = EpisodeStream.remote(plan)  # pyright: ignore[reportAttributeAccessIssue]
-    store: Any = WeightStore.remote()  # pyright: ignore[reportAttributeAccessIssue]
-    conductor: Any = Conductor.remote(stream, store, PUBLICATION_DEADLINE_S)  # pyright: ignore[reportAttributeAccessIssue]
+    store: Any = WeightStore.remote(str(spec.directory / WEIGHTS))  # pyright: ignore[reportAttributeAccessIssue]
+    conductor: Any = Conductor.remote(  # pyright: ignore[reportAttributeAccessIssue]
+        stream, store, PUBLICATION_DEADLINE_S, recipe.deadline_s
+    )
     scorers, references = context.crew.scoring_pools()
-    work = Work(recipe.name, 1, stream, conductor, scorers, references, recipe.sampling)
-    ray.get(conductor.begin.remote(generators, work))
+    work = Work(
+        recipe.name,
+        1,
+        stream,
+        conductor,
+        list(scorers.values()),
+        list(references.values()),
+        recipe.sampling,
+        settings.chunk_size,
+        share_of(settings.batch_size, settings.max_staleness, len(generators), settings.chunk_size),
+    )
+    context.crew.wait_for({"the conductor": conductor.begin.remote(generators, work)}, "the conductor to begin")
     held_out = read_table(str(context.data("prompts-heldout")), "prompts").slice(0, settings.evaluation_prompts)
     job = PpoJob(
         identity=context.identity(spec),
@@ -66,6 +87,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
         stream=stream,
         conductor=conductor,
         rollout_dtype=recipe.rollouts.dtype,
+        answer_deadline_s=4 * (PUBLICATION_DEADLINE_S + recipe.deadline_s),
         held_out=HeldOut(held_out, 1, recipe.seed + 7, gold_total if recipe.synthetic else None),
     )
     try:

@@ -52,16 +52,17 @@ def run_select_sft(context: Context, spec: StageSpec) -> Finished:
     prompts = read_table(str(context.data("demonstrations-valid")), "demonstrations")
     prompts = prompts.slice(0, recipe.select_sft.prompts)
     exports = context.values(context.run.sft)["exports"]
+    total = len(exports) * prompts.num_rows
     found = []
     for number, export in enumerate(exports):
-        load_into_generators(context, str(context.run.sft / export["directory"]), f"sft epoch {number + 1}")
-        samples = sample(
-            context, prompts, 1, recipe.seed + 5, number * prompts.num_rows, len(exports) * prompts.num_rows
-        )
+        name, done = export["directory"], number * prompts.num_rows
+        load_into_generators(context, str(context.run.sft / name), f"sft epoch {number + 1}")
+        samples = sample(context, prompts, 1, recipe.seed + 5, spec.directory, name, done, total)
         reward = float(np.mean(reward_scores(context, samples)))
-        found.append({"directory": export["directory"], "valid_loss": export.get("valid_loss"), "reward": reward})
+        found.append({"directory": name, "valid_loss": export.get("valid_loss"), "reward": reward})
     best = max(found, key=lambda each: each["reward"])
     selection = {"schema_version": 1, "selected": best["directory"], "reward": best["reward"], "epochs": found}
+    context.check_lease()
     write_json(spec.directory / "selection.json", selection)
     return Finished([spec.directory / "selection.json"], {"selected": best["directory"], "reward": best["reward"]})
 

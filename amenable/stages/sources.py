@@ -6,6 +6,17 @@ import sys
 from pathlib import Path
 
 from actors.rewards import RewardSettings
+from corpus.problems import UsageProblem
+
+PADDED_BASE = "base-with-pad"
+"""Where the data stage writes a base model that lacks a row for PAD with one: every later model has it, and so must the
+engines that are given their weights."""
+
+
+def whereabouts(directory_or_name: str) -> str:
+    """A local model directory by its absolute path, since learners work in directories of their own; else the name."""
+    path = Path(directory_or_name).expanduser()
+    return str(path.absolute()) if path.is_dir() else directory_or_name
 
 
 def directory_hashes(directory: str) -> dict[str, str]:
@@ -29,11 +40,14 @@ def _module_file(module: str) -> Path | None:
         sys.path.append("")  # as the scorer does: an installed command does not look in the working directory by itself
     try:
         found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None  # told by check_reward
+    except (Exception, SystemExit):  # noqa: BLE001 - it imports the packages above: check_reward has told, or will
+        return None
     return Path(found.origin) if found is not None and found.has_location and found.origin else None
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageProblem(f"{path}: cannot be read ({error.strerror}).") from None

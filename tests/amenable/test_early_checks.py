@@ -1,15 +1,19 @@
 """What is wrong and can be known beforehand is told before anything is started or written."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
-from amenable.pipeline import check_early, run_pipeline, stages_of
+from amenable.early_checks import check_early
+from amenable.pipeline import run_pipeline, score_comparisons, stages_of
 from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe, packaged_recipes
 from amenable.run_directory import RunDirectory
+from amenable.stage_reuse import StageSpec, begin, complete
+from amenable.stages.data import source_hashes
 from amenable.stages.sources import directory_hashes, reward_hashes
 from corpus.problems import UsageProblem
 
@@ -46,7 +50,8 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_packaged_recipes_pass_but_for_the_data_they_ask_for(tmp_path):
+def test_packaged_recipes_pass_but_for_the_data_they_ask_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("amenable.early_checks._has_gpu", lambda: True)
     for one in packaged_recipes():
         settings = load_recipe(one.name, [f"run_directory={json.dumps(str(tmp_path / one.name))}"], Recipe)
         check_early(settings.model_copy(update={"corpus": None}))
@@ -61,6 +66,27 @@ def test_a_context_shorter_than_a_demonstration_may_be_is_refused(tmp_path, stag
     check_early(
         recipe(tmp_path, tokens=tokens, sampling={"max_response_tokens": 24}, **{stage: {"context_length": 72}})
     )
+
+
+@pytest.mark.parametrize("stage", ["base", "sft", "ppo_init"])
+def test_a_context_longer_than_the_small_model_reads_is_refused(tmp_path, stage):
+    tokens = {"max_prompt_tokens": 40, "max_response_tokens": 32, "context_tokens": 72}
+    given: dict = {
+        "tokens": tokens,
+        "sampling": {"max_response_tokens": 24},
+        "model": {"shape": {"context_length": 80}},
+    }
+    fits = {name: {"context_length": 80} for name in ("base", "sft", "ppo_init")}
+    check_early(recipe(tmp_path, **given, **fits))
+    with pytest.raises(UsageProblem, match=rf"{stage}.context_length 81 is more than model.shape.context_length 80"):
+        check_early(recipe(tmp_path, **given, **{**fits, stage: {"context_length": 81}}))
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo_init"])
+def test_a_context_longer_than_the_base_model_reads_is_refused(tmp_path, model, stage):
+    check_early(recipe(tmp_path, model={"base": str(model)}, **{stage: {"context_length": 4096}}))
+    with pytest.raises(UsageProblem, match="reads at most 4096 tokens; the recipe asks for 4097"):
+        check_early(recipe(tmp_path, model={"base": str(model)}, **{stage: {"context_length": 4097}}))
 
 
 def test_a_corpus_that_is_not_there_is_told_before_the_run_has_a_directory(tmp_path):
@@ -99,6 +125,9 @@ def test_a_base_model_with_another_context_or_vocabulary_is_told(tmp_path, model
         ({"kind": "function", "function": "no_such_module:f"}, "cannot be imported"),
         ({"kind": "function", "function": "json:no_such_function"}, "no function no_such_function"),
         ({"kind": "http", "url": "ftp://somewhere"}, "http:// or https://"),
+        ({"kind": "http", "url": "http://"}, "should name a host"),
+        ({"kind": "http", "url": "http://:80/score"}, "should name a host"),
+        ({"kind": "http", "url": "http://localhost:99999"}, "no web address"),
         ({"kind": "huggingface", "model": "./no-such-model"}, "does not exist"),
     ],
 )
@@ -134,3 +163,113 @@ def test_another_content_of_a_reward_function_changes_what_ppo_reads_and_nothing
     (tmp_path / "brevity_of_early.py").write_text("def score(prompts, responses):\n    return [1.0] * len(responses)\n")
     after = reads_of(rewarded)
     assert {name for name in before if before[name] != after[name]} == {"select-sft", "ppo", "eval"}
+
+
+def test_a_reward_service_that_refuses_or_is_not_known_is_told_and_one_that_answers_passes(tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    with socket.socket() as service:
+        service.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{service.getsockname()[1]}/score"
+        served = recipe(tmp_path, reward={"kind": "http", "url": url})
+        with pytest.raises(UsageProblem, match=rf"^reward service {url}: nobody answers at 127.0.0.1:\d+ \(.*refused"):
+            check_early(served)
+        check_early(served, "10.0.0.7:6379")  # a cluster's machines may reach what this one does not
+        service.listen()
+        check_early(served)
+    with pytest.raises(UsageProblem, match=r"nobody answers at nowhere\.invalid:80"):
+        check_early(recipe(tmp_path, reward={"kind": "http", "url": "http://nowhere.invalid/score"}))
+
+
+def test_a_reward_service_that_is_slow_is_left_to_the_run(tmp_path, monkeypatch):
+    def late(*_, **__):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("socket.create_connection", late)
+    check_early(recipe(tmp_path, reward={"kind": "http", "url": "http://10.0.0.7/score"}))
+
+
+def test_gpus_that_this_machine_lacks_are_told_at_once_and_a_cluster_may_have_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    asks = recipe(tmp_path, learners={"gpus": 1}, scoring={"gpus": 0.5})
+    with pytest.raises(UsageProblem, match=r"asks for GPUs \(learners\.gpus 1, scoring\.gpus 0\.5\).* has none"):
+        check_early(asks)
+    check_early(asks, "auto")
+    check_early(recipe(tmp_path))
+    monkeypatch.setattr("amenable.early_checks._has_gpu", lambda: True)
+    check_early(asks)
+
+
+@pytest.mark.parametrize(
+    "address", ["garbage", "10.0.0.7", "http://10.0.0.7:80", "a b:6379", "host:99999", ":6379", ""]
+)
+def test_an_address_that_is_none_of_a_cluster_is_told_before_the_run_has_a_directory(tmp_path, address):
+    with pytest.raises(UsageProblem, match="is no address of a Ray cluster; give HOST:PORT"):
+        run_pipeline(recipe(tmp_path), until=None, progress=Progress(json=True), address=address)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corpus_without_a_source_of_comparisons_or_without_what_reads_the_hub_is_told(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    rows = str(tmp_path / "rows.jsonl")
+    with pytest.raises(UsageProblem, match=r"no source for its comparisons: give corpus\.path or corpus\.comparisons"):
+        check_early(recipe(tmp_path, corpus={"pretraining": rows, "demonstrations": rows, "prompts": rows}))
+    check_early(recipe(tmp_path, corpus={"path": rows}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "datasets" else object())
+    with pytest.raises(UsageProblem, match=r"hub:some/data: reading from the Hub needs the `datasets` package"):
+        check_early(recipe(tmp_path, corpus={"path": "hub:some/data"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    check_early(recipe(tmp_path, corpus={"path": "hub:some/data"}))
+
+
+def test_files_of_one_name_are_told_apart_and_an_edit_of_either_is_noticed(tmp_path):
+    for directory in ("a", "b"):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "train.jsonl").write_text("{}\n")
+    paths = [str(tmp_path / directory / "train.jsonl") for directory in ("a", "b")]
+    two = recipe(tmp_path, corpus={"path": paths[0], "comparisons": paths[1]})
+    hashes = source_hashes(two)
+    assert list(hashes) == paths
+    (tmp_path / "a" / "train.jsonl").write_text('{"edited": 1}\n')
+    assert {path for path in paths if source_hashes(two)[path] != hashes[path]} == {paths[0]}
+
+
+def test_a_source_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("amenable.stages.data._sha256", refuse)
+    with pytest.raises(UsageProblem, match=r"^/.*/rows\.jsonl: cannot be read \(.*Permission denied\)\.$"):
+        source_hashes(recipe(tmp_path, corpus={"path": str(tmp_path / "rows.jsonl")}))
+
+
+def trained(tmp_path) -> Recipe:
+    """A recipe whose run says that its reward model is trained."""
+    settings = recipe(tmp_path)
+    spec = StageSpec("rm", RunDirectory(settings.run_directory).round(1).reward_model, {})
+    begin(spec)
+    complete(spec, [], 0.0, {})
+    return settings
+
+
+def test_comparisons_cannot_be_scored_before_there_is_a_reward_model_and_the_advice_names_the_run(tmp_path):
+    with pytest.raises(UsageProblem, match=rf"run `amenable rm RECIPE --run {tmp_path}/run`, with this recipe, first"):
+        score_comparisons(recipe(tmp_path), "pairs.jsonl", Progress(json=True), None)
+    with pytest.raises(UsageProblem, match=r"run `amenable rm RECIPE`, with"):
+        score_comparisons(Recipe(name="no-such-run"), "pairs.jsonl", Progress(json=True), None)
+
+
+def test_comparisons_that_are_not_there_or_whose_store_does_not_answer_are_one_sentence(tmp_path, monkeypatch):
+    settings = trained(tmp_path)
+    with pytest.raises(UsageProblem, match=r"^nowhere\.jsonl: there is no such file or directory\.$"):
+        score_comparisons(settings, "nowhere.jsonl", Progress(json=True), None)
+
+    class Unreachable:
+        def get_file_info(self, path):
+            raise OSError("Could not resolve host: nope.s3.amazonaws.com")
+
+    monkeypatch.setattr("corpus.readers.resolve", lambda _: (Unreachable(), "nope/a.jsonl"))
+    with pytest.raises(UsageProblem, match=r"^s3://nope/a\.jsonl: cannot be reached \(Could not resolve host"):
+        score_comparisons(settings, "s3://nope/a.jsonl", Progress(json=True), None)

@@ -13,7 +13,7 @@ from corpus.problems import UsageProblem
 
 
 class Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class World(Closed):
@@ -195,6 +195,10 @@ def test_a_group_is_of_the_default_kind_where_it_does_not_say(recipe):
         ("ppo.kl_target=on it", "ppo.kl_target must be a number or 'off', but the text 'on it' was given."),
         ("ppo.top_p.x=1", "ppo.top_p must be a number, but a group of keys was given."),
         ("name=2024", "name must be text, but 2024 was given; quote it twice on the command line"),
+        ("name=", "name must be text, but nothing (null) was given."),
+        ("ppo.learning_rate=.nan", "ppo.learning_rate must be a finite number, but NaN was given."),
+        ("ppo.learning_rate=-.inf", "ppo.learning_rate must be a finite number, but -Infinity was given."),
+        ("ppo.learning_rate=1e999", "ppo.learning_rate must be a finite number, but Infinity was given."),
         ("ppo.minibatches=7", "ppo: batch_size 512 cannot be cut into 7 equal minibatches."),
         (
             "corpus.kind=fils",
@@ -232,6 +236,14 @@ def test_a_second_problem_is_named_too(recipe):
         ("name: [a\n", ", line 2: this is not a valid recipe ("),
         ("- a\n- b\n", "a recipe is a group of 'key: value' lines"),
         ("3: a\n", "the key 3 is not text"),
+        (
+            "name: a\nnote: 2026-13-45\n",
+            ", line 2: this is not a valid recipe ('2026-13-45' cannot be read as timestamp).",
+        ),
+        ("name: !!int abc\n", ", line 1: this is not a valid recipe ('abc' cannot be read as int)."),
+        ("name: !!bool abc\n", ", line 1: this is not a valid recipe ('abc' cannot be read as bool)."),
+        ("name: !!timestamp abc\n", "cannot be read as timestamp"),
+        (f"name: {'[' * 3000}\n", "this is not a valid recipe (its brackets or groups are nested too deeply)."),
         ("name: !!python/object/apply:os.system ['true']\n", "this is not a valid recipe"),
         ("extends: nowhere.yaml\n", "it extends 'nowhere.yaml', but there is no file"),
         ("extends: [a.yaml, b.yaml]\n", "'extends' must name one YAML file"),
@@ -263,6 +275,27 @@ def test_an_override_without_a_key_and_a_value_is_refused(recipe, override):
 
 def test_an_override_whose_value_is_broken_yaml_is_refused(recipe):
     assert "the value in 'note=[1' cannot be read" in complaint(recipe("name: a"), "note=[1")
+
+
+def test_a_long_override_is_shown_in_part(recipe):
+    told = complaint(recipe("name: a"), f"note={'[' * 3000}")
+    assert "nested too deeply" in told
+    assert len(told) < 300
+
+
+def test_a_recipe_that_may_not_be_reached_is_one_sentence(recipe, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    path = recipe("name: a\nextends: other.yaml\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", refuse)
+        assert complaint("/root/locked/a.yaml") == (
+            "/root/locked/a.yaml: the recipe cannot be reached (Permission denied)."
+        )
+    assert complaint(f"{'x' * 300}.yaml").endswith("the recipe cannot be reached (File name too long).")
+    assert complaint("~no-such-person/a.yaml").startswith("~no-such-person/a.yaml: the path cannot be understood")
+    assert "it extends 'other.yaml', but there is no file" in complaint(path), "negative control: this one is reached"
 
 
 def test_a_packaged_recipe_is_found_by_name_and_a_file_comes_first(tmp_path, monkeypatch):
@@ -331,3 +364,36 @@ def test_a_run_name_cannot_lead_out_of_its_directory(recipe, name):
     told = complaint(recipe(f'name: "{name}"\n'), model=Run)
     assert "cannot be the name of a run" in told
     assert "directory." not in told
+
+
+@pytest.mark.parametrize(
+    ("betas", "says"),
+    [
+        ("[0.9, 1.5]", "betas.1 must be less than 1.0, but 1.5 was given"),
+        ("[0.9, 1]", "betas.1 must be less than 1.0, but 1 was given"),
+        ("[-0.1, 0.9]", "betas.0 must be at least 0.0, but -0.1 was given"),
+    ],
+)
+def test_betas_that_adam_cannot_use_are_told_with_where_they_were_given(betas, says):
+    from amenable.recipe import Recipe
+
+    with pytest.raises(UsageProblem) as caught:
+        load_recipe("demo", [f"ppo.policy.betas={betas}"], Recipe)
+    assert str(caught.value) == f"Command line: ppo.policy.{says}."
+    assert load_recipe("demo", ["ppo.policy.betas=[0, 0.999]"], Recipe).ppo.policy.betas == (0.0, 0.999)
+
+
+def test_a_seed_is_what_torch_and_numpy_take():
+    from amenable.recipe import Recipe
+
+    with pytest.raises(UsageProblem, match=r"^Command line: seed must be at most 4294967295, but 4294967296 was given"):
+        load_recipe("demo", ["seed=4294967296"], Recipe)
+    assert load_recipe("demo", ["seed=4294967295"], Recipe).seed == 2**32 - 1
+
+
+@pytest.mark.parametrize("given", ["deadline_s=.inf", "learners.gpus=.nan", "reward.timeout_s=.inf"])
+def test_what_is_not_finite_is_refused_by_the_recipe(given):
+    from amenable.recipe import Recipe
+
+    with pytest.raises(UsageProblem, match="must be a finite number"):
+        load_recipe("demo", [given], Recipe)

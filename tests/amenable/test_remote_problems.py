@@ -13,8 +13,8 @@ from corpus.problems import RunProblem, UsageProblem
 # In a process of its own: Ray takes seconds to import, and the command must not need it.
 WITH_RAY = """
 import traceback
-from ray.exceptions import ActorDiedError, RayTaskError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from amenable.remote_problems import problem_in
 from corpus.problems import RunProblem, UsageProblem
@@ -43,7 +43,15 @@ check(ControllerError(both(loss)), RunProblem, str(loss))
 data = UsageProblem("some.jsonl, line 3: there is no prompt.")
 died = ActorDiedError(remote(data))
 check(died, UsageProblem, str(data))
-for other in (ActorDiedError(), remote(KeyError("x")), WorkerGroupError("killed", {0: MemoryError()})):
+again = "the same command continues from what was last saved."
+killed = f"A process of the run died: its process was killed or crashed; {again}"
+check(ActorDiedError(), RunProblem, killed)
+check(remote(ActorDiedError()), RunProblem, killed)
+check(WorkerCrashedError(), RunProblem, killed)
+check(WorkerGroupError("rank 0", {0: WorkerHealthCheckFailedError("lost", ActorDiedError())}), RunProblem, killed)
+check(OutOfMemoryError("…"), RunProblem, f"A process of the run died: its machine ran short of memory; {again}")
+bug = ActorDiedError(remote(KeyError("x")))
+for other in (bug, remote(KeyError("x")), WorkerGroupError("killed", {0: MemoryError()}), GetTimeoutError("late")):
     assert problem_in(other) is None, other
 print("checked")
 """
@@ -91,6 +99,61 @@ def test_a_problem_is_found_behind_the_attributes_of_rays_errors(error):
 
 def test_the_text_of_an_actor_that_died_otherwise_is_not_searched():
     assert problem_in(Wrapped(f"{DIED}corpus.problems.RunProblem: x", actor_init_failed=False)) is None
+
+
+class RayActorError(Wrapped):
+    """An error with the name and the home of Ray's."""
+
+
+RayActorError.__module__ = "ray.exceptions"
+KILLED = """The actor died unexpectedly before finishing this task.
+\tclass_name: {name}
+\tactor_id: 5f
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"""
+
+
+@pytest.mark.parametrize(
+    ("name", "who"),
+    [
+        ("RolloutGenerator", "A generator"),
+        ("Desk", "The learners' desk"),
+        ("actors.stream.EpisodeStream", "The episode stream"),
+        ("Other", "The actor Other"),
+    ],
+)
+def test_a_death_is_a_problem_of_one_sentence_that_says_whose(name, who):
+    for error in (RayActorError(KILLED.format(name=name)), Wrapped(cause=RayActorError(KILLED.format(name=name)))):
+        found = problem_in(error)
+        assert isinstance(found, RunProblem)
+        assert str(found) == (
+            f"{who} died: its process was killed or crashed; the same command continues from what was last saved."
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("Task was killed due to the node running low on memory.", "its machine ran short of memory"),
+        ("The actor died because its node has died.", "its machine, or Ray on it, was lost"),
+    ],
+)
+def test_a_death_says_what_is_known_of_its_cause(text, cause):
+    assert f"died: {cause};" in str(problem_in(RayActorError(text)))
+
+
+def test_a_problem_beside_a_death_is_what_is_told():
+    assert problem_in(Wrapped(worker_failures={0: RayActorError("…"), 1: Wrapped(cause=LOSS)})) is LOSS
+
+
+def test_an_actor_that_was_never_made_did_not_die():
+    assert problem_in(RayActorError("KeyError: 'x'", actor_init_failed=True)) is None
+
+
+def test_an_error_of_another_library_with_the_same_name_is_no_death():
+    class OutOfMemoryError(Exception):
+        """As torch has one."""
+
+    assert problem_in(OutOfMemoryError("CUDA out of memory")) is None
 
 
 def test_a_problem_is_itself_even_where_another_caused_it():

@@ -128,3 +128,23 @@ def test_a_run_is_found_by_path_and_by_name_and_nothing_else_is(run, tmp_path, m
         RunDirectory.find("../elsewhere")
     with pytest.raises(UsageProblem, match=r"There is no run in \.\."):
         RunDirectory.find("..")
+
+
+def test_a_run_whose_name_no_recipe_could_give_is_found_by_its_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RunDirectory("else where").create()
+    RunDirectory("else where").write_recipe(Recipe(name="one"))
+    assert RunDirectory.find("else where").root == tmp_path / "else where"
+
+
+def test_a_run_that_may_not_be_reached_is_one_sentence(run, monkeypatch):
+    run.write_recipe(Recipe(name="one"))
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(RunDirectory, "is_a_run", refuse)
+    with pytest.raises(UsageProblem, match=r"runs/one: the run cannot be reached \(Permission denied\)\.$"):
+        RunDirectory.find(str(run.root))
+    with pytest.raises(UsageProblem, match="File name too long"):
+        RunDirectory.find("x" * 300)

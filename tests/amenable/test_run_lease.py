@@ -1,10 +1,14 @@
 """One run, one writer: with real processes."""
 
+import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -120,6 +124,41 @@ def test_a_holder_shows_life(tmp_path, monkeypatch):
             time.sleep(0.01)
 
 
+def test_a_file_system_that_fails_once_does_not_end_the_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lease, "SIGN_OF_LIFE_EVERY_S", 0.02)
+    touch, failed = os.utime, threading.Event()
+
+    def fails_once(path, times=None) -> None:
+        if times is None and Path(path).name == LEASE_FILE and not failed.is_set():
+            failed.set()
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        touch(path, times)
+
+    with RunLease(tmp_path):
+        monkeypatch.setattr(run_lease.os, "utime", fails_once)
+        assert failed.wait(10)
+        touch(tmp_path / LEASE_FILE, (1, 1))
+        deadline = time.monotonic() + 10
+        while (tmp_path / LEASE_FILE).stat().st_mtime < 2:
+            assert time.monotonic() < deadline, "the thread ended at its first error"
+            time.sleep(0.01)
+
+
+def test_what_other_processes_check_is_sent_to_them_and_says_the_same(tmp_path):
+    with RunLease(tmp_path) as lease:
+        sent = pickle.loads(pickle.dumps(lease.run_epoch))
+        sent.check()
+        content = written(tmp_path)
+        (tmp_path / LEASE_FILE).write_text(json.dumps({**content, "epoch": 2, "pid": 4242}))
+        with pytest.raises(RunProblem, match="taken over by process 4242"):
+            sent.check()
+        (tmp_path / LEASE_FILE).write_text("{")
+        with pytest.raises(RunProblem, match="no lease of a run any more"):
+            sent.check()
+        (tmp_path / LEASE_FILE).write_text(json.dumps(content))
+        sent.check()
+
+
 def test_a_holder_that_was_taken_over_is_told_and_does_not_give_back_what_is_not_its_own(tmp_path):
     with RunLease(tmp_path) as lease:
         content = {**written(tmp_path), "epoch": 7, "pid": 4242, "host": "far-away"}
@@ -163,3 +202,58 @@ except UsageProblem:
 """
     processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(n)]) for n in range(3)]
     assert sorted(process.wait(timeout=60) for process in processes) == [0, 2, 2]
+
+
+AS_NOBODY = """
+import encodings.ascii, os, sys
+from pathlib import Path
+from amenable.run_lease import RunLease
+from corpus.problems import UsageProblem
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    with RunLease(Path(sys.argv[1])):
+        print("held")
+except UsageProblem as problem:
+    print(problem)
+"""
+
+
+def as_nobody(directory: Path) -> str:
+    """What an ordinary person, who does not own `directory`, is told. The program is read from where it is."""
+    return subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, str(directory)], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.strip()
+
+
+@pytest.fixture
+def outside():
+    """A directory that everybody may reach; pytest's own are the owner's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def test_a_directory_that_may_not_be_written_to_is_one_sentence(outside):
+    run = outside / "run"
+    run.mkdir()
+    run.chmod(0o777)
+    assert as_nobody(run) == "held", "negative control: this one may be written to"
+    (run / LEASE_FILE).unlink()
+    (run / run_lease.LOCK_FILE).unlink()
+    run.chmod(0o555)
+    told = f"{run} cannot be written to (Permission denied); give the run another directory with --run."
+    assert as_nobody(run) == told
+
+
+def test_a_lease_that_may_not_be_read_is_one_sentence(outside):
+    run = outside / "run"
+    run.mkdir()
+    run.chmod(0o777)
+    with RunLease(run):
+        pass
+    (run / run_lease.LOCK_FILE).chmod(0o666)
+    (run / LEASE_FILE).chmod(0o000)
+    if os.getuid() == 0:
+        assert as_nobody(run).startswith(f"{run / LEASE_FILE} cannot be read (Permission denied); give the run another")

@@ -1,0 +1,99 @@
+"""The data stage refuses tables that could not be trained on, before any learner is started."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from amenable.progress import Progress
+from amenable.recipe import Recipe
+from amenable.run_directory import RunDirectory
+from amenable.stage_reuse import StageSpec
+from amenable.stages import data
+from amenable.stages.context import Context
+from amenable.stages.evaluation import comparison_result
+from corpus.problems import UsageProblem
+
+
+class Crew:
+    """Notes how often learners were started."""
+
+    def __init__(self) -> None:
+        self.started = 0
+
+    def learners(self) -> None:
+        self.started += 1
+
+
+def stage(tmp_path: Path, rows: list[dict]) -> tuple[Context, StageSpec, Crew]:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Recipe.model_validate(
+        {"name": "rows", "run_directory": tmp_path / "run", "corpus": {"path": str(tmp_path / "rows.jsonl")}}
+    )
+    progress = Progress(json=True)
+    progress.plan(["data"])
+    progress.stage("data")
+    run, crew = RunDirectory(recipe.run_directory), Crew()
+    run.data.mkdir(parents=True)
+    return Context(recipe, run, progress, crew), StageSpec("data", run.data, {}), crew  # type: ignore[arg-type]
+
+
+def row(number: int, ranks: list[int]) -> dict:
+    return {"prompt": f"Name fruit {number}.", "responses": ["An apple.", "A pear."], "ranks": ranks}
+
+
+def test_comparisons_that_are_all_ties_are_refused_before_a_learner_is_started(tmp_path):
+    context, spec, crew = stage(tmp_path, [row(number, [1, 1]) for number in range(60)])
+    with pytest.raises(UsageProblem, match=r"comparisons-train has \d+ rows, and in each of them all responses tie"):
+        data.run(context, spec)
+    assert crew.started == 0
+
+
+def test_a_row_that_is_wrong_is_told_before_a_learner_is_started(tmp_path):
+    context, spec, crew = stage(tmp_path, [row(0, [0, 1]), {"prompt": "x"}])
+    with pytest.raises(UsageProblem, match=r"rows\.jsonl:2"):
+        data.run(context, spec)
+    assert crew.started == 0
+
+
+def test_comparisons_that_are_ranked_apart_pass_and_learners_start(tmp_path):
+    context, spec, crew = stage(tmp_path, [row(number, [0, 1]) for number in range(60)])
+    finished = data.run(context, spec)
+    assert crew.started == 1
+    assert not [name for name in finished.values if name.endswith("left-out")]
+    assert (spec.directory / "comparisons-train.parquet").exists()
+
+
+def test_rows_whose_prompt_is_held_out_are_counted_and_told(tmp_path, capfd):
+    rows = [{**row(number, [0, 1]), "user_id": f"user {number}"} for number in range(60)]
+    shared = [{**row(0, [0, 1]), "prompt": "Name a fruit.", "user_id": f"user {number}"} for number in range(20)]
+    context, spec, _ = stage(tmp_path, rows + shared)
+    values = data.run(context, spec).values
+    assert values["comparisons-left-out"] > 0
+    said = f"{values['comparisons-left-out']} of comparisons"
+    assert "rows left out of training, because their prompt is held out: " in (told := capfd.readouterr().err)
+    assert said in told
+
+
+def test_comparisons_of_ones_own_are_not_put_to_the_worlds_judge(tmp_path, monkeypatch):
+    """Their rows do not say what the built-in world's judge reads; those of the world's own tables do."""
+    table = pa.table(
+        {
+            "prompt_id": [str(number) for number in range(8)],
+            "prompt_tokens": [[1]] * 8,
+            "responses": [["an apple", "a house"]] * 8,
+            "response_tokens": [[[2], [3]]] * 8,
+            "ranks": [[0, 1]] * 8,
+            "meta": [""] * 8,
+        }
+    )
+    context = Context(Recipe(name="world"), RunDirectory(tmp_path), Progress(json=True), None)  # type: ignore[arg-type]
+    assert context.recipe.synthetic
+    scores = [1.0, 0.0] * 8
+    monkeypatch.setattr("amenable.stages.evaluation.reward_scores", lambda context, flat: scores[: flat.num_rows])
+    found = comparison_result(context, table, table, is_judged=False)
+    assert (found.accuracy.rate, found.gold_accuracy) == (1.0, None)
+    assert len(found.baselines) == 2
+    with pytest.raises(json.JSONDecodeError):
+        comparison_result(context, table, table, is_judged=True)
