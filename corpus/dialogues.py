@@ -57,6 +57,20 @@ def prompt_of(messages: Sequence[Mapping[str, str]]) -> str:
     return dialogue(messages, reply_next=True)
 
 
+def settled(prompt: str) -> str:
+    """The prompt as it comes out of a dialogue again: the one spelling of prompts that differ in outer white space."""
+    return prompt_of(messages_of(dialogue(messages_of(prompt), reply_next=True)))
+
+
+def prompts_in(text: str) -> list[str]:
+    """The prompts that a whole dialogue answers, one for each assistant turn, the last one last; none in plain text."""
+    if not is_dialogue(text):
+        return []
+    messages = messages_of(text)
+    turns = [turn for turn, message in enumerate(messages) if turn and message["role"] == "assistant"]
+    return [prompt_of(messages[:turn]) for turn in turns]
+
+
 def opening_of(prompt: str) -> str:
     """The first thing the user said: what a dialogue is split and counted by."""
     for message in messages_of(prompt):
@@ -74,7 +88,7 @@ def check_messages(value: Any) -> list[Message]:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
             raise UsageProblem("each message should be an object with a role and a text content")
         role = message.get("role")
-        if role not in SPEAKERS:
+        if not isinstance(role, str) or role not in SPEAKERS:
             raise UsageProblem(f"the role {role!r} of a message is not one of {', '.join(SPEAKERS)}")
         messages.append({"role": role, "content": message["content"]})
     return messages
@@ -103,6 +117,12 @@ def split_pair(chosen: str, rejected: str) -> tuple[str, str, str]:
     if good == bad:
         raise UsageProblem("chosen and rejected are the same reply")
     return prompt_of(messages_of(prompt)), good, bad
+
+
+def continues(text: str, prompt: str) -> bool:
+    """True where `text` is a whole dialogue that begins with the messages of `prompt`."""
+    asked = messages_of(dialogue(messages_of(prompt), reply_next=True))
+    return is_dialogue(text) and messages_of(text)[: len(asked)] == asked
 
 
 def _close_up(content: str) -> str:

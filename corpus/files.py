@@ -1,23 +1,25 @@
 """A run's corpus from files (or the Hub): which source gives what, held-out rows, de-duplication."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from corpus.dialogues import prompts_in
 from corpus.formats import Format, Rows, read_source
 from corpus.problems import UsageProblem
 from corpus.rows import Comparison, Corpus, Demonstration, Document, Prompt
-from corpus.splits import drop_long_common_prefixes, limit_per_user, split_by_user
+from corpus.splits import HeldOutPrompts, drop_long_common_prefixes, limit_per_user, split_by_user
 
 _Row = TypeVar("_Row", Document, Demonstration, Prompt, Comparison)
+_Any = TypeVar("_Any", bound=str | Demonstration | Prompt | Comparison)
 _Prompt = TypeVar("_Prompt", Demonstration, Prompt)
 
 
 class Source(BaseModel):
     """One place that rows are read from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     path: str = Field(
         description="A file, directory or glob (local, s3://…, gs://…), or hub:NAME or hub:NAME:SPLIT. No default."
@@ -30,7 +32,7 @@ class Source(BaseModel):
 class FileCorpusSettings(BaseModel):
     """A corpus of one's own. `path` alone is enough: it fills every part that has no source of its own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     path: str | None = Field(
         default=None,
@@ -75,7 +77,8 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
     """The corpus, untokenised and split by user. Its comparisons are None where no source holds any.
 
     A user's rows are all for training or all held out, in every part. A prompt that several rows share is one of the
-    prompts; comparisons of one prompt are all kept.
+    prompts; comparisons of one prompt are all kept. Training rows whose prompt is held out in any part, because another
+    user asked the same, are left out and counted (`Corpus.left_out`).
     Raises UsageProblem where a source cannot be read or a row is malformed (naming its place), where there are no
     documents, demonstrations or prompts, and where a split is empty.
     """
@@ -109,13 +112,34 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
     if settings.comparisons is not None and not ranked:
         raise UsageProblem(f"{settings.comparisons.path}: there are no comparisons (pairs or rankings) in this source.")
     comparisons = split(ranked, "comparisons") if ranked else (None, None)
+    texts = [document.text for document in documents[0]]
+    held_out = [row.prompt for row in (*demonstrations[1], *prompts[1], *(comparisons[1] or []))]
+    held_out += [asked[-1] for document in documents[1] if (asked := prompts_in(document.text))]
+    known = HeldOutPrompts(held_out, settings.duplicate_prefix_characters)
+    left_out: dict[str, int] = {}
+
+    def unseen(rows: Sequence[_Any], part: str, prompts_of: Callable[[_Any], Sequence[str]]) -> list[_Any]:
+        kept = [row for row in rows if not any(prompt in known for prompt in prompts_of(row))]
+        left_out[part] = len(rows) - len(kept)
+        if rows and not kept:
+            raise UsageProblem(
+                f"the training split of the {part} is empty: the prompt of each of its {len(rows)} rows is held out "
+                f"too, because users share prompts (or their first {settings.duplicate_prefix_characters} characters); "
+                "give other rows, a smaller held_out_fraction, or a larger duplicate_prefix_characters."
+            )
+        return kept
+
+    def prompt_of_row(row: Demonstration | Prompt | Comparison) -> Sequence[str]:
+        return (row.prompt,)
+
     return Corpus(
-        pretraining_train=[document.text for document in documents[0]],
+        pretraining_train=unseen(texts, "pretraining", prompts_in),
         pretraining_valid=[document.text for document in documents[1]],
-        demonstrations_train=demonstrations[0],
+        demonstrations_train=unseen(demonstrations[0], "demonstrations", prompt_of_row),
         demonstrations_valid=demonstrations[1],
-        prompts_ppo=prompts[0],
+        prompts_ppo=unseen(prompts[0], "prompts", prompt_of_row),
         prompts_heldout=prompts[1],
-        comparisons_train=comparisons[0],
+        comparisons_train=None if comparisons[0] is None else unseen(comparisons[0], "comparisons", prompt_of_row),
         comparisons_valid=comparisons[1],
+        left_out=left_out,
     )

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
-from corpus.dialogues import check_messages, dialogue, is_dialogue, messages_of, opening_of, prompt_of, split_pair
+from corpus.dialogues import (
+    check_messages,
+    continues,
+    dialogue,
+    is_dialogue,
+    messages_of,
+    opening_of,
+    prompt_of,
+    settled,
+    split_pair,
+)
 from corpus.problems import UsageProblem
 from corpus.readers import RawRow, read_rows
 from corpus.rows import Comparison, Demonstration, Document, Prompt
@@ -57,10 +67,16 @@ def read_source(address: str, format: Format | Literal["auto"] = "auto") -> Rows
     there is no row.
     """
     rows = Rows()
+    found: Format | None = None if format == "auto" else format
     for raw in read_rows(address):
-        if format == "auto":
-            format = detect_format(raw)
-        _add(rows, raw, format)
+        if found is None:
+            found = detect_format(raw)
+        _add(rows, raw, found)
+        if format == "auto" and (other := detect_format(raw)) != found:  # else its columns were dropped in silence
+            raise UsageProblem(
+                f"{raw.place}: this row has the columns of {other} ({', '.join(COLUMNS[other])}), the rows before it "
+                f"are {found}: give each format a source of its own, or set format: {found}."
+            )
     if not (rows.prompts or rows.documents):
         raise UsageProblem(f"{address}: there are no rows.")
     return rows
@@ -83,7 +99,7 @@ def _add(rows: Rows, raw: RawRow, format: Format) -> None:
 
 def _add_text(rows: Rows, raw: RawRow) -> None:
     text = _text(raw, "text")
-    rows.documents.append(Document(str(raw.columns.get("user_id") or identity(text)), text))
+    rows.documents.append(Document(_given(raw, "user_id") or identity(text), text))
 
 
 def _add_prompt(rows: Rows, raw: RawRow) -> None:
@@ -142,11 +158,17 @@ def _add_answered(rows: Rows, prompt: Prompt, response: str) -> None:
 def _prompt(raw: RawRow, text: str) -> Prompt:
     if not text.strip():
         raise UsageProblem("the prompt is empty")
-    prompt_id = str(raw.columns.get("prompt_id") or identity(text))
+    prompt_id = _given(raw, "prompt_id") or identity(text)
     # A row without a user belongs to whoever opened so: a split by user never separates one opening prompt.
     opening = " ".join(opening_of(text).lower().split())
-    user_id = str(raw.columns.get("user_id") or identity(opening))
+    user_id = _given(raw, "user_id") or identity(opening)
     return Prompt(prompt_id, user_id, text, _meta(raw.columns.get("meta")))
+
+
+def _given(raw: RawRow, column: str) -> str:
+    """The id in `column` as text, "" where there is none. The number 0 is an id like any other."""
+    value = raw.columns.get(column)
+    return "" if value is None else str(value)
 
 
 def _meta(value: Any) -> dict[str, Any]:
@@ -157,6 +179,10 @@ def _meta(value: Any) -> dict[str, Any]:
             raise UsageProblem(f"meta is text but not JSON ({error.msg})") from error
     if not isinstance(value or {}, dict):
         raise UsageProblem("meta should be an object")
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:  # a date or bytes of a Parquet file, say
+        raise UsageProblem(f"meta holds what JSON cannot ({error})") from error
     return value or {}
 
 
@@ -189,11 +215,11 @@ def _split_messages(value: Any) -> tuple[str, str | None]:
 def _pair(raw: RawRow) -> Comparison:
     chosen, rejected = raw.columns["chosen"], raw.columns["rejected"]
     named = raw.columns.get("prompt") is not None
+    for value in (chosen, rejected):
+        if not isinstance(value, str | list):
+            raise UsageProblem(f"chosen and rejected should be texts or lists of messages, not {type(value).__name__}")
     if isinstance(chosen, str) and isinstance(rejected, str):
-        if named:
-            prompt, good, bad = _prompt_column(raw), chosen.strip(), rejected.strip()
-        else:
-            prompt, good, bad = split_pair(chosen, rejected)
+        prompt, good, bad = _text_pair(_prompt_column(raw) if named else None, chosen, rejected)
     elif named and len(chosen) == len(rejected) == 1:
         good, bad = (check_messages(value)[0]["content"].strip() for value in (chosen, rejected))
         prompt = _prompt_column(raw)
@@ -205,6 +231,18 @@ def _pair(raw: RawRow) -> Comparison:
     if good == bad:
         raise UsageProblem("chosen and rejected are the same reply")
     return _comparison(raw, prompt, (good, bad), (0, 1))
+
+
+def _text_pair(prompt: str | None, chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Prompt and both replies, of replies to a prompt or of whole dialogues (with or without a prompt beside them)."""
+    if prompt is None:
+        return split_pair(chosen, rejected)
+    if not (is_dialogue(chosen) and is_dialogue(rejected)):
+        return prompt, chosen.strip(), rejected.strip()
+    if not (continues(chosen, prompt) and continues(rejected, prompt)):
+        raise UsageProblem("chosen and rejected are whole dialogues that do not begin with the prompt")
+    shared, good, bad = split_pair(chosen, rejected)
+    return (prompt if settled(prompt) == shared else shared), good, bad
 
 
 def _ranking(raw: RawRow) -> Comparison:
@@ -224,5 +262,5 @@ def _ranking(raw: RawRow) -> Comparison:
 
 def _comparison(raw: RawRow, prompt: str, responses: tuple[str, ...], ranks: tuple[int, ...]) -> Comparison:
     row = _prompt(raw, prompt)
-    labeler = str(raw.columns.get("labeler_id") or "")
+    labeler = _given(raw, "labeler_id")
     return Comparison(row.prompt_id, row.user_id, labeler, row.prompt, responses, ranks, row.meta)

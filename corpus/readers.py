@@ -7,6 +7,8 @@ import fnmatch
 import gzip
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,11 +17,13 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from corpus.problems import UsageProblem
-from corpus.storage import resolve
+from corpus.storage import one_line, resolve
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
 HUB = "hub:"
 _WILD = "*?["
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
 
 
 class RawRow(NamedTuple):
@@ -63,7 +67,7 @@ def find_files(address: str) -> tuple[fs.FileSystem, list[str]]:
     try:
         info = filesystem.get_file_info(inner)
     except OSError as error:
-        raise UsageProblem(f"{address}: cannot be reached ({error}).") from error
+        raise UsageProblem(f"{address}: cannot be reached ({one_line(error)}).") from error
     if info.type == fs.FileType.Directory:
         found = [path for path in _files_below(filesystem, inner) if path.endswith(SUFFIXES)]
         if not found:
@@ -80,7 +84,7 @@ def _files_below(filesystem: fs.FileSystem, directory: str) -> list[str]:
     try:
         entries = filesystem.get_file_info(fs.FileSelector(directory, recursive=True, allow_not_found=True))
     except OSError as error:
-        raise UsageProblem(f"{directory}: cannot be listed ({error}).") from error
+        raise UsageProblem(f"{directory}: cannot be listed ({one_line(error)}).") from error
     below = (entry.path for entry in entries if entry.type == fs.FileType.File)
     hidden = (directory.count("/") + 1) if directory else 0
     return sorted(path for path in below if not any(part.startswith(".") for part in path.split("/")[hidden:]))
@@ -98,16 +102,24 @@ def _file_rows(filesystem: fs.FileSystem, path: str) -> Iterator[RawRow]:
             yield from _text_blocks(path, _lines(filesystem, path))
     except UnicodeDecodeError as error:
         raise UsageProblem(f"{path}: this is not UTF-8 text ({error}).") from error
-    except (EOFError, gzip.BadGzipFile, pa.ArrowException, OSError) as error:
-        raise UsageProblem(f"{path}: cannot be read ({error}).") from error
+    except (pa.ArrowException, OSError) as error:
+        raise UsageProblem(f"{path}: cannot be read ({one_line(error)}).") from error
 
 
 def _lines(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[int, str]]:
     """Line numbers from 1, and lines without their end. Only \\n ends a line: JSON may hold other separators."""
+    number = 0
     with filesystem.open_input_stream(path, compression=None) as raw:
         stream: Any = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
-        for number, line in enumerate(_split(stream), start=1):
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
+        try:
+            for number, line in enumerate(_split(stream), start=1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise UsageProblem(
+                f"{path}:{number}: this is not UTF-8 text ({error.reason} at byte {error.start + 1} of the line)."
+            ) from error
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UsageProblem(f"{path}:{number + 1}: cannot be read from here on ({error}).") from error
 
 
 def _split(stream: Any) -> Iterator[bytes]:
@@ -135,11 +147,44 @@ def _json(path: str, lines: list[tuple[int, str]]) -> Iterator[RawRow]:
         elements = json.loads(whole)
     except json.JSONDecodeError as error:
         raise UsageProblem(f"{path}:{error.lineno}: this is not JSON ({error.msg}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageProblem(f"{path}:{_line_of_failure(whole)}: this JSON cannot be read ({_why(error)}).") from error
+    escaped = _SURROGATE.search(whole) is not None
     for number, element in enumerate(elements, start=1):
         place = f"{path}, element {number}"
         if not isinstance(element, dict):
             raise UsageProblem(f"{place}: a row should be an object with named columns.")
+        if escaped:
+            _check_text(place, element)
         yield RawRow(place, element)
+
+
+def _line_of_failure(whole: str) -> int:
+    """The line, from 1, of the first element of this JSON list that cannot be read."""
+    decoder = json.JSONDecoder()
+    at = whole.index("[") + 1
+    while True:
+        at = _BETWEEN_ELEMENTS.match(whole, at).end()  # pyright: ignore[reportOptionalMemberAccess]
+        try:
+            _, at = decoder.raw_decode(whole, at)
+        except (ValueError, RecursionError):
+            return whole.count("\n", 0, at) + 1
+
+
+def _why(error: Exception) -> str:
+    """What JSON that Python does not read is blamed for: it is nested too deeply, or a number is too long."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it has too many digits"
+
+
+def _check_text(place: str, value: Any) -> None:
+    """Raises UsageProblem where a text in `value` has half of a surrogate pair, which no file or model could hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise UsageProblem(f"{place}: a text holds half a character ({half!a}), so it is no Unicode text.") from error
+    except RecursionError as error:
+        raise UsageProblem(f"{place}: this JSON cannot be read ({_why(error)}).") from error
 
 
 def _json_object(place: str, line: str) -> dict[str, Any]:
@@ -147,8 +192,12 @@ def _json_object(place: str, line: str) -> dict[str, Any]:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise UsageProblem(f"{place}: this is not JSON ({error.msg} at column {error.colno}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageProblem(f"{place}: this JSON cannot be read ({_why(error)}).") from error
     if not isinstance(value, dict):
         raise UsageProblem(f"{place}: a row should be an object with named columns.")
+    if _SURROGATE.search(line):  # UTF-8 has none: only an escape can write one
+        _check_text(place, value)
     return value
 
 

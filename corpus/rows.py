@@ -82,3 +82,6 @@ class Corpus:
     prompts_heldout: list[Prompt]
     comparisons_train: list[Comparison] | None = None
     comparisons_valid: list[Comparison] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Part (pretraining, demonstrations, prompts, comparisons) → its training rows that were left out because their
+    prompt is held out in some part."""

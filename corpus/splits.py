@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Protocol, TypeVar
 
+from corpus.dialogues import settled
 from corpus.problems import UsageProblem
 
 
@@ -61,6 +62,21 @@ def drop_long_common_prefixes(rows: Iterable[_Prompts], prefix_characters: int) 
     for row in rows:
         first.setdefault(row.prompt[:prefix_characters], row)
     return list(first.values())
+
+
+class HeldOutPrompts:
+    """The prompts that no training text may have: equal ones, or ones with the same long prefix."""
+
+    def __init__(self, prompts: Iterable[str], prefix_characters: int) -> None:
+        """`prompts` are held out; two count as one as in `drop_long_common_prefixes`, outer white space aside."""
+        self._length = prefix_characters
+        self._prefixes = {prefix for prompt in prompts for prefix in self._prefixes_of(prompt)}
+
+    def __contains__(self, prompt: str) -> bool:
+        return not self._prefixes.isdisjoint(self._prefixes_of(prompt))
+
+    def _prefixes_of(self, prompt: str) -> tuple[str, str]:
+        return prompt[: self._length], settled(prompt)[: self._length]
 
 
 def limit_per_user(rows: Iterable[_Prompts], most: int) -> list[_Prompts]:

@@ -11,6 +11,10 @@ from corpus.problems import RunProblem, UsageProblem
 
 OBJECT_STORES = ("s3://", "gs://", "gcs://")
 
+GCS_RETRY_SECONDS = 30
+"""How long an unreachable gs:// address is tried again; the client's own 15 minutes look like a hang. House default;
+an address overrides it with ?retry_limit_seconds=…."""
+
 
 def is_object_store(path: str | os.PathLike[str]) -> bool:
     """True for an address in an object store, False for a path on this machine."""
@@ -23,14 +27,29 @@ def resolve(path: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     Raises UsageProblem where the address cannot be understood or its store cannot be set up.
     """
     text = str(path)
+    if "\0" in text:
+        raise UsageProblem(f"{text!r}: no path or address holds a NUL character.")
     if is_object_store(text):
         try:
-            return fs.FileSystem.from_uri(text)
+            return fs.FileSystem.from_uri(_bounded(text))
         except (OSError, ValueError) as error:
-            raise UsageProblem(f"{text}: this storage address cannot be opened ({error}).") from error
+            raise UsageProblem(f"{text}: this storage address cannot be opened ({one_line(error)}).") from error
     if "://" in text:
         raise UsageProblem(f"{text}: this kind of address is not known; give a local path, s3://… or gs://….")
     return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
+
+
+def _bounded(address: str) -> str:
+    """The address with a limit to its retries; S3's client has short ones of its own."""
+    if address.startswith("s3://") or "retry_limit_seconds=" in address:
+        return address
+    return f"{address}{'&' if '?' in address else '?'}retry_limit_seconds={GCS_RETRY_SECONDS}"
+
+
+def one_line(error: BaseException) -> str:
+    """What the error says, as one line of at most 300 characters: clients of object stores write whole dumps."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes] | Any], None]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from corpus.dialogues import check_messages, messages_of
 from corpus.problems import UsageProblem
+from corpus.special_text import SpecialText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,11 +102,20 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]
 def encode_prompts(
     tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str | Sequence[Mapping[str, str]]]
 ) -> list[list[int]]:
-    """Token ids of each prompt as the model is given it; BOS at most once, no EOS added."""
-    encoded = _encode(tokenizer, [render_prompt(tokenizer, prompt) for prompt in prompts], special=True)
+    """Token ids of each prompt as the model is given it; BOS at most once, no EOS added.
+
+    Special tokens are those that the template writes. One written out inside a prompt's own text is text.
+    """
+    rendered = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded = _encode(tokenizer, rendered, special=True)
+    special = SpecialText(tokenizer)
+    for row, prompt in enumerate(prompts):
+        messages = messages_of(prompt) if isinstance(prompt, str) else check_messages(prompt)
+        if special.is_in(messages):
+            encoded[row] = special.encode(messages, lambda hidden: _render(tokenizer, hidden, reply_next=True))
     bos = tokenizer.bos_token_id
     for tokens in encoded:
-        while bos is not None and tokens[:2] == [bos, bos]:  # the prompt's own text began with BOS too
+        while bos is not None and tokens[:2] == [bos, bos]:  # some templates write a second one
             tokens.pop(0)
     return encoded
 

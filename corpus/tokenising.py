@@ -30,7 +30,7 @@ COUNT_KEY = "count."
 class TokenLimits(BaseModel):
     """How long prompts and responses may be, in tokens, and what becomes of longer ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_prompt_tokens: int = Field(
         default=1024, ge=1, description="Longest prompt. InstructGPT: prompts over 1k tokens are filtered out."

@@ -19,6 +19,7 @@ POINTS = 150
 """Points of a drawn curve; longer ones are shown as means of neighbouring steps."""
 
 _HOVER_POINTS = 50
+_TOO_LARGE = 1e300  # beyond it, differences and sums overflow
 _WIDTH, _HEIGHT = 360, 190
 _TOP, _RIGHT, _BOTTOM = 10, 12, 36
 _CHARACTER = 6.3  # width of a digit of the tick labels, in the frame's units
@@ -104,7 +105,7 @@ def line_chart(
 def thin(series: Series, limit: int = POINTS) -> Series:
     """The finite points of `series`; where more than `limit`, means of neighbours."""
     x, y = np.asarray(series.x, dtype=float), np.asarray(series.y, dtype=float)
-    finite = np.isfinite(x) & np.isfinite(y)
+    finite = (np.abs(x) < _TOO_LARGE) & (np.abs(y) < _TOO_LARGE)  # False for NaN too
     x, y = x[finite], y[finite]
     if len(x) > limit:
         x = np.array([part.mean() for part in np.array_split(x, limit)])

@@ -112,7 +112,7 @@ def _stage_hashes(lineage: Mapping[str, Any]) -> Markup:
     rows = [
         [
             name,
-            ", ".join(str(parent) for parent in stage.get("parents", [])) or "–",
+            ", ".join(str(parent) for parent in stage.get("parents", {})) or "–",
             element("code", str(stage.get("hash", "–"))[:16], class_="hash"),
         ]
         for name, stage in stages.items()
@@ -142,7 +142,7 @@ def reproduce_section(run: RunFiles) -> Markup:
         element("pre", command),
         element(
             "p",
-            f"The seed is {json.dumps(seed)}. " if seed is not None else None,
+            f"The seed is {json.dumps(seed, default=str)}. " if seed is not None else None,
             "Data files must have the hashes above. On the same kind of machine the figures should come out the same "
             "or nearly so; on another, sums in another order change them slightly. Settings can be changed on the "
             "command line as key=value; finished stages are used again where what they read is unchanged.",

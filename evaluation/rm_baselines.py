@@ -6,7 +6,7 @@ scores count half. Intervals are those of `evaluation.win_rate`: a bootstrap tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -61,13 +61,35 @@ def ordered_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def baselines(train: pa.Table, valid: pa.Table, *, seed: int = 0) -> dict[str, Accuracy]:
-    """Both baselines' accuracies on the comparisons table `valid`, by name; `train` is what the words learn from."""
+    """The baselines' accuracies on the comparisons table `valid`, by name; `train` is what the words learn from.
+
+    One that cannot be fitted or measured is left out: `measured_baselines` says why.
+    """
+    return measured_baselines(train, valid, seed=seed)[0]
+
+
+def measured_baselines(
+    train: pa.Table, valid: pa.Table, *, seed: int = 0
+) -> tuple[dict[str, Accuracy], dict[str, str]]:
+    """The baselines' accuracies on `valid` by name, and the reason, a sentence, for each that is left out.
+
+    A baseline is a comparison beside the result: where all replies tie, or the data are too few to learn from, the
+    result stands without it.
+    """
     ranks, ids = valid["ranks"].to_pylist(), valid["prompt_id"].to_pylist()
     responses = valid["responses"].to_pylist()
-    return {
-        LONGER: pair_accuracy(longer_scores(responses), ranks, ids, seed=seed),
-        BAG_OF_WORDS: pair_accuracy(BagOfWords(train).scores(responses), ranks, ids, seed=seed),
+    scorers: dict[str, Callable[[], list[list[float]]]] = {
+        LONGER: lambda: longer_scores(responses),
+        BAG_OF_WORDS: lambda: BagOfWords(train).scores(responses),
     }
+    found: dict[str, Accuracy] = {}
+    left_out: dict[str, str] = {}
+    for name, scores in scorers.items():
+        try:
+            found[name] = pair_accuracy(scores(), ranks, ids, seed=seed)
+        except UsageProblem as problem:
+            left_out[name] = str(problem)
+    return found, left_out
 
 
 def longer_scores(responses: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -108,7 +130,10 @@ class BagOfWords:
         if len(set(prompts)) < 2:
             raise UsageProblem("the training comparisons need two prompts with replies that are ranked apart.")
         better, worse = np.array(pairs).T
-        self._weights = _fit(csr_matrix(bags[better] - bags[worse]), np.array(prompts))
+        try:
+            self._weights = _fit(csr_matrix(bags[better] - bags[worse]), np.array(prompts))
+        except ValueError as error:
+            raise UsageProblem(f"the training comparisons cannot be fitted ({error}).") from error
 
     def scores(self, responses: Sequence[Sequence[str]]) -> list[list[float]]:
         """One score for each reply of each comparison."""

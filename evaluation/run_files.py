@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from corpus.problems import UsageProblem
+from evaluation.damaged_files import (
+    finite,
+    object_in,
+    objects_by_line,
+    read_lengths,
+    read_text,
+    yaml_mapping,
+)
 from evaluation.schema import Results, read_results
 
 Curve = tuple[list[float], list[float]]
@@ -84,33 +89,55 @@ def read_run(run_directory: Path) -> RunFiles:
     """Reads what is there. Raises UsageProblem where there is no run directory, or a file in it is not what it says."""
     if not run_directory.is_dir():
         raise UsageProblem(f"{run_directory}: there is no such run directory to report on.")
-    recipe_path = run_directory / "recipe.yaml"
-    recipe_text = recipe_path.read_text(encoding="utf-8") if recipe_path.exists() else None
-    lineage = _read_object(run_directory / "lineage.json")
-    seconds = {name: stage.get("seconds") for name, stage in (lineage or {}).get("stages", {}).items()}
+    try:
+        return _read_run(run_directory)
+    except OSError as error:  # a directory that may not be listed
+        place = error.filename or run_directory
+        raise UsageProblem(f"{place}: cannot be read ({error.strerror or error}).") from error
+
+
+def _read_run(run_directory: Path) -> RunFiles:
+    recipe_text = read_text(run_directory / "recipe.yaml")
+    lineage = _read_lineage(run_directory / "lineage.json")
+    stages = (lineage or {}).get("stages", {})
+    seconds = {name: stage.get("seconds") for name, stage in stages.items()}
     rounds = [
         _read_round(run_directory, path.name, seconds)
         for path in sorted(run_directory.glob("round-[0-9]*"))
         if path.is_dir()
     ]
     return RunFiles(
-        name=(lineage or {}).get("run") or run_directory.resolve().name,
+        name=str((lineage or {}).get("run") or run_directory.resolve().name),
         recipe_text=recipe_text,
-        recipe=_read_recipe(recipe_path, recipe_text),
+        recipe=yaml_mapping(run_directory / "recipe.yaml", recipe_text or ""),
         lineage=lineage,
         first_stages={name: _read_stage(run_directory, name, seconds) for name in FIRST_STAGES},
         rounds=rounds,
     )
 
 
-def _read_recipe(path: Path, text: str | None) -> Mapping[str, Any]:
-    import yaml
+def _read_lineage(path: Path) -> Mapping[str, Any] | None:
+    lineage = object_in(path)
+    if lineage is None:
+        return None
+    stages = lineage.get("stages", {})
+    if not isinstance(stages, dict):
+        raise UsageProblem(f"{path}: stages should be an object, one entry a stage.")
+    for name, stage in stages.items():
+        if not isinstance(stage, dict) or not isinstance(stage.get("parents", {}), dict):
+            raise UsageProblem(f"{path}: the stage {name} should be an object whose parents are one, too.")
+        _seconds(stage, f"{path}: the stage {name}")
+    return lineage
 
-    try:
-        recipe = yaml.safe_load(text or "")
-    except yaml.YAMLError as error:
-        raise UsageProblem(f"{path}: this is not YAML ({error}).") from error
-    return recipe if isinstance(recipe, dict) else {}
+
+def _seconds(record: Mapping[str, Any], where: str) -> float | None:
+    value = record.get("seconds")
+    if value is None:
+        return None
+    seconds = finite(value)
+    if seconds is None or seconds < 0:
+        raise UsageProblem(f"{where} should have a number of seconds, not {str(value)[:40]!r}.")
+    return seconds
 
 
 def _read_round(run_directory: Path, name: str, seconds: Mapping[str, float | None]) -> Round:
@@ -122,19 +149,19 @@ def _read_round(run_directory: Path, name: str, seconds: Mapping[str, float | No
         stages={stage: _read_stage(run_directory, f"{name}/{stage}", seconds) for stage in ROUND_STAGES},
         results=read_results(results) if results.exists() else None,
         evaluations=_read_evaluations(directory / "ppo" / "evaluations.jsonl"),
-        lengths=_read_lengths(directory / "eval" / "samples.parquet"),
-        selection=selection.read_text(encoding="utf-8") if selection.exists() else None,
+        lengths=read_lengths(directory / "eval" / "samples.parquet"),
+        selection=read_text(selection),
     )
 
 
 def _read_stage(run_directory: Path, name: str, seconds: Mapping[str, float | None]) -> Stage:
     directory = run_directory / name
-    record = _read_object(directory / "stage.json")
+    record = object_in(directory / "stage.json")
     started = directory.is_dir() and any(directory.iterdir())
     return Stage(
         name=name,
         state="done" if record is not None else "unfinished" if started else "absent",
-        seconds=(record or {}).get("seconds") or seconds.get(name),
+        seconds=_seconds(record or {}, str(directory / "stage.json")) or seconds.get(name),
         metrics=read_metrics(directory / "metrics.jsonl"),
     )
 
@@ -145,19 +172,22 @@ def read_metrics(path: Path) -> dict[str, Curve]:
     Raises UsageProblem for a line that is not a JSON object with a step; only the last line may be cut short.
     """
     by_step: dict[str, dict[float, float]] = {}
-    for number, line in _read_lines(path):
-        step = line.get("step")
-        if not isinstance(step, int | float):
+    for number, line in objects_by_line(path):
+        step = finite(line.get("step"))
+        if step is None:
             raise UsageProblem(f"{path}, line {number}: a metrics line needs a number called step.")
         for name, value in line.items():
             if name not in {"step", "time"} and isinstance(value, int | float):
-                by_step.setdefault(name, {})[step] = float(value)
+                try:
+                    by_step.setdefault(name, {})[step] = float(value)
+                except OverflowError as error:
+                    raise UsageProblem(f"{path}, line {number}: {name} is too large a number.") from error
     return {name: (sorted(points), [points[step] for step in sorted(points)]) for name, points in by_step.items()}
 
 
 def _read_evaluations(path: Path) -> list[Evaluation]:
     by_update: dict[int, Evaluation] = {}
-    for number, line in _read_lines(path):
+    for number, line in objects_by_line(path):
         try:
             gold = line.get("gold")
             evaluation = Evaluation(
@@ -169,52 +199,7 @@ def _read_evaluations(path: Path) -> list[Evaluation]:
                 length=float(line["length"]),
                 eos_rate=float(line["eos_rate"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UsageProblem(f"{path}, line {number}: this is not an evaluation ({error}).") from error
         by_update[evaluation.update] = evaluation
     return [by_update[update] for update in sorted(by_update)]
-
-
-def _read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file of lines, with their line numbers; none where there is no file."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break  # no newline after it: the run was stopped while it wrote this line
-            raise UsageProblem(f"{path}, line {number}: this is not JSON ({error.msg}).") from error
-        if not isinstance(value, dict):
-            raise UsageProblem(f"{path}, line {number}: this is not a JSON object.")
-        found.append((number, value))
-    return found
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UsageProblem(f"{path}: this is not JSON ({error.msg}).") from error
-    if not isinstance(value, dict):
-        raise UsageProblem(f"{path}: this is not a JSON object.")
-    return value
-
-
-def _read_lengths(path: Path) -> dict[str, list[int]]:
-    if not path.exists():
-        return {}
-    table = pq.read_table(path)
-    if not {"model", "length"} <= set(table.column_names):
-        return {}
-    lengths: dict[str, list[int]] = {}
-    for model, length in zip(table["model"].to_pylist(), table["length"].to_pylist(), strict=True):
-        lengths.setdefault(model, []).append(length)
-    return lengths

@@ -81,6 +81,9 @@ class RewardModelResult(_Model):
     baselines: dict[str, Accuracy] = Field(
         default_factory=dict, description="The same held-out pairs by simpler means (longer reply wins, …)."
     )
+    baselines_left_out: dict[str, str] = Field(
+        default_factory=dict, description="Baselines that could not be fitted or measured, each with its reason."
+    )
 
 
 class Results(_Model):
@@ -118,6 +121,8 @@ def read_results(path: str | os.PathLike[str]) -> Results:
         return Results.model_validate_json(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise UsageProblem(f"{path}: there is no such file; evaluation results were expected.") from error
+    except OSError as error:
+        raise UsageProblem(f"{path}: cannot be read ({error.strerror or error}).") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"

@@ -152,7 +152,7 @@ def _exchange(exchange: SideBySide, models: Sequence[str]) -> Markup:
         scores.append(element("span", f"{answer.length} tokens"))
         text = element("div", answer.text, class_="text", dir="auto") if answer.text.strip() else _empty(answer.text)
         cells.append(element("div", model_label(name), text, element("div", scores, class_="scores"), class_="answer"))
-    prompt = element("div", exchange.prompt, class_="text", dir="auto")
+    prompt = element("div", exchange.prompt.strip(), class_="text", dir="auto")  # a dialogue begins with empty lines
     return element(
         "article",
         element("div", element("small", "Prompt"), prompt, class_="prompt"),
@@ -325,7 +325,7 @@ def reward_model_section(found: RewardModelResult | None) -> Markup:
         for words, value in (
             ("labelers it never saw", found.heldout_labelers),
             ("the gold order", found.gold_accuracy),
-            ("simpler baselines", found.baselines or None),
+            ("simpler baselines", found.baselines or found.baselines_left_out or None),
         )
         if value is None
     ]
@@ -340,6 +340,10 @@ def reward_model_section(found: RewardModelResult | None) -> Markup:
         ),
         interval_chart(rows, reference=50.0),
         element("p", f"Not measured in this run: {', '.join(absent)}.", class_="absent") if absent else None,
+        [
+            element("p", f"Baseline left out: {_words(name)}: {reason}", class_="absent")
+            for name, reason in found.baselines_left_out.items()
+        ],
         id="reward-model",
     )
 

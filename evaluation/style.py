@@ -114,7 +114,12 @@ td small { color: var(--muted); font-size: .84em; }
 .prompt { padding: .8rem 1.1rem; border-bottom: 1px solid var(--line); }
 .prompt small { display: block; color: var(--muted); font-size: .75rem; text-transform: uppercase;
   letter-spacing: .06em; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 20rem; overflow: auto; }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30rem; overflow: auto;
+  /* a shadow at an edge beyond which there is more to scroll to */
+  background: linear-gradient(var(--card), var(--card)) 0 0 / 100% .8rem local no-repeat,
+    linear-gradient(var(--card), var(--card)) 0 100% / 100% .8rem local no-repeat,
+    linear-gradient(#0003, #0000) 0 0 / 100% .5rem scroll no-repeat,
+    linear-gradient(#0000, #0003) 0 100% / 100% .5rem scroll no-repeat; }
 .prompt .text { font-weight: 600; }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 240px), 1fr)); }
 .answer { padding: .8rem 1.1rem; border-left: 1px solid var(--line); margin-left: -1px; display: flex;

@@ -1,23 +1,28 @@
 """A whole world from one seed: what the web says, what people ask, how they answer, and who judges."""
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from corpus.problems import UsageProblem
 from corpus.world.defects import DefectRates, worsen
 from corpus.world.facts import Fact, draw_facts
 from corpus.world.labelers import Labeler, LabelerSettings, draw_labelers
 from corpus.world.tasks import POLITENESS, Task, draw_task
 from corpus.world.web import WebSettings, draw_document
 
+MOST_DRAWS = 200_000
+"""Instructions drawn, in about 2 s, until one is on the wanted side and new; the default share needs about 8."""
+
 
 class WorldSettings(BaseModel):
     """The built-in world. Sizes are those of the demo; rates were chosen so that people's demonstrations leave room
     for a policy that does better than they do, and do not differ in length from what gold wants."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     seed: int = Field(default=0, description="Everything is drawn from this.")
     pretraining_train: int = Field(
@@ -116,18 +121,26 @@ def is_heldout(settings: WorldSettings, key: str) -> bool:
     return zlib.crc32(f"{settings.seed}/{key}".encode()) < settings.heldout_share * 2**32
 
 
-def _draw(rng: Random, settings: WorldSettings, facts: list[Fact], politeness: str, heldout: bool) -> Task:
-    while True:
+def _draw(
+    rng: Random, settings: WorldSettings, facts: list[Fact], politeness: str, heldout: bool, draws: Iterator[int]
+) -> Task:
+    """The first task on the wanted side. UsageProblem where `draws` ends before: a share so near 0 or 1 leaves none."""
+    for _ in draws:
         task = draw_task(rng, facts, politeness)
         if is_heldout(settings, task.key) == heldout:
             return task
+    change = f"raise it or lower world.prompts_heldout ({settings.prompts_heldout})" if heldout else "lower it"
+    raise UsageProblem(
+        f"World.heldout_share {settings.heldout_share:g} leaves too few instructions for "
+        f"{'held-out prompts' if heldout else 'training'}: none was found in {MOST_DRAWS:,} draws; {change}."
+    )
 
 
 def _documents(settings: WorldSettings, facts: list[Fact], name: str, count: int) -> list[str]:
     rng = _stream(settings, name)
 
     def draw(rng: Random) -> Task:
-        return _draw(rng, settings, facts, rng.choice(POLITENESS), heldout=False)
+        return _draw(rng, settings, facts, rng.choice(POLITENESS), heldout=False, draws=iter(range(MOST_DRAWS)))
 
     return [draw_document(rng, facts, settings.web, draw) for _ in range(count)]
 
@@ -139,13 +152,15 @@ def _asked(
     rng = _stream(settings, name)
     asked, seen = [], set()
     politeness = ""
+    draws = iter(range(MOST_DRAWS))
     while len(asked) < count:
         number = len(asked)
         if number % settings.prompts_per_user == 0:
             politeness = rng.choice(POLITENESS)
-        task = _draw(rng, settings, facts, politeness, heldout)
+        task = _draw(rng, settings, facts, politeness, heldout, draws)
         if heldout and task.prompt in seen:
             continue
+        draws = iter(range(MOST_DRAWS))  # the next prompt has as many
         seen.add(task.prompt)
         user_id = f"{name}-user-{number // settings.prompts_per_user:04d}"
         asked.append((f"{name}-{number:05d}", user_id, task))

@@ -26,7 +26,7 @@ from corpus.world.lexicon import (
 class DefectRates(BaseModel):
     """How often a writer makes each mistake, where the task gives occasion for it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rude: float = Field(
         default=0.25, ge=0, le=1, description="A neutral word becomes a rude one. Chosen for this world."

@@ -11,7 +11,7 @@ from corpus.world.gold import WEIGHTS, gold
 class LabelerSettings(BaseModel):
     """How the labelers differ from gold and from each other."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     training: int = Field(default=5, ge=1, description="Labelers whose rankings the reward model is trained on.")
     heldout: int = Field(default=3, ge=0, description="Labelers whose rankings training never sees.")

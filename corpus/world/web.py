@@ -30,7 +30,7 @@ from corpus.world.tasks import Task
 class WebSettings(BaseModel):
     """What stands on the web."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     forum: float = Field(default=0.24, ge=0, le=1, description="Share of forum threads: a question and a reply.")
     advice: float = Field(default=0.08, ge=0, le=1, description="Share of advice columns, in the chat template's form.")

@@ -32,6 +32,8 @@ def source(tmp_path):
         {"chosen": [USER, REPLY], "rejected": [USER, OTHER]},
         {"prompt": "Hello", "chosen": [USER, REPLY], "rejected": [USER, OTHER]},
         {"chosen": f"{HH} Hi.", "rejected": f"{HH} Go away."},
+        {"prompt": "Hello", "chosen": f"{HH} Hi.", "rejected": f"{HH} Go away."},
+        {"prompt": HH, "chosen": f"{HH} Hi.", "rejected": f"{HH} Go away."},
         {"prompt": "Hello", "responses": ["Go away.", "Hi."], "ranks": [2, 1]},
     ],
 )
@@ -56,6 +58,31 @@ def test_rankings_keep_ties_labelers_and_ids(source):
     assert comparison.ranks == (1, 0, 1, 2)
     assert (comparison.prompt_id, comparison.user_id, comparison.labeler_id) == ("p", "5", "anna")
     assert comparison.meta == {"source": "desk"}
+
+
+@pytest.mark.parametrize("column", ["prompt_id", "user_id", "labeler_id"])
+def test_the_number_0_is_an_id_and_an_empty_text_is_none(source, column):
+    row = {"prompt": "a", "chosen": "x", "rejected": "y"}
+    read = [read_source(source(row | given)).comparisons[0] for given in ({column: 0}, {column: ""}, {})]
+    zero, empty, absent = (getattr(comparison, column) for comparison in read)
+    assert zero == "0"
+    assert empty == absent != "0"
+
+
+def test_documents_of_user_0_are_his(source):
+    rows = read_source(source({"text": "one", "user_id": 0}, {"text": "two", "user_id": 0}))
+    assert {document.user_id for document in rows.documents} == {"0"}
+
+
+def test_meta_that_json_cannot_hold_is_named(tmp_path):
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"prompt": ["a"], "meta": [{"on": datetime.date(2026, 1, 1)}]}), tmp_path / "a.parquet")
+    with pytest.raises(UsageProblem, match=r"a\.parquet, row 1: meta holds what JSON cannot"):
+        read_source(str(tmp_path / "a.parquet"))
 
 
 def test_meta_may_be_json_text_as_in_our_own_tables(source):
@@ -115,6 +142,12 @@ def test_a_format_given_wins_over_the_columns(source):
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "the same reply"),
         ({"chosen": [USER, REPLY], "rejected": [OTHER, REPLY]}, "last assistant turn and in nothing else"),
         ({"chosen": [USER, REPLY], "rejected": "b"}, "messages should be a list"),
+        ({"prompt": "a", "chosen": 1, "rejected": 2}, "texts or lists of messages, not int"),
+        ({"prompt": "a", "chosen": "b", "rejected": True}, "texts or lists of messages, not bool"),
+        ({"chosen": {"a": 1}, "rejected": "b"}, "texts or lists of messages, not dict"),
+        ({"prompt": "a", "chosen": f"{HH} b", "rejected": f"{HH} c"}, "do not begin with the prompt"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, r"role \['user'\]"),
+        ({"messages": [{"content": "x"}]}, "role None"),
         ({"prompt": "a", "responses": ["b"], "ranks": [0]}, "at least 2 responses, not 1"),
         ({"prompt": "a", "responses": ["b", "c"], "ranks": [0]}, "2 responses and 1 ranks"),
         ({"prompt": "a", "responses": ["b", "c"], "ranks": [0.5, 1]}, "whole numbers"),
@@ -129,6 +162,22 @@ def test_a_malformed_row_names_file_and_line(source, row, message):
 def test_a_later_row_of_another_format_is_named(source):
     with pytest.raises(UsageProblem, match=r"rows\.jsonl:2: the column response is missing or empty"):
         read_source(source({"prompt": "a", "response": "b"}, {"prompt": "a"}))
+
+
+def test_a_later_row_with_more_columns_is_named_and_not_cut(source):
+    rows = ({"prompt": "a"}, {"prompt": "b", "response": "c"})
+    with pytest.raises(
+        UsageProblem, match=r"rows\.jsonl:2: this row has the columns of prompt_response .* are prompt:"
+    ):
+        read_source(source(*rows))
+    assert len(read_source(source(*rows), "prompt").prompts) == 2, "a format given says what is wanted"
+
+
+def test_a_pair_of_dialogues_that_go_on_after_the_prompt_parts_where_they_do(source):
+    start = f"{HH} Hi.\n\nHuman: And?\n\nAssistant:"
+    row = {"prompt": "Hello ", "chosen": f"{start} Yes", "rejected": f"{start} No"}
+    (comparison,) = read_source(source(row)).comparisons
+    assert (comparison.prompt, comparison.responses) == (start, ("Yes", "No"))
 
 
 def test_no_rows_is_a_usage_problem(source):

@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 import threading
+import time
 import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -14,6 +15,7 @@ import pytest
 
 from corpus.problems import UsageProblem
 from corpus.readers import read_rows
+from corpus.storage import _bounded
 
 ROWS = [{"prompt": "a"}, {"prompt": "é\u2028b"}]
 LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"
@@ -74,9 +76,17 @@ def test_a_relative_path_is_from_the_working_directory(tmp_path, monkeypatch):
         ("a.jsonl", b'{"a": 1}\n\n[1]\n', r"a\.jsonl:3: a row should be an object"),
         ("a.json", b'[{"a": 1},\n{"a" 2}]', r"a\.json:2: this is not JSON"),
         ("a.json", b'[{"a": 1}, 2]', r"a\.json, element 2"),
-        ("a.jsonl", b"\xff\xfe\x00", "not UTF-8"),
-        ("a.jsonl.gz", b"plain text", "cannot be read"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"a\.jsonl:2: this is not UTF-8 text \(invalid start byte at byte 8"),
+        ("a.txt", b"one\n\ntwo \xc3", r"a\.txt:3: this is not UTF-8"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "x\\ud83d"}\n', r"a\.jsonl:2: a text holds half a character \('.ud83d'\)"),
+        ("a.json", b'[{"a": 1},\n{"a": ["x\\uDE00"]}]', r"a\.json, element 2: a text holds half a character"),
+        ("a.jsonl", b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", r"a\.jsonl:2: .*too many digits"),
+        ("a.json", b'[{"a": 1},\n{"a": ' + b"1" * 5000 + b"}]", r"a\.json:2: .*too many digits"),
+        ("a.jsonl", b'{"a": 1}\n{"a": ' + b"[" * 99999, r"a\.jsonl:2: .*nested too deeply"),
+        ("a.json", b'[{"a": 1},\n\n{"a": ' + b"[" * 99999, r"a\.json:3: .*nested too deeply"),
+        ("a.jsonl.gz", b"plain text", r"a\.jsonl\.gz:1: cannot be read"),
         ("a.jsonl.gz", gzip.compress(LINES.encode())[:-9], "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode())[:20] + b"\xff" * 40, r"a\.jsonl\.gz:1: cannot be read"),
         ("a.parquet", b"plain text", "cannot be read"),
     ],
 )
@@ -84,6 +94,30 @@ def test_a_malformed_file_is_named_with_its_line(name, content, message, tmp_pat
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageProblem, match=message):
         columns(tmp_path / name)
+
+
+def test_a_whole_character_written_as_two_escapes_is_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": "\\ud83d\\ude00"}\n{"a": "\\\\ud83d"}\n')
+    assert columns(tmp_path / "a.jsonl") == [{"a": "😀"}, {"a": "\\ud83d"}]
+
+
+@pytest.mark.parametrize("address", ["a\0b.jsonl", "s3://bucket/a\0b.jsonl", "*\0.jsonl"])
+def test_a_nul_in_an_address_is_said(address):
+    with pytest.raises(UsageProblem, match="NUL"):
+        columns(address)
+
+
+def test_a_file_that_may_not_be_read_is_said(tmp_path, monkeypatch):
+    from pyarrow import fs
+
+    class Closed(fs.LocalFileSystem):
+        def open_input_stream(self, *args, **options):
+            raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.jsonl").write_text(LINES)
+    monkeypatch.setattr("corpus.readers.resolve", lambda address: (Closed(), address))  # the tests may run as root
+    with pytest.raises(UsageProblem, match=r"a\.jsonl: cannot be read \(.*Permission denied"):
+        columns(str(tmp_path / "a.jsonl"))
 
 
 def test_what_is_not_there_is_said(tmp_path):
@@ -187,3 +221,20 @@ def test_files_and_directories_are_read_from_an_object_store(bucket):
     assert columns(f"s3://bucket/data{query}") == ROWS * 2
     with pytest.raises(UsageProblem, match=r"absent\.jsonl.*no such file"):
         columns(f"s3://bucket/data/absent.jsonl{query}")
+
+
+def test_an_object_store_that_nobody_answers_for_is_told_soon(monkeypatch):
+    monkeypatch.setattr("corpus.storage.GCS_RETRY_SECONDS", 1)
+    began = time.monotonic()
+    with pytest.raises(UsageProblem, match=r"cannot be reached \(google::cloud::Status\(UNAVAILABLE") as told:
+        columns("gs://anonymous@bucket/a.jsonl?scheme=http&endpoint_override=127.0.0.1:1")
+    assert time.monotonic() - began < 10
+    assert "\n" not in str(told.value)
+
+
+def test_addresses_of_google_get_a_limit_to_their_retries_and_keep_one_of_their_own():
+    given = "gs://b/x?retry_limit_seconds=7"
+    assert _bounded(given) == given
+    assert _bounded("gs://b/x") == "gs://b/x?retry_limit_seconds=30"
+    assert _bounded("gs://b/x?scheme=http") == "gs://b/x?scheme=http&retry_limit_seconds=30"
+    assert _bounded("s3://b/x") == "s3://b/x"

@@ -1,8 +1,12 @@
 """The tables between stages: checked, versioned, written whole or not at all."""
 
+import itertools
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from corpus import schemas
 from corpus.problems import RunProblem, UsageProblem
@@ -122,3 +126,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
 def test_an_unknown_kind_of_address_is_refused():
     with pytest.raises(UsageProblem, match="not known"):
         resolve("ftp://host/file")
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=6)))
+def test_untied_pairs_are_those_with_different_ranks(rows):
+    table = pa.table({"ranks": pa.array(rows, pa.list_(pa.int32()))})
+    wanted = sum(a != b for ranks in rows for a, b in itertools.combinations(ranks, 2))
+    assert schemas.untied_pairs(table) == wanted
+
+
+def test_ties_only_are_no_pairs():
+    assert schemas.untied_pairs(pa.table({"ranks": [[0, 0, 0], [0, 0]]})) == 0

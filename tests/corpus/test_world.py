@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
+from corpus.problems import UsageProblem
 from corpus.world import World, WorldSettings, build_world, gold, write_tokenizer
 from corpus.world.build import is_heldout
 from corpus.world.lexicon import WORDS
@@ -47,6 +48,23 @@ def test_parts_have_the_sizes_asked_for(world: World) -> None:
         assert len(getattr(world, name)) == getattr(SMALL, name), name
     assert len(world.labelers) == 5
     assert len(world.heldout_labelers) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"heldout_share": 1e-9}, r"heldout_share 1e-09 leaves too few instructions for held-out prompts: .*raise it"),
+        ({"heldout_share": 1 - 1e-9}, r"heldout_share 1 leaves too few instructions for training: .*lower it"),
+        (
+            {"heldout_share": 3e-3, "prompts_heldout": 10**6, "pretraining_train": 1},
+            r"raise it or lower world.prompts_heldout \(1000000\)",
+        ),
+    ],
+)
+def test_a_share_that_leaves_no_instructions_ends_in_a_sentence(changed, message, monkeypatch) -> None:
+    monkeypatch.setattr("corpus.world.build.MOST_DRAWS", 3_000)
+    with pytest.raises(UsageProblem, match=message):
+        build_world(SMALL.model_copy(update=changed))
 
 
 def test_a_misspelt_setting_is_refused() -> None:

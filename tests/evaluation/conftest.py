@@ -240,7 +240,11 @@ def make_run(directory: Path, gold: bool = True) -> Path:
         "versions": {"amenable": "0.1.0", "ray": "2.60.0", "torch": "2.13.0", "vllm": "0.32.0", "deepspeed": "0.19.8"},
         "data": {"data/pretraining-train.parquet": "ab" * 32, "data/demonstrations-train.parquet": "cd" * 32},
         "stages": {
-            name: {"hash": f"{index:x}" * 64, "parents": list(stages)[max(0, index - 1) : index], "seconds": seconds}
+            name: {
+                "hash": f"{index:x}" * 64,
+                "parents": dict.fromkeys(list(stages)[max(0, index - 1) : index], "0" * 64),
+                "seconds": seconds,
+            }
             for index, (name, seconds) in enumerate(stages.items())
         },
     }

@@ -109,3 +109,9 @@ def test_histogram_bars_are_as_tall_as_their_shares():
     heights = [float(node.attrib["height"]) for node in root.iter("rect")]
     assert heights[0] == 0
     assert heights[1] == pytest.approx(3 * heights[2])
+
+
+def test_figures_too_large_to_subtract_are_left_out_of_a_curve():
+    series = Series("a", [1.0, 2.0, 3.0], [1e308, 1.0, -1e308], "is-c1")
+    assert thin(series).y == [1.0]
+    assert line_chart([series], "step") is not None

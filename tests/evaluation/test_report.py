@@ -156,7 +156,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from(run_directory: Path):
                 "created": HOSTILE,
                 "versions": {HOSTILE: HOSTILE},
                 "data": {HOSTILE: HOSTILE},
-                "stages": {HOSTILE: {"hash": HOSTILE, "parents": [HOSTILE], "seconds": 1.0}},
+                "stages": {HOSTILE: {"hash": HOSTILE, "parents": {HOSTILE: HOSTILE}, "seconds": 1.0}},
             }
         )
     )
@@ -253,3 +253,23 @@ def test_the_evaluation_room_needs_neither_torch_nor_ray():
     code = "import sys, evaluation.report, evaluation.results; print({'torch', 'ray', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_is_no_text_in_a_damaged_run_does_not_stop_its_report(run_directory: Path):
+    lineage = json.loads((run_directory / "lineage.json").read_text())
+    (run_directory / "lineage.json").write_text(json.dumps(lineage | {"run": "half \ud83d", "versions": 3}))
+    (run_directory / "recipe.yaml").write_text("seed: 2026-01-01\n")
+    page = build_report(run_directory).read_text()
+    assert r"half \ud83d" in page
+    assert "Versions were not recorded" in page
+    assert "2026-01-01" in page
+
+
+def test_a_baseline_that_was_left_out_is_named_with_its_reason(run_directory: Path):
+    path = run_directory / "round-01" / "eval" / "results.json"
+    results = json.loads(path.read_text())
+    results["reward_model"] |= {"baselines": {}, "baselines_left_out": {"bag_of_words": "too few words."}}
+    path.write_text(json.dumps(results))
+    page = build_report(run_directory).read_text()
+    assert "Baseline left out: bag of words: too few words." in page
+    assert "simpler baselines" not in page

@@ -9,7 +9,15 @@ import pytest
 from corpus.files import FileCorpusSettings, load_files
 from corpus.problems import RunProblem, UsageProblem
 from corpus.schemas import make_table
-from evaluation.rm_baselines import BAG_OF_WORDS, LONGER, BagOfWords, baselines, ordered_pairs, pair_accuracy
+from evaluation.rm_baselines import (
+    BAG_OF_WORDS,
+    LONGER,
+    BagOfWords,
+    baselines,
+    measured_baselines,
+    ordered_pairs,
+    pair_accuracy,
+)
 
 HH = Path(__file__).parents[2].parent / "shared" / "data" / "hh-rlhf"
 
@@ -117,6 +125,20 @@ def test_two_prompts_and_two_uses_of_a_word_are_enough_and_less_is_refused():
         BagOfWords(table([small[0], ("b", ["good cat", "bad cat"], [0, 0])]))
     with pytest.raises(UsageProblem, match="no words to learn from"):
         BagOfWords(table([("a", ["one", "two"], [0, 1]), ("b", ["three", "four"], [0, 1])]))
+
+
+def test_a_baseline_that_cannot_be_fitted_is_left_out_with_its_reason():
+    valid = table(made_up(40, 1))
+    ties = table([(prompt, replies, [0, 0]) for prompt, replies, _ in made_up(20, 0)])
+    few, none = table(made_up(1, 0)), valid.slice(0, 0)
+    for train, reason in ((ties, "two prompts"), (few, "two prompts"), (none, "no words")):
+        found, left_out = measured_baselines(train, valid)
+        assert found.keys() == baselines(train, valid).keys() == {LONGER}
+        assert reason in left_out[BAG_OF_WORDS]
+    found, left_out = measured_baselines(valid, ties)
+    assert found == {}
+    assert all("no tie" in reason for reason in left_out.values())
+    assert measured_baselines(valid, valid)[1] == {}, "negative control"
 
 
 @pytest.mark.slow
