@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of learner, rollouts and scoring"
     )
     parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each role (default: all cores)"
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the learner (default: all cores)"
     )
     parser.add_argument("--updates", type=int, default=12, help="updates that are measured, at least 2")
     parser.add_argument("--warm-up", type=int, default=2, help="updates before them, which are not, at least 2")
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(options: Options) -> str:
     return (
         f"ptx {'on' if options.ptx else 'off'}, staleness {options.staleness}, {options.dtype}, "
-        f"{options.threads} threads a role"
+        f"{options.threads} threads"
     )
 
 

@@ -39,7 +39,8 @@ class Workload:
     """What is generated: responses of at most `max_response_tokens`, which end with this chance at every token.
 
     The other sizes keep padding small where lengths differ: slots of a chunk, rows that are scored together, and tokens
-    of a micro-batch.
+    of a micro-batch. `turns` says whether all responses end together, so that generator and scoring take turns and
+    each has all threads; else they work side by side, on one thread each.
     """
 
     name: Name
@@ -48,20 +49,22 @@ class Workload:
     chunk_size: int
     rows_per_batch: int
     tokens_per_microbatch: int
+    turns: bool
     says: str
 
 
 WORKLOADS: dict[Name, Workload] = {
-    "A": Workload("A", 32, 0.0, 32, 32, 1024, "32 prompt tokens, always 32 response tokens"),
+    "A": Workload("A", 32, 0.0, 32, 32, 1024, True, "32 prompt tokens, always 32 response tokens"),
     "B": Workload(
-        "B", 128, 1 / 32, 16, 8, 512, "32 prompt tokens, up to 128 response tokens, ending early (mean about 32)"
+        "B", 128, 1 / 32, 4, 2, 640, False, "32 prompt tokens, up to 128 response tokens, ending early (mean about 32)"
     ),
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a workload is run. `threads` are those of each role; `updates` include the `warm_up` ones, not measured."""
+    """How a workload is run. `threads` are the learner's, and the other roles' where they take turns; `updates` include
+    the `warm_up` ones, not measured."""
 
     ptx: bool
     staleness: int
@@ -74,6 +77,7 @@ class Options:
 def recipe_for(workload: Workload, options: Options, directory: Path) -> Recipe:
     """The recipe of one run. Its corpus only has to exist: the tables made from it are fabricated."""
     context = PROMPT_TOKENS + workload.max_response_tokens
+    beside = options.threads if workload.turns else 1
     return Recipe.model_validate(
         {
             "name": f"bench-{workload.name}",
@@ -86,14 +90,15 @@ def recipe_for(workload: Workload, options: Options, directory: Path) -> Recipe:
             },
             "model": {"base": str(directory / "model"), "shape": {**SHAPE, "context_length": 256}},
             "sft": {"context_length": context},
+            "ppo_init": {"context_length": context},
             "sampling": {"max_response_tokens": workload.max_response_tokens},
             "learners": {
                 "threads": options.threads,
                 "start_deadline_s": 1800.0,
                 "engine": {"dtype": options.dtype, "tokens_per_microbatch": workload.tokens_per_microbatch},
             },
-            "rollouts": {"threads": options.threads, "dtype": options.dtype, "kv_cache_mib": 512},
-            "scoring": {"threads": options.threads, "dtype": options.dtype, "rows_per_batch": workload.rows_per_batch},
+            "rollouts": {"threads": beside, "dtype": options.dtype, "kv_cache_mib": 512},
+            "scoring": {"threads": beside, "dtype": options.dtype, "rows_per_batch": workload.rows_per_batch},
             "ppo": {
                 "updates": options.updates,
                 "batch_size": BATCH_SIZE,

@@ -132,7 +132,7 @@ def comparison_result(
 
     `is_judged`: `valid` is a table of the built-in world, whose gold judge knows its prompts, and is asked too.
     """
-    from evaluation.rm_baselines import baselines, pair_accuracy
+    from evaluation.rm_baselines import measured_baselines, pair_accuracy
     from evaluation.schema import RewardModelResult
 
     scores = _ranking_scores(context, valid)
@@ -143,6 +143,7 @@ def comparison_result(
             _ranks([gold_components(row["meta"], text)[0] for text in row["responses"]]) for row in valid.to_pylist()
         ]
         gold_accuracy = pair_accuracy(scores, gold_ranks, ids)
+    found, left_out = measured_baselines(train, valid, seed=context.recipe.seed)
     return RewardModelResult(
         accuracy=pair_accuracy(scores, valid["ranks"].to_pylist(), ids),
         heldout_labelers=None
@@ -151,7 +152,8 @@ def comparison_result(
             _ranking_scores(context, unseen), unseen["ranks"].to_pylist(), unseen["prompt_id"].to_pylist()
         ),
         gold_accuracy=gold_accuracy,
-        baselines=baselines(train, valid, seed=context.recipe.seed),
+        baselines=found,
+        baselines_left_out=left_out,
     )
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from amenable.early_checks import check_early
 from amenable.pipeline import stages_of
 from amenable.run_directory import RunDirectory
 from amenable.stage_reuse import done
@@ -47,6 +48,7 @@ def test_the_model_has_the_size_that_is_stated(fabricated):
 
 def test_ppo_is_the_one_stage_left_to_run(fabricated):
     recipe, _ = fabricated
+    check_early(recipe)  # the command asks the same before it begins
     left = [stage.name for stage in stages_of(recipe, RunDirectory(recipe.run_directory)) if not done_or_late(stage)]
     assert left[0] == "ppo"
 
