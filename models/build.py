@@ -155,7 +155,7 @@ def load_tokenizer(directory_or_name: str, pad_token: str | None = None) -> PreT
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UsageProblem(
             f"Tokenizer {directory_or_name!r} pads with its EOS token {tokenizer.eos_token!r}; "
-            "name another pad token, or the model never learns to stop."
+            "give it another pad_token in its tokenizer_config.json, or the model never learns to stop."
         )
     tokenizer.padding_side = "right"
     return tokenizer

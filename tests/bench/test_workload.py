@@ -77,4 +77,7 @@ def test_options_reach_the_recipe(fabricated):
     without = recipe_for(WORKLOADS["B"], Options(False, 0, "bfloat16", 2, 5, 2), Path("/nowhere"))
     assert without.ppo.ptx_coefficient == 0
     assert {without.learners.engine.dtype, without.rollouts.dtype, without.scoring.dtype} == {"bfloat16"}
-    assert {without.learners.threads, without.rollouts.threads, without.scoring.threads} == {2}
+    # Where responses end one by one, generator and scoring work side by side; where they end together, in turns.
+    assert (without.learners.threads, without.rollouts.threads, without.scoring.threads) == (2, 1, 1)
+    in_turns = recipe_for(WORKLOADS["A"], Options(False, 0, "bfloat16", 2, 5, 2), Path("/nowhere"))
+    assert (in_turns.learners.threads, in_turns.rollouts.threads, in_turns.scoring.threads) == (2, 2, 2)
