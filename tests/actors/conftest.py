@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the modules that tests sha
 import pytest
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def ray_session():
     """A local Ray session for the tests of this room that run real actors."""
     import ray
