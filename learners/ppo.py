@@ -80,9 +80,9 @@ class PpoJob:
 def train_ppo(job: PpoJob, worker: Worker) -> dict[str, Any]:
     """Trains all updates and exports policy, ema, value and best below `job.directory`; the same result on every rank.
 
-    Raises Interrupted after a checkpoint where asked to stop; RunProblem where a loss is not finite, the engine
-    disagrees with the learner, or a batch is late: what was trained before is in a checkpoint, but for the update under
-    way.
+    Raises Interrupted, after a checkpoint, where asked to stop; RunProblem, after a checkpoint too, where engine and
+    learner disagree, a batch or a publication is late, or held-out prompts are not answered; and RunProblem where a loss
+    is not finite: in the midst of an update there is nothing whole to save, so that the last checkpoint counts.
     """
     with process_group():
         policy = Engine(PolicyModel(_policy_model(job)), job.engine, job.settings.policy, job.seed)
@@ -188,7 +188,8 @@ class _PpoLoop:
                 publishing = time.monotonic() - began
                 figures |= self._one_update()
                 progress.update += 1
-                figures |= self._publication_figures(wait=False)
+                with self._saving_what_is_trained():
+                    figures |= self._publication_figures(wait=False)
                 figures["time/publish"] = publishing
                 figures["time/update"] = time.monotonic() - began
                 figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
@@ -203,7 +204,8 @@ class _PpoLoop:
                     self._save()
                 if stop and not last:
                     raise Interrupted(f"ppo, update {progress.update} of {settings.updates}")
-                self._collect_evaluations(wait=False)
+                with self._saving_what_is_trained():
+                    self._collect_evaluations(wait=False)
                 self._reporter.report(progress.update, figures, now=True)
         finally:
             if metrics is not None:
@@ -357,8 +359,13 @@ class _PpoLoop:
         """
         weights = _plain(self._policy.weights())
         probe = self._probe()
-        if not self._first:
-            return {}
+        figures: dict[str, float] = {}
+        with self._saving_what_is_trained():
+            if self._first:
+                figures = self._publish_from_here(weights, probe)
+        return figures
+
+    def _publish_from_here(self, weights: dict[str, Tensor], probe: Probe) -> dict[str, float]:
         snapshot = self._snapshot(weights)
         attempt, update = self._progress.attempt, self._progress.update
         figures = self._publication_figures(wait=True)
@@ -433,6 +440,7 @@ class _PpoLoop:
                 waiting.append(evaluation)
                 continue
             found = self._ask(evaluation.answer, "the held-out prompts to be answered")
+            self._worker.check_lease()
             line = {"update": evaluation.update, "episodes": evaluation.update * self._settings.batch_size, **found}
             with self._evaluation_log.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
@@ -476,17 +484,24 @@ class _PpoLoop:
         self._progress.best = data["best"]
         self._progress.evaluated = data["evaluated"]
         self._progress.stopped_by = data["stopped_by"]
+        if data["best"] and not any((self._job.directory / name).exists() for name in (_candidate_of(data), "best")):
+            # An older checkpoint than the newest, whose candidate went with it: what comes is compared anew.
+            self._progress.best, self._progress.evaluated = {}, min(data["evaluated"], checkpoint.step - 1)
         if self._first:
             episodes = checkpoint.tables["episodes"].cast(EPISODE)
             restored = self._job.stream.restore.remote(data["ledger"], episodes, self._progress.attempt)
             self._ask(restored, "the stream to go back to the checkpoint")
             _drop_after(self._evaluation_log, data["evaluated"])
             self._forget_candidates(data["best"])
+            due = checkpoint.step % self._settings.evaluate_every == 0 and checkpoint.step < self._settings.updates
+            if due and not data["stopped_by"] and self._progress.evaluated < checkpoint.step:
+                self._begin_evaluation()  # it was under way when the run failed; the average is the same
 
     def _save(self, evaluations: bool = True) -> None:
         """A checkpoint of learner and stream; held-out evaluations under way are waited for, unless told otherwise."""
         if evaluations:
-            self._collect_evaluations(wait=True)
+            with self._saving_what_is_trained():
+                self._collect_evaluations(wait=True)
         states = {"policy": self._policy.state(), "value": self._value.state()}
         if self._first:
             ledger, episodes = self._ask(self._job.stream.state.remote(), "the stream's state")
@@ -520,6 +535,7 @@ class _PpoLoop:
         policy, value = self._policy.weights(), self._value.weights()
         if not self._first:
             return
+        self._worker.check_lease()
         self._export_policy("policy", policy)
         self._export_policy("ema", self._average.weights)
         with whole_directory(self._job.directory / "value") as directory:
@@ -553,6 +569,10 @@ def _plain(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _candidate(update: int) -> str:
     return f"best-{update:06d}"
+
+
+def _candidate_of(data: dict[str, Any]) -> str:
+    return _candidate(int(data["best"]["update"]))
 
 
 def _some_sequences(table: pa.Table) -> list[list[int]]:

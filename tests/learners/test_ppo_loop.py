@@ -215,6 +215,47 @@ def test_where_the_checkpoint_of_a_failed_run_fails_too_the_first_problem_is_tol
     assert equal(lost.weights("policy"), whole.weights("policy"))
 
 
+# With staleness a publication is awaited after the update beside it: then that one is saved, too.
+@pytest.mark.parametrize(("method", "staleness", "saved"), [("publish", 0, 3), ("publish", 1, 4), ("evaluate", 0, 3)])
+def test_a_conductor_that_fails_between_updates_costs_no_update(run, method, staleness, saved):
+    lost = run(evaluate_every=3, checkpoint_every=100, max_staleness=staleness)
+
+    def spoil(each: Run) -> None:
+        real = getattr(each.conductor, method)
+
+        async def failing(*arguments):
+            snapshot = arguments[0] if method == "evaluate" else arguments[2]
+            if snapshot.version[1] == 3:
+                raise RunProblem("a generator is late")
+            return await real(*arguments)
+
+        setattr(each.conductor, method, failing)
+
+    with pytest.raises(RunProblem, match="a generator is late"):
+        lost.train(spoil=spoil)
+    [path] = checkpoint.list_complete(lost.directory / "checkpoints")
+    assert path.name.startswith(f"step-{saved:08d}")
+    lost.train()
+    assert lost.trained() == [(1, 0), (2, 0), (3, 0), (4, int(saved == 3))]
+    assert lost.evaluated() == [3, 4]  # the third was under way, or failed: it is made again
+
+
+def test_where_the_newest_checkpoint_is_damaged_and_the_best_went_with_it_another_best_is_found(run):
+    each = run(updates=3, evaluate_every=1, checkpoint_every=1)
+    with pytest.raises(RunProblem, match="the power went out"):
+        each.train(
+            spoil=lambda lost: (found({1: 1.0, 2: 3.0})(lost), fail_at(2, RunProblem("the power went out"))(lost))
+        )
+    newest = checkpoint.list_complete(each.directory / "checkpoints")[-1]
+    (newest / "data.json").write_text("{}")
+    for later in checkpoint.list_complete(each.directory / "checkpoints"):
+        if later.name.startswith("step-00000002"):
+            (later / "data.json").write_text("{}")
+    result = each.train(spoil=found({1: 1.0, 2: 0.5, 3: 0.7}))
+    assert result["best"]["update"] in (1, 3)
+    assert each.weights("best")
+
+
 @pytest.mark.parametrize("where", ["the last evaluation", "the export"])
 def test_a_failure_after_the_last_update_does_not_cost_the_training(run, whole, monkeypatch, where):
     lost = run()
