@@ -81,8 +81,8 @@ def train_ppo(job: PpoJob, worker: Worker) -> dict[str, Any]:
     """Trains all updates and exports policy, ema, value and best below `job.directory`; the same result on every rank.
 
     Raises Interrupted, after a checkpoint, where asked to stop; RunProblem, after a checkpoint too, where engine and
-    learner disagree, a batch or a publication is late, or held-out prompts are not answered; and RunProblem where a loss
-    is not finite: in the midst of an update there is nothing whole to save, so that the last checkpoint counts.
+    learner disagree, a batch or a publication is late, or held-out prompts are not answered; and RunProblem where a
+    loss is not finite: in the midst of an update there is nothing whole to save, so that the last checkpoint counts.
     """
     with process_group():
         policy = Engine(PolicyModel(_policy_model(job)), job.engine, job.settings.policy, job.seed)
