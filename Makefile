@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
-	@echo "make test    lint, types, import floors, unit and end-to-end tests (about 20 minutes)"
+	@echo "make test    lint, types, import floors, unit and end-to-end tests (about 15 minutes)"
 	@echo "make check   its part under 2 minutes: lint, types, floors, fast unit tests"
 	@echo "make hh      the run on real human comparisons (HH_PATH=…)"
 	@echo "make bench   the PPO benchmark of bench/README.md"
