@@ -290,8 +290,8 @@ def test_a_recipe_that_may_not_be_reached_is_one_sentence(recipe, monkeypatch):
     path = recipe("name: a\nextends: other.yaml\n")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "is_file", refuse)
-        assert complaint("/root/locked/a.yaml") == (
-            "/root/locked/a.yaml: the recipe cannot be reached (Permission denied)."
+        assert complaint("/srv/locked/a.yaml") == (
+            "/srv/locked/a.yaml: the recipe cannot be reached (Permission denied)."
         )
     assert complaint(f"{'x' * 300}.yaml").endswith("the recipe cannot be reached (File name too long).")
     assert complaint("~no-such-person/a.yaml").startswith("~no-such-person/a.yaml: the path cannot be understood")
