@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from corpus.json_text import parse_json, unreadable_json
 from corpus.problems import UsageProblem
-from corpus.storage import one_line, resolve
+from corpus.storage import named, one_line, resolve
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
 HUB = "hub:"
@@ -48,7 +49,7 @@ def read_rows(address: str | os.PathLike[str]) -> Iterator[RawRow]:
         return
     filesystem, paths = find_files(text)
     for path in paths:
-        yield from _file_rows(filesystem, path)
+        yield from _file_rows(filesystem, path, named(text, path))
 
 
 def find_files(address: str) -> tuple[fs.FileSystem, list[str]]:
@@ -57,19 +58,21 @@ def find_files(address: str) -> tuple[fs.FileSystem, list[str]]:
     kinds = ", ".join(SUFFIXES)
     if any(character in inner for character in _WILD):
         fixed = inner[: min(inner.index(character) for character in _WILD if character in inner)].rpartition("/")[0]
-        found = [path for path in _files_below(filesystem, fixed) if fnmatch.fnmatch(path, inner)]
+        found = [path for path in _files_below(filesystem, fixed, address) if fnmatch.fnmatch(path, inner)]
         if not found:
             raise UsageProblem(f"{address}: no file matches.")
         unreadable = [path for path in found if not path.endswith(SUFFIXES)]
         if unreadable:
-            raise UsageProblem(f"{unreadable[0]}: not a data file ({kinds}), though {address} matches it.")
+            raise UsageProblem(
+                f"{named(address, unreadable[0])}: not a data file ({kinds}), though {address} matches it."
+            )
         return filesystem, found
     try:
         info = filesystem.get_file_info(inner)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: an object store's path with an empty part
         raise UsageProblem(f"{address}: cannot be reached ({one_line(error)}).") from error
     if info.type == fs.FileType.Directory:
-        found = [path for path in _files_below(filesystem, inner) if path.endswith(SUFFIXES)]
+        found = [path for path in _files_below(filesystem, inner, address) if path.endswith(SUFFIXES)]
         if not found:
             raise UsageProblem(f"{address}: there is no data file ({kinds}) in this directory.")
         return filesystem, found
@@ -80,33 +83,33 @@ def find_files(address: str) -> tuple[fs.FileSystem, list[str]]:
     return filesystem, [inner]
 
 
-def _files_below(filesystem: fs.FileSystem, directory: str) -> list[str]:
+def _files_below(filesystem: fs.FileSystem, directory: str, address: str) -> list[str]:
     try:
         entries = filesystem.get_file_info(fs.FileSelector(directory, recursive=True, allow_not_found=True))
-    except OSError as error:
-        raise UsageProblem(f"{directory}: cannot be listed ({one_line(error)}).") from error
+    except (OSError, ValueError) as error:
+        raise UsageProblem(f"{address}: cannot be listed ({one_line(error)}).") from error
     below = (entry.path for entry in entries if entry.type == fs.FileType.File)
     hidden = (directory.count("/") + 1) if directory else 0
     return sorted(path for path in below if not any(part.startswith(".") for part in path.split("/")[hidden:]))
 
 
-def _file_rows(filesystem: fs.FileSystem, path: str) -> Iterator[RawRow]:
+def _file_rows(filesystem: fs.FileSystem, path: str, name: str) -> Iterator[RawRow]:
     try:
         if path.endswith(".parquet"):
-            yield from _parquet_rows(filesystem, path)
+            yield from _parquet_rows(filesystem, path, name)
         elif path.endswith((".jsonl", ".jsonl.gz")):
-            yield from _json_lines(path, _lines(filesystem, path))
+            yield from _json_lines(name, _lines(filesystem, path, name))
         elif path.endswith((".json", ".json.gz")):
-            yield from _json(path, list(_lines(filesystem, path)))
+            yield from _json(name, list(_lines(filesystem, path, name)))
         else:
-            yield from _text_blocks(path, _lines(filesystem, path))
+            yield from _text_blocks(name, _lines(filesystem, path, name))
     except UnicodeDecodeError as error:
-        raise UsageProblem(f"{path}: this is not UTF-8 text ({error}).") from error
+        raise UsageProblem(f"{name}: this is not UTF-8 text ({error}).") from error
     except (pa.ArrowException, OSError) as error:
-        raise UsageProblem(f"{path}: cannot be read ({one_line(error)}).") from error
+        raise UsageProblem(f"{name}: cannot be read ({one_line(error)}).") from error
 
 
-def _lines(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[int, str]]:
+def _lines(filesystem: fs.FileSystem, path: str, name: str) -> Iterator[tuple[int, str]]:
     """Line numbers from 1, and lines without their end. Only \\n ends a line: JSON may hold other separators."""
     number = 0
     with filesystem.open_input_stream(path, compression=None) as raw:
@@ -116,10 +119,10 @@ def _lines(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[int, str]]:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
         except UnicodeDecodeError as error:
             raise UsageProblem(
-                f"{path}:{number}: this is not UTF-8 text ({error.reason} at byte {error.start + 1} of the line)."
+                f"{name}:{number}: this is not UTF-8 text ({error.reason} at byte {error.start + 1} of the line)."
             ) from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UsageProblem(f"{path}:{number + 1}: cannot be read from here on ({error}).") from error
+            raise UsageProblem(f"{name}:{number + 1}: cannot be read from here on ({error}).") from error
 
 
 def _split(stream: Any) -> Iterator[bytes]:
@@ -131,27 +134,27 @@ def _split(stream: Any) -> Iterator[bytes]:
         yield rest
 
 
-def _json_lines(path: str, lines: Iterator[tuple[int, str]]) -> Iterator[RawRow]:
+def _json_lines(name: str, lines: Iterator[tuple[int, str]]) -> Iterator[RawRow]:
     for number, line in lines:
         if line.strip():
-            yield RawRow(f"{path}:{number}", _json_object(f"{path}:{number}", line))
+            yield RawRow(f"{name}:{number}", _json_object(f"{name}:{number}", line))
 
 
-def _json(path: str, lines: list[tuple[int, str]]) -> Iterator[RawRow]:
+def _json(name: str, lines: list[tuple[int, str]]) -> Iterator[RawRow]:
     """A .json file holds one list of objects, or is JSON lines under another name."""
     whole = "\n".join(line for _, line in lines)
     if not whole.lstrip().startswith("["):
-        yield from _json_lines(path, iter(lines))
+        yield from _json_lines(name, iter(lines))
         return
     try:
         elements = json.loads(whole)
     except json.JSONDecodeError as error:
-        raise UsageProblem(f"{path}:{error.lineno}: this is not JSON ({error.msg}).") from error
+        raise UsageProblem(f"{name}:{error.lineno}: this is not JSON ({error.msg}).") from error
     except (ValueError, RecursionError) as error:
-        raise UsageProblem(f"{path}:{_line_of_failure(whole)}: this JSON cannot be read ({_why(error)}).") from error
+        raise unreadable_json(f"{name}:{_line_of_failure(whole)}", error) from error
     escaped = _SURROGATE.search(whole) is not None
     for number, element in enumerate(elements, start=1):
-        place = f"{path}, element {number}"
+        place = f"{name}, element {number}"
         if not isinstance(element, dict):
             raise UsageProblem(f"{place}: a row should be an object with named columns.")
         if escaped:
@@ -171,11 +174,6 @@ def _line_of_failure(whole: str) -> int:
             return whole.count("\n", 0, at) + 1
 
 
-def _why(error: Exception) -> str:
-    """What JSON that Python does not read is blamed for: it is nested too deeply, or a number is too long."""
-    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it has too many digits"
-
-
 def _check_text(place: str, value: Any) -> None:
     """Raises UsageProblem where a text in `value` has half of a surrogate pair, which no file or model could hold."""
     try:
@@ -184,16 +182,11 @@ def _check_text(place: str, value: Any) -> None:
         half = error.object[error.start]
         raise UsageProblem(f"{place}: a text holds half a character ({half!a}), so it is no Unicode text.") from error
     except RecursionError as error:
-        raise UsageProblem(f"{place}: this JSON cannot be read ({_why(error)}).") from error
+        raise unreadable_json(place, error) from error
 
 
 def _json_object(place: str, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageProblem(f"{place}: this is not JSON ({error.msg} at column {error.colno}).") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageProblem(f"{place}: this JSON cannot be read ({_why(error)}).") from error
+    value = parse_json(line, place)
     if not isinstance(value, dict):
         raise UsageProblem(f"{place}: a row should be an object with named columns.")
     if _SURROGATE.search(line):  # UTF-8 has none: only an escape can write one
@@ -201,16 +194,16 @@ def _json_object(place: str, line: str) -> dict[str, Any]:
     return value
 
 
-def _parquet_rows(filesystem: fs.FileSystem, path: str) -> Iterator[RawRow]:
+def _parquet_rows(filesystem: fs.FileSystem, path: str, name: str) -> Iterator[RawRow]:
     with filesystem.open_input_file(path) as stream:
         number = 0
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
             for columns in batch.to_pylist():
                 number += 1
-                yield RawRow(f"{path}, row {number}", columns)
+                yield RawRow(f"{name}, row {number}", columns)
 
 
-def _text_blocks(path: str, lines: Iterator[tuple[int, str]]) -> Iterator[RawRow]:
+def _text_blocks(name: str, lines: Iterator[tuple[int, str]]) -> Iterator[RawRow]:
     block: list[str] = []
     first = 1
     for number, line in lines:
@@ -218,10 +211,10 @@ def _text_blocks(path: str, lines: Iterator[tuple[int, str]]) -> Iterator[RawRow
             first = first if block else number
             block.append(line)
         elif block:
-            yield RawRow(f"{path}:{first}", {"text": "\n".join(block)})
+            yield RawRow(f"{name}:{first}", {"text": "\n".join(block)})
             block = []
     if block:
-        yield RawRow(f"{path}:{first}", {"text": "\n".join(block)})
+        yield RawRow(f"{name}:{first}", {"text": "\n".join(block)})
 
 
 def _hub_rows(address: str) -> Iterator[RawRow]:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from corpus.json_text import parse_json
 from corpus.problems import UsageProblem
 
 
@@ -104,13 +105,7 @@ def _read_bytes(path: Path) -> bytes | None:
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageProblem(f"{where}: this is not JSON ({error.msg}).") from error
-    except (ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
-        raise UsageProblem(f"{where}: this JSON cannot be read ({why}).") from error
+    value = parse_json(text, where)
     if not isinstance(value, dict):
         raise UsageProblem(f"{where}: this is not a JSON object.")
     return value

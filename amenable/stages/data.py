@@ -33,11 +33,11 @@ def reads(recipe: Recipe, sources: dict[str, str] | None = None) -> dict[str, An
 def source_hashes(recipe: Recipe) -> dict[str, str]:
     """SHA-256 of every file the corpus is read from; a Hub dataset is named, not hashed.
 
-    By the address that the recipe gives, or, where that stands for several files, by their paths. Raises UsageProblem
+    By the address that the recipe gives, or, where that stands for several files, by their own. Raises UsageProblem
     where one is not there or cannot be read.
     """
     from corpus.readers import HUB, find_files
-    from corpus.storage import one_line
+    from corpus.storage import named, one_line
 
     hashes: dict[str, str] = {}
     for address in addresses(recipe):
@@ -46,10 +46,11 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
             continue
         filesystem, files = find_files(address)
         for file in files:
+            name = named(address, file)
             try:
-                hashes[address if len(files) == 1 else file] = _sha256(filesystem, file)
+                hashes[address if len(files) == 1 else name] = _sha256(filesystem, file)
             except OSError as error:
-                raise UsageProblem(f"{file}: cannot be read ({one_line(error)}).") from error
+                raise UsageProblem(f"{name}: cannot be read ({one_line(error)}).") from error
     return hashes
 
 

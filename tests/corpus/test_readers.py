@@ -3,11 +3,7 @@
 import gzip
 import json
 import sys
-import threading
-import time
 import types
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +11,6 @@ import pytest
 
 from corpus.problems import UsageProblem
 from corpus.readers import read_rows
-from corpus.storage import _bounded
 
 ROWS = [{"prompt": "a"}, {"prompt": "é\u2028b"}]
 LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"
@@ -150,91 +145,3 @@ def test_a_hub_dataset_is_read_by_name_and_split(monkeypatch):
     assert columns("hub:someone/something:test") == [{"prompt": "someone/something test"}]
     with pytest.raises(UsageProblem, match=r"hub:other: this dataset cannot be loaded .*no such dataset"):
         columns("hub:other")
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """A tiny S3 server on this machine: GET, HEAD and a list of the keys. Yields the keys and the URI's query."""
-    keys: dict[str, bytes] = {}
-
-    class Bucket(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self):
-            self.answer(body=False)
-
-        def do_GET(self):
-            self.answer(body=True)
-
-        def answer(self, body):
-            url = urlsplit(self.path)
-            query = parse_qs(url.query)
-            key = url.path.removeprefix("/bucket").strip("/")
-            status, content = 200, b""
-            if "list-type" in query:
-                prefix = query.get("prefix", [""])[0]
-                found = [name for name in keys if name.startswith(prefix)]
-                entries = "".join(
-                    f"<Contents><Key>{name}</Key><Size>{len(keys[name])}</Size>"
-                    "<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
-                    for name in found
-                )
-                content = (
-                    f"<ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>{len(found)}</KeyCount>"
-                    f"{entries}</ListBucketResult>"
-                ).encode()
-            elif key in keys:
-                content = keys[key]
-                if wanted := self.headers.get("Range"):
-                    first, _, last = wanted.removeprefix("bytes=").partition("-")
-                    status, content = 206, content[int(first) : int(last) + 1]
-            elif key:
-                status = 404
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-        def log_message(self, format, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    yield keys, f"?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_files_and_directories_are_read_from_an_object_store(bucket):
-    keys, query = bucket
-    keys["data/a.jsonl"] = LINES.encode()
-    keys["data/b.jsonl.gz"] = gzip.compress(LINES.encode())
-    keys["data/README.md"] = b"not data"
-    assert columns(f"s3://bucket/data/a.jsonl{query}") == ROWS
-    assert columns(f"s3://bucket/data{query}") == ROWS * 2
-    with pytest.raises(UsageProblem, match=r"absent\.jsonl.*no such file"):
-        columns(f"s3://bucket/data/absent.jsonl{query}")
-
-
-def test_an_object_store_that_nobody_answers_for_is_told_soon(monkeypatch):
-    monkeypatch.setattr("corpus.storage.GCS_RETRY_SECONDS", 1)
-    began = time.monotonic()
-    with pytest.raises(UsageProblem, match=r"cannot be reached \(google::cloud::Status\(UNAVAILABLE") as told:
-        columns("gs://anonymous@bucket/a.jsonl?scheme=http&endpoint_override=127.0.0.1:1")
-    assert time.monotonic() - began < 10
-    assert "\n" not in str(told.value)
-
-
-def test_addresses_of_google_get_a_limit_to_their_retries_and_keep_one_of_their_own():
-    given = "gs://b/x?retry_limit_seconds=7"
-    assert _bounded(given) == given
-    assert _bounded("gs://b/x") == "gs://b/x?retry_limit_seconds=30"
-    assert _bounded("gs://b/x?scheme=http") == "gs://b/x?scheme=http&retry_limit_seconds=30"
-    assert _bounded("s3://b/x") == "s3://b/x"

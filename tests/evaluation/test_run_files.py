@@ -100,6 +100,7 @@ DEEP = b"[" * 99999
         (LINEAGE, b'{"stages": {"sft": {"parents": 3}}}', "whose parents are one, too"),
         (LINEAGE, b'{"stages": {"sft": {"seconds": "long"}}}', "the stage sft should have a number of seconds"),
         (LINEAGE, b'{"a":\n"\xff"}', "line 2: this is not UTF-8"),
+        (LINEAGE, b'{"a":\n1,,}', "this is not JSON .* at line 2, column 3"),
         (LINEAGE, b'{"a": ' + DEEP, "nested too deeply"),
         (LINEAGE, None, "cannot be read"),
         ("recipe.yaml", b"a: \xff", "line 1: this is not UTF-8"),
