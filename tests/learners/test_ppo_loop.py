@@ -16,7 +16,7 @@ from toy_ppo import OPTIMIZER, TEMPERATURE, job_of, plan_of, settings_of, write_
 from toy_rollouts import DirectRay, Handle, ToyConductor, stream_of
 
 from corpus.problems import RunProblem
-from learners import checkpoint, ppo
+from learners import answers, checkpoint, ppo, ppo_networks
 from learners.engine_settings import EngineSettings
 from learners.metrics import read_metrics
 from learners.optimizer import OptimizerSettings
@@ -82,7 +82,7 @@ class Run:
 @pytest.fixture(autouse=True, scope="module")
 def direct():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo, "ray", DirectRay)
+        patch.setattr(answers, "ray", DirectRay)
         yield
 
 
@@ -246,14 +246,20 @@ def test_where_the_newest_checkpoint_is_damaged_and_the_best_went_with_it_anothe
         each.train(
             spoil=lambda lost: (found({1: 1.0, 2: 3.0})(lost), fail_at(2, RunProblem("the power went out"))(lost))
         )
-    newest = checkpoint.list_complete(each.directory / "checkpoints")[-1]
-    (newest / "data.json").write_text("{}")
-    for later in checkpoint.list_complete(each.directory / "checkpoints"):
-        if later.name.startswith("step-00000002"):
-            (later / "data.json").write_text("{}")
+    kept = checkpoint.list_complete(each.directory / "checkpoints")
+    assert [path.name for path in kept] == ["step-00000002-1", "step-00000002-2"]  # the first knows best-000001 alone
+    assert [path.name for path in each.directory.glob("best-*")] == ["best-000002"]
+    (kept[-1] / "data.json").write_text("{}")
     result = each.train(spoil=found({1: 1.0, 2: 0.5, 3: 0.7}))
-    assert result["best"]["update"] in (1, 3)
+    assert each.evaluated() == [1, 2, 3]  # the second one again: its line was of the attempt that is lost
+    assert result["best"]["update"] == 3
     assert each.weights("best")
+
+
+def test_an_evaluation_that_is_no_number_ends_the_run(run):
+    each = run(updates=2, evaluate_every=1)
+    with pytest.raises(RunProblem, match=r"EMA policy of update 1 has a held-out reward of nan and a KL of .* nats"):
+        each.train(spoil=found({1: float("nan"), 2: 1.0}))
 
 
 @pytest.mark.parametrize("where", ["the last evaluation", "the export"])
@@ -275,12 +281,12 @@ def test_a_failure_after_the_last_update_does_not_cost_the_training(run, whole, 
             raise OSError(errno.ENOSPC, "no room")
         export(directory, *arguments, **named)
 
-    export = ppo.export_causal_lm
+    export = ppo_networks.export_causal_lm
     if where == "the export":
-        monkeypatch.setattr(ppo, "export_causal_lm", no_export)
+        monkeypatch.setattr(ppo_networks, "export_causal_lm", no_export)
     with pytest.raises(RunProblem, match="no room"):
         lost.train(spoil=no_evaluation if where == "the last evaluation" else lambda run: None)
-    monkeypatch.setattr(ppo, "export_causal_lm", export)
+    monkeypatch.setattr(ppo_networks, "export_causal_lm", export)
     lost.train()
     assert [row["step"] for row in lost.metrics()] == [1, 2, 3, 4]
     assert lost.trained() == [(1, 0), (2, 0), (3, 0), (4, 0)]
@@ -439,15 +445,15 @@ def test_while_the_critic_warms_up_beta_and_the_policys_schedule_wait(run):
 def test_activation_checkpointing_computes_each_layer_twice_for_a_gradient(run, monkeypatch, checkpointing, passes):
     forwards, gradients = [], []
 
-    def counting(job):
-        model = make(job)
+    def counting(directory):
+        model = make(directory)
         mlp = model.model.layers[0].mlp
         mlp.register_forward_pre_hook(lambda *_: forwards.append(1) if torch.is_grad_enabled() else None)
         mlp.register_full_backward_hook(lambda *_: gradients.append(1))
         return model
 
-    make = ppo._policy_model
-    monkeypatch.setattr(ppo, "_policy_model", counting)
+    make = ppo.load_policy
+    monkeypatch.setattr(ppo, "load_policy", counting)
     run(updates=1).train(engine=EngineSettings(tokens_per_microbatch=32, activation_checkpointing=checkpointing))
     assert len(gradients) > 2
     assert len(forwards) == passes * len(gradients)

@@ -17,7 +17,7 @@ from toy_ppo import job_of, settings_of, write_given
 from two_ranks import OPTIMIZER, largest_difference
 from two_ranks import train_ppo as train_ppo_here
 
-from learners import ppo
+from learners import answers
 from learners.engine import Engine, EngineSettings
 from learners.language_model import LanguageModelJob, LanguageModelSettings, train_language_model
 from learners.metrics import read_metrics
@@ -168,7 +168,7 @@ def test_supervised_training_on_two_ranks_is_that_on_one(two_ranks, tokenizer_di
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_ppo_with_ptx_on_two_ranks_is_that_on_one(two_ranks, tokenizer_directory, tmp_path, monkeypatch, stage):
-    monkeypatch.setattr(ppo, "ray", ppo.ray)  # put back afterwards
+    monkeypatch.setattr(answers, "ray", answers.ray)  # put back afterwards
     job = ppo_job(tmp_path / "alone", two_ranks / "given", tokenizer_directory, 0)
     train_ppo_here(job, RecordingWorker())
     together = two_ranks / f"ppo-{stage}"

@@ -16,7 +16,7 @@ from plain_torch import STEPS, TinyNetwork, pieces, train_plain
 from toy_ppo import TEMPERATURE, plan_of
 from toy_rollouts import DirectRay, Handle, ToyConductor, stream_of
 
-from learners import ppo
+from learners import answers, ppo
 from learners.engine import Engine, EngineSettings
 from learners.optimizer import OptimizerSettings
 from learners.process_group import any_rank, process_group
@@ -55,7 +55,7 @@ class OthersStream:
 
 def train_ppo(job: ppo.PpoJob, worker: Worker) -> dict[str, Any]:
     """PPO on this rank: the first has stream and generator beside it, as the actors are elsewhere."""
-    ppo.ray = DirectRay
+    answers.ray = DirectRay
     if worker.rank == 0:
         stream = stream_of(plan_of(job.pretraining.parent, job.directory, job.settings))
         conductor = Handle(ToyConductor(stream, job.policy, TEMPERATURE))

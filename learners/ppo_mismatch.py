@@ -1,0 +1,47 @@
+"""Engine against learner on the log-probabilities of a batch's tokens: how far apart they are, and may be."""
+
+import torch
+from torch import Tensor
+
+from corpus.problems import RunProblem
+from learners.ppo_batch import EpisodeBatch
+from learners.ppo_update import PpoUpdate
+
+
+def default_bound(learner_dtype: str, rollout_dtype: str) -> float:
+    """Nats that engine and learner may differ by on any token, where the recipe does not say: rounding, and no more."""
+    return 1e-3 if learner_dtype == rollout_dtype == "float32" else 1.0
+
+
+def mismatch(learner: PpoUpdate, batch: EpisodeBatch, update: int, recomputed: Tensor | None) -> dict[str, float]:
+    """Engine against learner on tokens that the learner's present weights wrote, before its first step.
+
+    Returns the largest and the mean difference in nats. Where the learner's log-probs are computed for this alone, the
+    first minibatch's rows have to do. Nothing where older weights wrote every token (staleness): the probe after each
+    publication then stands alone. `update` counts from 0; every rank takes part.
+    """
+    rows = list(range(batch.rows))
+    if recomputed is None:
+        rows = learner.first_minibatch(batch, update)
+    own = torch.zeros_like(batch.own_version)
+    own[rows] = batch.own_version[rows]
+    if not own.any():
+        return {}
+    if recomputed is None:
+        recomputed = learner.logprobs(batch, rows)
+    difference = (recomputed - batch.behaviour_logprobs)[own].abs()
+    return {
+        "mismatch/max_abs_log_ratio": difference.max().item(),
+        "mismatch/mean_abs_log_ratio": difference.mean().item(),
+    }
+
+
+def refuse_beyond(bound_nats: float, found: dict[str, float], update: int) -> None:
+    """Raises RunProblem where what `mismatch` found at `update` is beyond the bound, or not a number."""
+    largest = found.get("mismatch/max_abs_log_ratio", 0.0)
+    if not largest <= bound_nats:
+        raise RunProblem(
+            f"ppo: at update {update + 1} engine and learner disagree on the log-probability of a "
+            f"token by {largest:.4g} nats, beyond the bound of {bound_nats:g}; their weights, temperature or "
+            "dtype differ."
+        )
