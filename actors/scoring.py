@@ -66,6 +66,7 @@ class ScoringWorker:
 
         model = load_causal_lm(directory, getattr(torch, self._settings.dtype))
         self._reference = PolicyModel(model).to(self._device).eval().requires_grad_(False)
+        self._reference.pack_rows()
 
     def score(self, episodes: pa.RecordBatch) -> list[float]:
         """The reward of every episode. Raises RunProblem for one that is not finite, naming its prompt."""

@@ -6,6 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+WIDTH_STEP = 8
+"""Micro-batches are as wide as a multiple of this many tokens: their shapes then recur. On CPUs oneDNN compiles a
+bfloat16 product anew for every shape that it has not met, which costs as much as the product itself."""
+
+PADDED_LIMIT = 4
+"""Where networks leave padding out, attention alone still works on padded rows (models.packing): this many times the
+budget at most, so that one long row among many short ones does not take memory without bound."""
+
+
+def padded_width(longest: int, limit: int) -> int:
+    """The next multiple of WIDTH_STEP from `longest` tokens up, but at most `limit` (a context, a table's width)."""
+    return min(-(-longest // WIDTH_STEP) * WIDTH_STEP, limit)
+
 
 def microbatches(
     lengths: Sequence[int],
@@ -13,20 +26,24 @@ def microbatches(
     rank: int,
     world_size: int,
     rows: Sequence[int] | None = None,
+    tokens: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """This rank's micro-batches of a minibatch of examples that have `lengths` tokens: lists of indices.
 
     An example is one row, or `rows[i]` rows that must stay together, the longest of `lengths[i]` tokens. Examples are
     sorted by length (longest first, ties by index), dealt over the ranks so that each gets about the same tokens, and
     cut so that rows × longest row ≤ `tokens_per_microbatch`; an example that alone exceeds it is a micro-batch of its
-    own. Over all ranks every example appears exactly once, and every rank gets the **same number** of micro-batches,
+    own. For networks that leave padding out, `tokens` gives the tokens of each example's rows together; the budget is
+    then for their sum, and rows × longest may be `PADDED_LIMIT` times as much.
+
+    Over all ranks every example appears exactly once, and every rank gets the **same number** of micro-batches,
     because ZeRO's collectives must be entered by all: where a rank has too few examples the list is empty, and the
     caller runs a dummy row of weight 0. A pure function of its arguments, so ranks need not talk to agree.
     """
     rows = [1] * len(lengths) if rows is None else rows
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     shares = [
-        _cut([order[i] for i in _dealt(len(order), r, world_size)], lengths, rows, tokens_per_microbatch)
+        _cut([order[i] for i in _dealt(len(order), r, world_size)], lengths, rows, tokens_per_microbatch, tokens)
         for r in range(world_size)
     ]
     count = max(len(share) for share in shares)
@@ -39,18 +56,23 @@ def _dealt(examples: int, rank: int, world_size: int) -> list[int]:
     return [i for i in range(examples) if there_and_back[i % (2 * world_size)] == rank]
 
 
-def _cut(order: list[int], lengths: Sequence[int], rows: Sequence[int], budget: int) -> list[list[int]]:
+def _cut(
+    order: list[int], lengths: Sequence[int], rows: Sequence[int], budget: int, tokens: Sequence[int] | None
+) -> list[list[int]]:
     """Examples, longest first, in as few micro-batches as the budget allows greedily."""
+    limit = budget if tokens is None else PADDED_LIMIT * budget
     batches: list[list[int]] = []
-    used = 0
+    used, real = 0, 0
     for i in order:
+        own = 0 if tokens is None else tokens[i]
         # sorted: the first example of a micro-batch is its longest
-        if batches and lengths[batches[-1][0]] * (used + rows[i]) <= budget:
+        if batches and lengths[batches[-1][0]] * (used + rows[i]) <= limit and real + own <= budget:
             batches[-1].append(i)
-            used += rows[i]
         else:
             batches.append([i])
-            used = rows[i]
+            used, real = 0, 0
+        used += rows[i]
+        real += own
     return batches
 
 
@@ -67,9 +89,14 @@ def _spread(batches: list[list[int]], count: int) -> list[list[int]]:
     return batches
 
 
-def pad(rows: Sequence[Sequence[float]] | Sequence[np.ndarray], pad_value: float, dtype: torch.dtype) -> Tensor:
-    """Rows right-padded to the longest: [rows, longest] of `dtype`."""
-    padded = np.full((len(rows), max(len(row) for row in rows)), pad_value)
+def pad(
+    rows: Sequence[Sequence[float]] | Sequence[np.ndarray],
+    pad_value: float,
+    dtype: torch.dtype,
+    width: int | None = None,
+) -> Tensor:
+    """Rows right-padded to `width`, or to the longest: [rows, width] of `dtype`."""
+    padded = np.full((len(rows), width or max(len(row) for row in rows)), pad_value)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return torch.from_numpy(padded).to(dtype)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from corpus.problems import RunProblem
 from learners.engine_settings import EngineSettings
 from learners.optimizer import OptimizerSettings
-from models.forward import plain_names
+from models.forward import PolicyModel, plain_names
+from models.scalar_head import ScalarHeadModel
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
@@ -60,6 +61,8 @@ class Engine:
 
     module: nn.Module
     dtype: torch.dtype
+    packs_rows: bool
+    """Whether forward passes leave padding out, so that micro-batches may be cut by real tokens."""
 
     def __init__(self, module: nn.Module, engine: EngineSettings, optimizer: OptimizerSettings, seed: int) -> None:
         frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
@@ -79,6 +82,7 @@ class Engine:
             exact = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in parameters.items()}
         if engine.activation_checkpointing:
             _checkpoint_activations(module)
+        self.packs_rows = isinstance(module, PolicyModel | ScalarHeadModel) and module.pack_rows()
         adam = torch.optim.AdamW(
             _parameter_groups(module, optimizer.weight_decay),
             lr=optimizer.peak_lr,

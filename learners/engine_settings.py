@@ -25,5 +25,6 @@ class EngineSettings(BaseModel):
     tokens_per_microbatch: int = Field(
         default=8192,
         gt=0,
-        description="Padded tokens that one forward and backward pass holds at most; set by memory alone.",
+        description="Tokens that one forward and backward pass holds at most, pads included where the architecture is "
+        "one that pads are not left out of; set by memory alone.",
     )

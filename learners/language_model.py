@@ -184,7 +184,8 @@ class _LanguageModelTask:
         """This rank's micro-batches."""
         lengths = [len(row.tokens) for row in minibatch]
         budget = self._job.engine.tokens_per_microbatch
-        cut = microbatches(lengths, budget, self._worker.rank, self._worker.world_size)
+        tokens = lengths if self._engine.packs_rows else None
+        cut = microbatches(lengths, budget, self._worker.rank, self._worker.world_size, tokens=tokens)
         return [[minibatch[i] for i in batch] for batch in cut]
 
     def _logprobs(self, batch: list[Row]) -> tuple[Tensor, Tensor]:

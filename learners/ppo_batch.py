@@ -181,8 +181,8 @@ def minibatch_rows(rows: int, minibatches: int, seed: Sequence[int]) -> list[lis
     return [part.tolist() for part in np.split(order, minibatches)]
 
 
-def padded_rows(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Documents as right-padded tokens and their attention mask."""
-    tokens = pad(rows, 0, torch.int64)
+def padded_rows(rows: Sequence[np.ndarray], width: int) -> tuple[Tensor, Tensor]:
+    """Documents as tokens right-padded to `width`, and their attention mask."""
+    tokens = pad(rows, 0, torch.int64, width)
     lengths = torch.tensor([len(row) for row in rows])
     return tokens, torch.arange(tokens.shape[1])[None] < lengths[:, None]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from corpus.problems import RunProblem
-from learners.batching import microbatches
+from learners.batching import microbatches, padded_width
 from learners.engine import Engine
 from learners.ppo_batch import EpisodeBatch, Rewards, minibatch_rows, padded_rows, summed_over_ranks
 from learners.ppo_settings import PpoSettings
@@ -28,6 +28,7 @@ class PretrainingOrder:
     """Pretraining documents in a seeded order, a new permutation each pass; a step's documents are arithmetic."""
 
     def __init__(self, documents: Sequence[np.ndarray], seed: int, context: int) -> None:
+        self.context = context
         self._documents = [document[:context] for document in documents if len(document) > 1]
         self._seed = seed
         self._held: tuple[int, np.ndarray] | None = None
@@ -74,12 +75,15 @@ class PpoUpdate:
 
     def values(self, batch: EpisodeBatch) -> Tensor:
         """The value network's [batch, targets], 0 off the responses."""
-        return self._whole(batch, range(batch.rows), lambda s: response_values(self.value, s[0], s[1], s[2]))
+        rows = range(batch.rows)
+        return self._whole(self.value, batch, rows, lambda s: response_values(self.value, s[0], s[1], s[2]))
 
     def logprobs(self, batch: EpisodeBatch, rows: Sequence[int] | None = None) -> Tensor:
         """The policy's [batch, targets] of `rows` (or all) at the rollout temperature, 0 off responses."""
         rows = range(batch.rows) if rows is None else rows
-        return self._whole(batch, rows, lambda s: response_logprobs(self.policy, s[0], s[1], s[2], self._temperature))
+        return self._whole(
+            self.policy, batch, rows, lambda s: response_logprobs(self.policy, s[0], s[1], s[2], self._temperature)
+        )
 
     def first_minibatch(self, batch: EpisodeBatch, update: int) -> list[int]:
         """The rows that update `update` trains on first."""
@@ -87,21 +91,32 @@ class PpoUpdate:
 
     @torch.no_grad()
     def _whole(
-        self, batch: EpisodeBatch, rows: Sequence[int], forward: Callable[[tuple[Tensor, Tensor, Tensor]], Tensor]
+        self,
+        engine: Engine,
+        batch: EpisodeBatch,
+        rows: Sequence[int],
+        forward: Callable[[tuple[Tensor, Tensor, Tensor]], Tensor],
     ) -> Tensor:
         result = torch.zeros(batch.mask.shape)
-        for chosen, width in self._microbatches(batch, rows):
+        for chosen, width in self._microbatches(engine, batch, rows):
             out = forward(_sequences(batch, chosen, width))
             if chosen:
                 result[chosen, : width - 1] = out.float().cpu()
         return summed_over_ranks(result)
 
-    def _microbatches(self, batch: EpisodeBatch, rows: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-        """This rank's micro-batches of `rows`: indices into the batch and the width they need."""
-        lengths = [batch.lengths[row] for row in rows]
-        for part in microbatches(lengths, self._budget, self._rank, self._world):
-            chosen = [rows[index] for index in part]
-            yield chosen, max((batch.lengths[row] for row in chosen), default=2)
+    def _microbatches(
+        self, engine: Engine, batch: EpisodeBatch, rows: Sequence[int]
+    ) -> Iterator[tuple[list[int], int]]:
+        """This rank's micro-batches of `rows` for `engine`: indices into the batch and the width they need."""
+        for part, width in self._cut(engine, [batch.lengths[row] for row in rows], batch.width):
+            yield [rows[index] for index in part], width
+
+    def _cut(self, engine: Engine, lengths: Sequence[int], limit: int) -> Iterator[tuple[list[int], int]]:
+        """This rank's micro-batches of rows of `lengths`: their indices and the width they are padded to."""
+        widths = [padded_width(length, limit) for length in lengths]
+        tokens = lengths if engine.packs_rows else None
+        for part in microbatches(widths, self._budget, self._rank, self._world, tokens=tokens):
+            yield part, max((widths[index] for index in part), default=2)
 
     # the update ----------------------------------------------------------------------------------------------------
 
@@ -169,7 +184,7 @@ class PpoUpdate:
     ) -> tuple[float, PolicyDiagnostics | None]:
         settings, share, seen = self._settings, 0.0, None
         behaviour = batch.behaviour_logprobs if settings.decoupled else None
-        for chosen, width in self._microbatches(batch, rows):
+        for chosen, width in self._microbatches(self.policy, batch, rows):
             sequences = _sequences(batch, chosen, width)
             logprobs, entropy = self.policy(
                 tokens=sequences[0],
@@ -210,9 +225,9 @@ class PpoUpdate:
         denominator = float(targets if settings.ptx_loss == "token_mean" else count)
         share = 0.0
         lengths = [len(document) for document in documents]
-        for chosen in microbatches(lengths, self._budget, self._rank, self._world):
+        for chosen, width in self._cut(self.policy, lengths, self._pretraining.context):
             rows = [documents[index] for index in chosen] or [np.zeros(2, dtype=np.int64)]
-            tokens, mask = (part.to(device()) for part in padded_rows(rows))
+            tokens, mask = (part.to(device()) for part in padded_rows(rows, width))
             target = mask.clone()
             target[:, 0] = False
             logprobs, _ = self.policy(tokens=tokens, attention_mask=mask, target_mask=target)
@@ -225,7 +240,7 @@ class PpoUpdate:
         self, batch: EpisodeBatch, rewards: Rewards, old_values: Tensor, rows: list[int], tokens: float
     ) -> tuple[float, float]:
         settings, share, clipped = self._settings, 0.0, 0.0
-        for chosen, width in self._microbatches(batch, rows):
+        for chosen, width in self._microbatches(self.value, batch, rows):
             values = response_values(self.value, *_sequences(batch, chosen, width))
             if not chosen:
                 self.value.backward(values.sum() * 0.0)

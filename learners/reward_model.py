@@ -131,7 +131,8 @@ class SequenceScorer:
         lengths = [len(sequence) for sequence in sequences]
         found = torch.zeros(len(sequences), dtype=torch.float64)
         done = 0
-        for batch in microbatches(lengths, self._budget, self._worker.rank, self._worker.world_size):
+        tokens = lengths if self._engine.packs_rows else None
+        for batch in microbatches(lengths, self._budget, self._worker.rank, self._worker.world_size, tokens=tokens):
             scores = self.scores([sequences[i] for i in batch])
             if batch:
                 found[batch] = scores.double().cpu()
@@ -207,12 +208,14 @@ class _RewardModelTask:
 
     def _microbatches(self, minibatch: list[Ranking]) -> list[list[Ranking]]:
         """This rank's micro-batches; the responses to a prompt stay together."""
+        tokens = [sum(map(len, ranking.sequences)) for ranking in minibatch]
         cut = microbatches(
             [ranking.longest for ranking in minibatch],
             self._job.engine.tokens_per_microbatch,
             self._worker.rank,
             self._worker.world_size,
             rows=[len(ranking.sequences) for ranking in minibatch],
+            tokens=tokens if self._engine.packs_rows else None,
         )
         return [[minibatch[i] for i in batch] for batch in cut]
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from corpus.problems import UsageProblem
+from models.packing import layout_for, use_packed_attention
 
 
 class PolicyModel(nn.Module):
@@ -50,6 +51,10 @@ class PolicyModel(nn.Module):
         """Recompute activations in backward; takes effect in training mode only."""
         self.causal_lm.gradient_checkpointing_enable(**kwargs)
 
+    def pack_rows(self) -> bool:
+        """Leave padding out from now on, where the network's type allows it (models.packing); whether it does."""
+        return use_packed_attention(self.causal_lm)
+
     def forward(
         self,
         tokens: Int[Tensor, "batch time"],
@@ -67,14 +72,16 @@ class PolicyModel(nn.Module):
         without any target gives zeros whose gradient is zero for every parameter. The first token is never a target.
         """
         targets = target_mask[:, 1:].bool()
+        arguments, places = call_arguments(self.causal_lm, tokens, attention_mask)
+        before = places[:, :-1][targets]
 
         def keep_positions_before_targets(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0][:, :-1][targets].unsqueeze(0), *args[1:])
+            return (args[0].flatten(0, 1)[before].unsqueeze(0), *args[1:])
 
         # A hook, because what a network does after its unembedding (soft caps, scales) then still applies.
         hook = self._unembedding.register_forward_pre_hook(keep_positions_before_targets)
         try:
-            output = self.causal_lm(input_ids=tokens, use_cache=False, **mask_arguments(self.causal_lm, attention_mask))
+            output = self.causal_lm(use_cache=False, **arguments)
         finally:
             hook.remove()
         logits = output.logits[0].float()
@@ -143,6 +150,22 @@ def position_ids(
     """Exclusive cumulative sum of the mask: [t, PAD, PAD, a, b, c] → [0, 1, 1, 1, 2, 3] (inherited from N+)."""
     mask = attention_mask.long()
     return mask.cumsum(-1) - mask
+
+
+def call_arguments(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "batch time"],
+    attention_mask: Int[Tensor, "batch time"] | Bool[Tensor, "batch time"],
+) -> tuple[dict[str, Tensor], Int[Tensor, "batch time"]]:
+    """What `model` is called with to read `tokens`, and where each of them is in its flattened output (−1: nowhere).
+
+    Padding is left out where the model can read packed rows.
+    """
+    layout = layout_for(model, attention_mask)
+    if layout is not None:
+        return layout.arguments(tokens), layout.places
+    places = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
+    return {"input_ids": tokens, **mask_arguments(model, attention_mask)}, places
 
 
 def mask_arguments(

@@ -20,7 +20,8 @@ from transformers import (
 from corpus.problems import UsageProblem
 from models.build import load_pretrained
 from models.export import write_model
-from models.forward import mask_arguments
+from models.forward import call_arguments
+from models.packing import use_packed_attention
 
 
 class ScalarHeadModel(nn.Module):
@@ -80,15 +81,20 @@ class ScalarHeadModel(nn.Module):
         """Recompute activations in backward; takes effect in training mode only."""
         self.backbone.gradient_checkpointing_enable(**kwargs)
 
+    def pack_rows(self) -> bool:
+        """Leave padding out from now on, where the network's type allows it (models.packing); whether it does."""
+        return use_packed_attention(self.backbone)
+
     def forward(
         self,
         tokens: Int[Tensor, "batch time"],
         attention_mask: Int[Tensor, "batch time"] | Bool[Tensor, "batch time"],
     ) -> Float[Tensor, "batch time"]:
         """One float32 number for every token, 0 at pads, from what the network has read up to and with that token."""
-        output = self.backbone(input_ids=tokens, use_cache=False, **mask_arguments(self.backbone, attention_mask))
-        values = self.head(output.last_hidden_state).squeeze(-1).float()
-        return values.masked_fill(~attention_mask.bool(), 0.0)
+        arguments, places = call_arguments(self.backbone, tokens, attention_mask)
+        output = self.backbone(use_cache=False, **arguments)
+        values = self.head(output.last_hidden_state).float().flatten()
+        return values[places].masked_fill(~attention_mask.bool(), 0.0)
 
     def save_reward_model(
         self,

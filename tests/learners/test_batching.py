@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.batching import microbatches, pad, pad_tokens
+from learners.batching import PADDED_LIMIT, WIDTH_STEP, microbatches, pad, pad_tokens, padded_width
 
 lengths_lists = st.lists(st.integers(1, 60), max_size=50)
 
@@ -50,6 +50,29 @@ def test_rows_of_one_example_stay_together_within_the_budget(examples, budget):
     for batch in batches:
         if len(batch) > 1:
             assert sum(rows[i] for i in batch) * max(lengths[i] for i in batch) <= budget
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 9)), max_size=30), st.integers(1, 300))
+def test_where_padding_is_left_out_the_budget_is_for_real_tokens(examples, budget):
+    """And padded rows, which attention still works on, take a stated multiple of it."""
+    lengths, rows = [length for length, _ in examples], [count for _, count in examples]
+    tokens = [length + (count - 1) * (1 + length // 2) for length, count in examples]
+    batches = microbatches(lengths, budget, 0, 1, rows, tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(examples)))
+    for batch in batches:
+        if len(batch) > 1:
+            assert sum(tokens[i] for i in batch) <= budget
+            assert sum(rows[i] for i in batch) * max(lengths[i] for i in batch) <= PADDED_LIMIT * budget
+    padded = microbatches(lengths, budget, 0, 1, rows)
+    assert len(batches) <= len(padded)
+
+
+def test_one_long_row_does_not_widen_short_ones_without_bound():
+    assert microbatches([100, *[1] * 20], 120, 0, 1, tokens=[100, *[1] * 20]) == [[0, 1, 2, 3], [*range(4, 21)]]
+
+
+def test_widths_recur_and_stay_within_the_limit():
+    assert [padded_width(length, 3 * WIDTH_STEP - 1) for length in (1, 8, 9, 16, 17, 23)] == [8, 8, 16, 16, 23, 23]
 
 
 def test_a_rank_without_rows_gets_empty_microbatches():

@@ -112,7 +112,7 @@ def test_gradients_do_not_depend_on_how_a_minibatch_is_cut_into_microbatches(mak
 
 
 def test_a_padded_row_in_a_wider_batch_weighs_no_more(make):
-    """The same episodes, padded to twice the width: nothing changes."""
+    """The same episodes, padded to twice the width: nothing changes but rounding."""
     narrow, wide = make(minibatches=1), make(minibatches=1)
     padding = (0, wide.batch.width)
     sequences = wide.batch.sequences
@@ -136,8 +136,9 @@ def test_a_padded_row_in_a_wider_batch_weighs_no_more(make):
     wide.old_values = pad(wide.old_values, padding)
     narrow.run()
     wide.run()
-    assert largest_difference(wide.update.policy.weights(), narrow.update.policy.weights()) == 0
-    assert largest_difference(wide.update.value.weights(), narrow.update.value.weights()) == 0
+    for name in ("policy", "value"):  # not to the bit: rows are padded to another width, and sums are of other lengths
+        own, expected = getattr(wide.update, name).weights(), getattr(narrow.update, name).weights()
+        assert largest_difference(own, expected) < 1e-6, name
 
 
 # steps ----------------------------------------------------------------------------------------------------------------
