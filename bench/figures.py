@@ -112,10 +112,13 @@ def useful_fraction(figures: Figures, ceiling_flops: float) -> float:
     return figures.gflops * 1e9 / ceiling_flops
 
 
-def rows(figures: Figures, ceiling_flops: float, ptx: bool) -> list[tuple[str, str]]:
-    """What is printed: names and values."""
+def rows(figures: Figures, ceiling_flops: Mapping[str, float], ptx: bool) -> list[tuple[str, str]]:
+    """What is printed: names and values. `ceiling_flops` is by dtype."""
     f = figures
-    share = f"{useful_fraction(f, ceiling_flops):.3f} of {ceiling_flops / 1e9:.0f} GFLOP/s bfloat16"
+    share = ", ".join(
+        f"{useful_fraction(f, ceiling):.3g} of {ceiling / 1e9:.3g} GFLOP/s {dtype}"
+        for dtype, ceiling in ceiling_flops.items()
+    )
     told = [
         ("episodes/s", f"{f.episodes_per_s:.2f}"),
         ("useful work", f"{share} ({f.gflops:.1f} GFLOP/s)"),
@@ -136,6 +139,8 @@ def rows(figures: Figures, ceiling_flops: float, ptx: bool) -> list[tuple[str, s
         ("updates measured", str(f.updates)),
     ]
     if ptx:
-        all_of_it = f.gflops_with_pretraining * 1e9 / ceiling_flops
-        told.insert(2, ("with pretraining text", f"{all_of_it:.3f} ({f.pretraining_tokens_per_s:.0f} tokens/s of it)"))
+        shares = ", ".join(
+            f"{f.gflops_with_pretraining * 1e9 / ceiling:.3g} {dtype}" for dtype, ceiling in ceiling_flops.items()
+        )
+        told.insert(2, ("with pretraining text", f"{shares} ({f.pretraining_tokens_per_s:.0f} tokens/s of it)"))
     return told

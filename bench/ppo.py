@@ -16,13 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.ceiling import matrix_product_flops
+from bench.ceiling import ceilings
 from bench.figures import Work, measured, rows, useful_fraction
 from bench.workload import (
     BATCH_SIZE,
     DOCUMENT_TOKENS,
     PROMPT_TOKENS,
     WORKLOADS,
+    Dtype,
     Options,
     Workload,
     fabricate,
@@ -38,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.updates < 2 or asked.warm_up < 2:
         parser.error("--updates and --warm-up are at least 2")
+    dtype: Dtype = _faster_dtype() if asked.dtype == "auto" else asked.dtype
     options = Options(
-        asked.ptx == "on", asked.staleness, asked.dtype, asked.threads, asked.updates + asked.warm_up + 1, asked.warm_up
+        asked.ptx == "on", asked.staleness, dtype, asked.threads, asked.updates + asked.warm_up + 1, asked.warm_up
     )
     chosen = list(WORKLOADS.values()) if asked.workload == "both" else [WORKLOADS[asked.workload]]
     answers = []
@@ -65,7 +67,7 @@ def run(workload: Workload, options: Options, directory: Path) -> dict[str, Any]
     parameters = fabricate(workload, recipe, directory)
     pretraining = recipe.ppo.ptx_per_episode * DOCUMENT_TOKENS if options.ptx else 0
     _say("measuring the ceiling")
-    load, before = os.getloadavg()[0], matrix_product_flops()
+    load, before = os.getloadavg()[0], ceilings()
     run_directory = directory / "run"
     started_at = time.time()
     subprocess.run(
@@ -75,8 +77,9 @@ def run(workload: Workload, options: Options, directory: Path) -> dict[str, Any]
         timeout=DEADLINE_S,
     )
     _say("measuring the ceiling again")
-    after = matrix_product_flops()
+    after = ceilings()
     lines = (run_directory / "round-01" / "ppo" / "metrics.jsonl").read_text().splitlines()
+    ceiling = {dtype: max(before[dtype], after[dtype]) for dtype in before}
     work = Work(parameters, BATCH_SIZE, PROMPT_TOKENS, pretraining)
     figures = measured([json.loads(line) for line in lines], work, options.warm_up, started_at)
     return {
@@ -85,10 +88,10 @@ def run(workload: Workload, options: Options, directory: Path) -> dict[str, Any]
         "parameters": parameters,
         "cores": len(os.sched_getaffinity(0)),
         "load_before": load,
-        "ceiling_gflops": {"before": before / 1e9, "after": after / 1e9},
-        "useful_fraction": useful_fraction(figures, max(before, after)),
+        "ceiling_gflops": {dtype: {"before": before[dtype] / 1e9, "after": after[dtype] / 1e9} for dtype in before},
+        "useful_fraction": {dtype: useful_fraction(figures, ceiling[dtype]) for dtype in ceiling},
         "figures": asdict(figures),
-        "table": rows(figures, max(before, after), options.ptx),
+        "table": rows(figures, ceiling, options.ptx),
     }
 
 
@@ -98,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ptx", choices=["on", "off"], default="off", help="the pretraining term (8 texts an episode)")
     parser.add_argument("--staleness", type=int, choices=[0, 1], default=0, help="0: strictly on-policy")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of learner, rollouts and scoring"
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of learner, rollouts and scoring; auto: the one in which this machine multiplies matrices faster",
     )
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the learner (default: all cores)"
@@ -110,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _faster_dtype() -> Dtype:
+    found = ceilings()
+    return "bfloat16" if found["bfloat16"] > found["float32"] else "float32"
+
+
 def _settings(options: Options) -> str:
     return (
         f"ptx {'on' if options.ptx else 'off'}, staleness {options.staleness}, {options.dtype}, "
@@ -118,12 +129,12 @@ def _settings(options: Options) -> str:
 
 
 def _tell(answer: dict[str, Any], options: Options) -> None:
-    ceiling = answer["ceiling_gflops"]
-    print(f"\nWorkload {answer['workload']} ({WORKLOADS[answer['workload']].says}); {_settings(options)}")
     print(
         f"{answer['parameters']:,} parameters, {BATCH_SIZE} episodes an update, {answer['cores']} cores, load "
-        f"{answer['load_before']:.1f} before; ceiling {ceiling['before']:.0f} GFLOP/s, {ceiling['after']:.0f} after"
+        f"{answer['load_before']:.1f} before"
     )
+    for dtype, found in answer["ceiling_gflops"].items():
+        print(f"ceiling in {dtype}: {found['before']:.3g} GFLOP/s, {found['after']:.3g} after")
     for name, value in answer["table"]:
         print(f"  {name:24}{value}")
 

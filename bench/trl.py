@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.ceiling import matrix_product_flops
+from bench.ceiling import ceilings
 from bench.figures import PASSES
 from bench.workload import (
     BATCH_SIZE,
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for answer in answers:
         print(
             f"TRL {answer['trl']}, workload {answer['workload']}, {asked.dtype}, {asked.threads} threads: "
-            f"{answer['episodes_per_s']:.2f} episodes/s, {answer['useful_fraction']:.3f} of "
-            f"{answer['ceiling_gflops']:.0f} GFLOP/s bfloat16 (responses of {answer['response_tokens']} tokens)"
+            f"{answer['episodes_per_s']:.2f} episodes/s, {_shares(answer)} (responses of {answer['response_tokens']} "
+            "tokens)"
         )
     return 0
 
@@ -123,21 +123,28 @@ def run(workload: Workload, options: Options) -> dict[str, Any]:
             eval_dataset=dataset.select(range(8)),
             callbacks=[Clock()],
         )
-        ceiling = matrix_product_flops()
+        before = ceilings()
         trainer.train()
-        ceiling = max(ceiling, matrix_product_flops())
+        after = ceilings()
     seconds = times[-1] - times[options.warm_up - 1]
     episodes_per_s = (len(times) - options.warm_up) * BATCH_SIZE / seconds
     # It generates to the full length and cuts at end-of-text afterwards: what comes after it is not useful.
     useful_tokens = PROMPT_TOKENS + (workload.max_response_tokens if workload.name == "A" else 32)
+    ceiling = {dtype: max(before[dtype], after[dtype]) for dtype in before}
+    useful = episodes_per_s * PASSES * 2.0 * parameters * useful_tokens
     return {
         "trl": version("trl"),
         "workload": workload.name,
         "episodes_per_s": episodes_per_s,
         "response_tokens": workload.max_response_tokens,
-        "ceiling_gflops": ceiling / 1e9,
-        "useful_fraction": episodes_per_s * PASSES * 2.0 * parameters * useful_tokens / ceiling,
+        "ceiling_gflops": {dtype: flops / 1e9 for dtype, flops in ceiling.items()},
+        "useful_fraction": {dtype: useful / flops for dtype, flops in ceiling.items()},
     }
+
+
+def _shares(answer: dict[str, Any]) -> str:
+    ceilings_of = answer["ceiling_gflops"].items()
+    return ", ".join(f"{answer['useful_fraction'][dtype]:.3g} of {of:.3g} GFLOP/s {dtype}" for dtype, of in ceilings_of)
 
 
 if __name__ == "__main__":

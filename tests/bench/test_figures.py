@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from bench import ceiling
 from bench.figures import Work, measured, rows, useful_fraction
 
 WORK = Work(parameters=3_700_000, episodes=128, prompt_tokens=32, pretraining_tokens=512)
@@ -65,9 +66,12 @@ def test_useful_work_of_the_reference_speed_is_its_published_share_of_the_ceilin
 def test_pretraining_text_is_counted_apart():
     figures = measured(lines([60, 30, 4, 4, 90]), WORK, warm_up=2, started_at=0)
     assert figures.gflops_with_pretraining / figures.gflops == pytest.approx(1 + 512 * 3 / (64 * 10))
-    names = [name for name, _ in rows(figures, 600e9, ptx=True)]
-    assert "with pretraining text" in names
-    assert "with pretraining text" not in [name for name, _ in rows(figures, 600e9, ptx=False)]
+    told = dict(rows(figures, {"bfloat16": 600e9, "float32": 150e9}, ptx=True))
+    gflops = [figures.gflops_with_pretraining, figures.gflops]
+    for name, total in zip(("with pretraining text", "useful work"), gflops, strict=True):
+        assert f"{total / 600:.3g}" in told[name]
+        assert f"{total / 150:.3g}" in told[name]
+    assert "with pretraining text" not in dict(rows(figures, {"bfloat16": 600e9}, ptx=False))
 
 
 def test_figures_are_plain_json():
@@ -75,3 +79,23 @@ def test_figures_are_plain_json():
 
     figures = measured(lines([60, 30, 4, 4, 90]), WORK, warm_up=2, started_at=0)
     assert json.loads(json.dumps(asdict(figures), allow_nan=False)) == asdict(figures)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_ceiling_is_that_of_the_largest_product_in_time(dtype, monkeypatch):
+    """A machine of 1 GFLOP/s gets through 512 × 512 in 0.3 s, but not through 1024 × 1024; a fast one has all."""
+    asked = []
+
+    def product(flops: float):
+        def fastest(size: int, kind: str, seconds: float) -> float:
+            asked.append((size, kind))
+            return 2 * size**3 / flops
+
+        return fastest
+
+    monkeypatch.setattr(ceiling, "_fastest_product", product(1e9))
+    assert ceiling.matrix_product_flops(dtype, seconds=1.0) == pytest.approx(1e9)
+    assert max(asked) == (512, dtype)
+    monkeypatch.setattr(ceiling, "_fastest_product", product(1e12))
+    assert ceiling.matrix_product_flops(dtype, seconds=1.0) == pytest.approx(1e12)
+    assert max(asked) == (2048, dtype)
