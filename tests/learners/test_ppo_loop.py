@@ -21,6 +21,7 @@ from learners.engine_settings import EngineSettings
 from learners.metrics import read_metrics
 from learners.optimizer import OptimizerSettings
 from learners.ppo import train_ppo
+from learners.ppo_update import PpoUpdate
 from learners.worker import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -240,19 +241,26 @@ def test_a_conductor_that_fails_between_updates_costs_no_update(run, method, sta
     assert lost.evaluated() == [3, 4]  # the third was under way, or failed: it is made again
 
 
-def test_where_the_newest_checkpoint_is_damaged_and_the_best_went_with_it_another_best_is_found(run):
+def test_where_the_newest_checkpoint_is_damaged_and_the_best_went_with_it_another_best_is_found(run, monkeypatch):
     each = run(updates=3, evaluate_every=1, checkpoint_every=1)
-    with pytest.raises(RunProblem, match="the power went out"):
-        each.train(
-            spoil=lambda lost: (found({1: 1.0, 2: 3.0})(lost), fail_at(2, RunProblem("the power went out"))(lost))
-        )
+    real = PpoUpdate.run
+
+    def no_power(self, batch, rewards, old_logprobs, old_values, update, after_step):
+        if update == 2:  # in the midst of it: there is nothing whole to save
+            raise RunProblem("the power went out")
+        return real(self, batch, rewards, old_logprobs, old_values, update, after_step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PpoUpdate, "run", no_power)
+        with pytest.raises(RunProblem, match="the power went out"):
+            each.train(spoil=found({1: 1.0, 2: 3.0}))
     kept = checkpoint.list_complete(each.directory / "checkpoints")
-    assert [path.name for path in kept] == ["step-00000002-1", "step-00000002-2"]  # the first knows best-000001 alone
+    assert [path.name for path in kept] == ["step-00000001-1", "step-00000002-1"]  # the first knows best-000001 alone
     assert [path.name for path in each.directory.glob("best-*")] == ["best-000002"]
     (kept[-1] / "data.json").write_text("{}")
-    result = each.train(spoil=found({1: 1.0, 2: 0.5, 3: 0.7}))
-    assert each.evaluated() == [1, 2, 3]  # the second one again: its line was of the attempt that is lost
-    assert result["best"]["update"] == 3
+    result = each.train(spoil=found({1: 0.6, 2: 0.5, 3: 0.7}))
+    assert each.evaluated() == [1, 2, 3]  # the first one again, whose policy is gone; its line is not there twice
+    assert result["best"] == {"update": 3, "objective": 0.7}
     assert each.weights("best")
 
 
