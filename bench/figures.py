@@ -112,11 +112,16 @@ def useful_fraction(figures: Figures, ceiling_flops: float) -> float:
     return figures.gflops * 1e9 / ceiling_flops
 
 
+def gflops(billions: float) -> str:
+    """As it is printed: whole numbers, but for a machine that is very slow at it."""
+    return f"{billions:.0f} GFLOP/s" if billions >= 10 else f"{billions:.2f} GFLOP/s"
+
+
 def rows(figures: Figures, ceiling_flops: Mapping[str, float], ptx: bool) -> list[tuple[str, str]]:
     """What is printed: names and values. `ceiling_flops` is by dtype."""
     f = figures
     share = ", ".join(
-        f"{useful_fraction(f, ceiling):.3g} of {ceiling / 1e9:.3g} GFLOP/s {dtype}"
+        f"{useful_fraction(f, ceiling):.3f} of {gflops(ceiling / 1e9)} {dtype}"
         for dtype, ceiling in ceiling_flops.items()
     )
     told = [
@@ -140,7 +145,7 @@ def rows(figures: Figures, ceiling_flops: Mapping[str, float], ptx: bool) -> lis
     ]
     if ptx:
         shares = ", ".join(
-            f"{f.gflops_with_pretraining * 1e9 / ceiling:.3g} {dtype}" for dtype, ceiling in ceiling_flops.items()
+            f"{f.gflops_with_pretraining * 1e9 / ceiling:.3f} {dtype}" for dtype, ceiling in ceiling_flops.items()
         )
         told.insert(2, ("with pretraining text", f"{shares} ({f.pretraining_tokens_per_s:.0f} tokens/s of it)"))
     return told

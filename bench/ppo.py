@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.ceiling import ceilings
-from bench.figures import Work, measured, rows, useful_fraction
+from bench.figures import Work, gflops, measured, rows, useful_fraction
 from bench.workload import (
     BATCH_SIZE,
     DOCUMENT_TOKENS,
@@ -129,12 +129,13 @@ def _settings(options: Options) -> str:
 
 
 def _tell(answer: dict[str, Any], options: Options) -> None:
+    print(f"\nWorkload {answer['workload']} ({WORKLOADS[answer['workload']].says}); {_settings(options)}")
     print(
         f"{answer['parameters']:,} parameters, {BATCH_SIZE} episodes an update, {answer['cores']} cores, load "
         f"{answer['load_before']:.1f} before"
     )
     for dtype, found in answer["ceiling_gflops"].items():
-        print(f"ceiling in {dtype}: {found['before']:.3g} GFLOP/s, {found['after']:.3g} after")
+        print(f"ceiling in {dtype}: {gflops(found['before'])}, {gflops(found['after'])} after")
     for name, value in answer["table"]:
         print(f"  {name:24}{value}")
 

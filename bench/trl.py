@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.ceiling import ceilings
-from bench.figures import PASSES
+from bench.figures import PASSES, gflops
 from bench.workload import (
     BATCH_SIZE,
     EOS,
@@ -144,7 +144,7 @@ def run(workload: Workload, options: Options) -> dict[str, Any]:
 
 def _shares(answer: dict[str, Any]) -> str:
     ceilings_of = answer["ceiling_gflops"].items()
-    return ", ".join(f"{answer['useful_fraction'][dtype]:.3g} of {of:.3g} GFLOP/s {dtype}" for dtype, of in ceilings_of)
+    return ", ".join(f"{answer['useful_fraction'][dtype]:.3f} of {gflops(of)} {dtype}" for dtype, of in ceilings_of)
 
 
 if __name__ == "__main__":

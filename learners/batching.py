@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 WIDTH_STEP = 8
-"""Micro-batches are as wide as a multiple of this many tokens: their shapes then recur. On CPUs oneDNN compiles a
+"""PPO's micro-batches are as wide as a multiple of this many tokens: their shapes then recur. On CPUs oneDNN compiles a
 bfloat16 product anew for every shape that it has not met, which costs as much as the product itself."""
 
 PADDED_LIMIT = 4

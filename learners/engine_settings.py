@@ -25,6 +25,6 @@ class EngineSettings(BaseModel):
     tokens_per_microbatch: int = Field(
         default=8192,
         gt=0,
-        description="Tokens that one forward and backward pass holds at most, pads included where the architecture is "
-        "one that pads are not left out of; set by memory alone.",
+        description="Tokens that one forward and backward pass holds at most; set by memory alone. Pads count where "
+        "the architecture cannot do without them; elsewhere attention alone works on pads, up to 4 times as many.",
     )

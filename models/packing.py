@@ -59,7 +59,8 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
     """Let `model` read packed rows, where its type can, and say whether it can. Plain batches give what they gave."""
     config = model.config
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if config.model_type in PACKABLE_TYPES and window is None and config._attn_implementation == "sdpa":
+    plain = window is None and getattr(config, "is_causal", True) and config._attn_implementation == "sdpa"
+    if config.model_type in PACKABLE_TYPES and plain:
         model.set_attn_implementation(ATTENTION)
     return packs(model)
 
@@ -78,7 +79,7 @@ def layout_for(
     if not right_padded or not packs(model):
         return None
     layout = Layout.of(real)
-    return layout if layout.tokens < real.numel() else None
+    return layout if 0 < layout.tokens < real.numel() else None
 
 
 def _attention(

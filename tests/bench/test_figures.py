@@ -69,8 +69,8 @@ def test_pretraining_text_is_counted_apart():
     told = dict(rows(figures, {"bfloat16": 600e9, "float32": 150e9}, ptx=True))
     gflops = [figures.gflops_with_pretraining, figures.gflops]
     for name, total in zip(("with pretraining text", "useful work"), gflops, strict=True):
-        assert f"{total / 600:.3g}" in told[name]
-        assert f"{total / 150:.3g}" in told[name]
+        assert f"{total / 600:.3f}" in told[name]
+        assert f"{total / 150:.3f}" in told[name]
     assert "with pretraining text" not in dict(rows(figures, {"bfloat16": 600e9}, ptx=False))
 
 

@@ -12,9 +12,25 @@ from toy_episodes import documents, learner, llama
 from corpus.problems import RunProblem
 from learners.ppo_settings import PpoSettings
 from learners.ppo_update import PretrainingOrder
+from models import packing
 from models.forward import PolicyModel, response_logprobs
 
 pytestmark = pytest.mark.usefixtures("one_process")
+
+
+@pytest.fixture(autouse=True)
+def packed(monkeypatch) -> list[int]:
+    """Toy batches are packed too, short as they are. Filled with the rows of every attention that reads packed rows."""
+    rows: list[int] = []
+    monkeypatch.setattr(packing, "LENGTH_STEP", 1)
+    homes = packing._homes
+
+    def counted(places, tokens):
+        rows.append(len(places))
+        return homes(places, tokens)
+
+    monkeypatch.setattr(packing, "_homes", counted)
+    return rows
 
 
 @pytest.fixture
@@ -109,6 +125,21 @@ def test_gradients_do_not_depend_on_how_a_minibatch_is_cut_into_microbatches(mak
             own, expected = getattr(cut.update, name), getattr(whole.update, name)
             assert largest_difference(gradients(own), gradients(expected)) < 1e-5, (budget, name)
         assert found == pytest.approx(figures, rel=1e-4, abs=1e-6, nan_ok=True)
+
+
+def test_leaving_padding_out_changes_no_gradient(make, packed, monkeypatch):
+    settings = {"minibatches": 1, "pretraining": documents(), "ptx_coefficient": 3.0}
+    each = make(**settings)
+    each.run()
+    assert len(packed) >= 10  # two layers, forward passes of policy and value, and the arguments of each
+    packed.clear()
+    monkeypatch.setattr(packing, "packs", lambda model: False)
+    plain = make(**settings)
+    plain.run()
+    assert packed == []
+    for name in ("policy", "value"):
+        own, expected = getattr(each.update, name), getattr(plain.update, name)
+        assert largest_difference(gradients(own), gradients(expected)) < 1e-5, name
 
 
 def test_a_padded_row_in_a_wider_batch_weighs_no_more(make):

@@ -167,13 +167,21 @@ def test_other_batches_are_read_as_they_are(mask, why):
         OPTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=24, word_embed_proj_dim=16),
         MistralConfig(sliding_window=8, **GROUPED),
         Qwen2Config(use_sliding_window=True, sliding_window=8, max_window_layers=0, **GROUPED),
+        LlamaConfig(is_causal=False, **GROUPED),
     ],
-    ids=["a type that is not compared", "a sliding window", "a sliding window where it is asked for"],
+    ids=["a type that is not compared", "a sliding window", "a sliding window where it is asked for", "not causal"],
 )
 def test_networks_that_would_mix_rows_are_not_packed(config):
     model = PolicyModel(AutoModelForCausalLM.from_config(config))
     assert not model.pack_rows()
     assert not packs(model.causal_lm)
+
+
+def test_a_batch_without_any_token_gives_zeros(batch):
+    model = ScalarHeadModel(AutoModel.from_config(CONFIGURATIONS["llama"]))
+    model.pack_rows()
+    tokens, attention, _ = batch
+    assert not model(tokens, attention * 0).any()
 
 
 def test_an_export_does_not_name_our_attention(tmp_path, tokenizer, batch):
