@@ -99,6 +99,11 @@ def parse_version(label: str) -> tuple[int, int]:
     return int(attempt), int(update)
 
 
+def oldest_updates(episodes: pa.RecordBatch | pa.Table) -> list[int]:
+    """For each episode, the updates of the oldest weights that wrote a token of it (every response has a token)."""
+    return [min(span["update"] for span in spans) for spans in episodes.column("version_spans").to_pylist()]
+
+
 def with_scores(
     episodes: pa.RecordBatch,
     scores: Sequence[float],

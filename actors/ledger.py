@@ -6,15 +6,21 @@ Invariants, whatever the order of leases, deliveries, expiries and restarts:
 - A slot is accepted at most once; a second delivery, or one of an older attempt, changes nothing.
 - A slot that was leased and did not come back is leased again; none is lost.
 - Batches are trained in order, each once: batch k holds slots [k·batch_size, (k+1)·batch_size) and nothing else.
+- Whoever acts for an attempt that is not the present one is refused, and after a restart nothing is leased until the
+  engines hold weights of the new attempt: until then they hold weights that may have been rolled back.
+
+What is counted is a history, by attempt: a restart rolls back slots, and no count. A ledger that is restored knows of
+every attempt what the checkpoint or it itself has seen.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from corpus.problems import RunProblem
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,35 @@ class Lease:
     holder: str
     since: float
     deadline: float
+
+
+@dataclass
+class Counts:
+    """What happened in one attempt, in slots."""
+
+    admitted: int = 0
+    """From the first one that was not trained when it began to the last that was admitted."""
+    leased: int = 0
+    generated: int = 0
+    """Delivered, and accepted."""
+    regenerated: int = 0
+    """Leased, and free again before they were delivered: the lease expired or its holder died."""
+    duplicates: int = 0
+    """Delivered though accepted already: they changed nothing."""
+    refused: int = 0
+    """Delivered for this attempt after it had ended: they changed nothing."""
+    trained: int = 0
+    """Given to training; a later attempt may have rolled that back."""
+    discarded: int = 0
+    """Generated in this attempt, accepted, and rolled back by a later one."""
+
+    def plus(self, others: "Counts") -> "Counts":
+        """Both together."""
+        return Counts(**{each.name: getattr(self, each.name) + getattr(others, each.name) for each in fields(self)})
+
+    def with_at_least(self, others: "Counts") -> "Counts":
+        """The higher of each count: counts only grow, so of two pictures of one attempt it is the later."""
+        return Counts(**{each.name: max(getattr(self, each.name), getattr(others, each.name)) for each in fields(self)})
 
 
 class Ledger:
@@ -41,11 +76,17 @@ class Ledger:
         self.version = 0
         self.trained = 0
         """Batches trained so far: the frontier."""
+        self.counts: dict[int, Counts] = {0: Counts()}
+        """By attempt."""
+        self._start = 0
+        """Batches trained when the present attempt began."""
+        self._waits_for_weights = False
         self._leases: dict[int, Lease] = {}
-        self._accepted: set[int] = set()
-        self.regenerated = 0
-        self.duplicates = 0
-        self.refused = 0
+        self._accepted: dict[int, int] = {}
+        """By slot that is accepted and not trained: the attempt it was generated in."""
+        self._trained_from: Counter[int] = Counter()
+        """By attempt: how many of the slots that are trained were generated in it."""
+        self._count_admitted()
 
     # admission -------------------------------------------------------------------------------------------------
 
@@ -54,18 +95,28 @@ class Ledger:
         """Slots below this index may be generated now."""
         return min(self.version + self.max_staleness + 1, self.batches) * self.batch_size
 
+    def _count_admitted(self) -> None:
+        now = self.counts[self.attempt]
+        now.admitted = max(now.admitted, self.admitted - self._start * self.batch_size)
+
     def lease(self, holder: str, chunks: int, now: float, seconds: float) -> list[Lease]:
-        """Up to `chunks` leases, lowest slots first; an expired lease counts as free."""
+        """Up to `chunks` leases, lowest slots first; an expired lease counts as free. None before the engines hold
+        weights of the present attempt."""
+        if self._waits_for_weights:
+            return []
         granted = []
         for chunk in range(self.trained * self.batch_size // self.chunk_size, self.admitted // self.chunk_size):
             if len(granted) == chunks:
                 break
-            if self._slots(chunk) <= self._accepted:
+            open_slots = self._open(chunk)
+            if not open_slots:
                 continue
             held = self._leases.get(chunk)
             if held is not None and held.deadline > now:
                 continue
-            self.regenerated += held is not None
+            counts = self.counts[self.attempt]
+            counts.regenerated += open_slots if held is not None else 0
+            counts.leased += open_slots
             granted.append(Lease(chunk, holder, now, now + seconds))
         self._leases.update({lease.chunk: lease for lease in granted})
         return granted
@@ -75,37 +126,54 @@ class Ledger:
         held = [chunk for chunk, lease in self._leases.items() if lease.holder == holder]
         for chunk in held:
             del self._leases[chunk]
-            self.regenerated += 1
+            self.counts[self.attempt].regenerated += self._open(chunk)
         return len(held)
 
     def slots(self, chunk: int) -> range:
         """The slots of a chunk."""
         return range(chunk * self.chunk_size, (chunk + 1) * self.chunk_size)
 
-    def _slots(self, chunk: int) -> set[int]:
-        return set(self.slots(chunk))
+    def _open(self, chunk: int) -> int:
+        """How many slots of a chunk are not accepted."""
+        return sum(slot not in self._accepted for slot in self.slots(chunk))
 
     # delivery --------------------------------------------------------------------------------------------------
 
-    def accept(self, slots: Iterable[int], attempt: int) -> list[int]:
-        """The slots among these that are new and now accepted; the rest were duplicates, late, or of an old attempt."""
+    def accept(self, slots: Iterable[int], attempt: int, written_by: Sequence[int] | None = None) -> list[int]:
+        """The slots among these that are new and now accepted; the rest were duplicates, late, or of an old attempt.
+
+        `written_by` are, slot by slot, the updates of the oldest weights that wrote a token of it. Raises RunProblem
+        for a slot that is not admitted, or whose tokens would be too old when it is trained.
+        """
         slots = list(slots)
         if attempt != self.attempt:
-            self.refused += len(slots)
+            self.counts.setdefault(attempt, Counts()).refused += len(slots)
             return []
-        fresh = []
-        for slot in slots:
+        counts, fresh = self.counts[attempt], []
+        for place, slot in enumerate(slots):
             if slot in self._accepted or slot < self.trained * self.batch_size:
-                self.duplicates += 1
-            elif slot >= self.admitted:
+                counts.duplicates += 1
+                continue
+            if slot >= self.admitted:
                 raise RunProblem(f"Slot {slot} was delivered but is not admitted yet: only {self.admitted} are.")
-            else:
-                self._accepted.add(slot)
-                fresh.append(slot)
+            oldest = slot // self.batch_size - self.max_staleness
+            if written_by is not None and written_by[place] < oldest:
+                raise RunProblem(
+                    f"Slot {slot} was delivered with tokens of weights {written_by[place]}, but trains in batch "
+                    f"{slot // self.batch_size}, where none may be older than {oldest}."
+                )
+            self._accepted[slot] = attempt
+            counts.generated += 1
+            fresh.append(slot)
         for chunk in {slot // self.chunk_size for slot in fresh}:
-            if self._slots(chunk) <= self._accepted:
+            if not self._open(chunk):
                 self._leases.pop(chunk, None)
         return fresh
+
+    @property
+    def accepted(self) -> Set[int]:
+        """The slots that are accepted and not trained."""
+        return self._accepted.keys()
 
     def missing(self, batch: int) -> list[int]:
         """Slots of `batch` that are not accepted yet."""
@@ -126,44 +194,104 @@ class Ledger:
 
     # training --------------------------------------------------------------------------------------------------
 
-    def train(self, batch: int) -> None:
-        """Record that `batch` was trained. Raises RunProblem unless it is the next one and complete."""
+    def refuse_other_attempts(self, attempt: int, what: str) -> None:
+        """Returns where `attempt` is the present one. Raises RunProblem, which says `what` the other one did."""
+        if attempt != self.attempt:
+            raise RunProblem(f"Attempt {attempt} {what}, but attempt {self.attempt} is the present one.")
+
+    def train(self, batch: int, attempt: int) -> None:
+        """Record that `batch` was trained. Raises RunProblem unless it is the next one, complete, and of the present
+        attempt."""
+        self.refuse_other_attempts(attempt, f"trained batch {batch}")
         if batch != self.trained:
             raise RunProblem(f"Batch {batch} was given to training, but batch {self.trained} is next.")
         missing = self.missing(batch)
         if missing:
             raise RunProblem(f"Batch {batch} was given to training without its slots {missing[:8]}.")
         self.trained += 1
-        self._accepted.difference_update(self.batch_slots(batch))
+        self.counts[attempt].trained += self.batch_size
+        self._trained_from.update(self._accepted.pop(slot) for slot in self.batch_slots(batch))
 
     def advance(self, attempt: int, version: int) -> None:
-        """Weights `version` of `attempt` are in the engines. Raises RunProblem for an old attempt or a step back."""
-        if attempt != self.attempt:
-            raise RunProblem(f"Attempt {attempt} published weights, but attempt {self.attempt} is the present one.")
+        """Weights `version` of `attempt` are in the engines. Raises RunProblem for another attempt, a step back, or
+        weights of more updates than were trained."""
+        self.refuse_other_attempts(attempt, "published weights")
         if version < self.version:
             raise RunProblem(f"Version {version} was published after version {self.version}.")
+        if version > self.trained:
+            raise RunProblem(f"Version {version} was published, but {self.trained} batches are trained.")
         self.version = version
+        self._waits_for_weights = False
+        self._count_admitted()
 
     # checkpoints -----------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps. Leases are not kept: whoever held them is asked again, or gone."""
+    def state(self, attempt: int) -> dict[str, Any]:
+        """What a checkpoint keeps, as plain JSON. Leases are not kept: whoever held them is asked again, or gone.
+
+        Raises RunProblem where `attempt`, which wants to save it, is not the present one.
+        """
+        self.refuse_other_attempts(attempt, "wanted to save a checkpoint")
         return {
             "schema_version": SCHEMA_VERSION,
             "attempt": self.attempt,
             "version": self.version,
             "trained": self.trained,
-            "accepted": sorted(self._accepted),
-            "counts": [self.regenerated, self.duplicates, self.refused],
+            "accepted": sorted([slot, generated_in] for slot, generated_in in self._accepted.items()),
+            "trained_from": sorted([generated_in, slots] for generated_in, slots in self._trained_from.items()),
+            "counts": {str(number): asdict(counts) for number, counts in sorted(self.counts.items())},
         }
 
-    def restore(self, state: dict[str, Any], attempt: int) -> None:
-        """Go back to `state` under a new `attempt`; deliveries of older attempts are refused from now on."""
-        if attempt <= state["attempt"]:
-            raise RunProblem(f"Attempt {attempt} cannot follow attempt {state['attempt']}.")
+    def restore(self, state: dict[str, Any] | None, attempt: int, history: Mapping[int, Counts] | None = None) -> None:
+        """Go back to `state` (None: to the beginning) under a new `attempt`; whatever acts for another is refused from
+        now on. `history` are counts that are known from elsewhere.
+
+        Raises RunProblem where the number is not new, or the state is of a schema that is not known.
+        """
+        state = _as_written_now(state, self.batch_size)
+        latest = max(self.attempt, state["attempt"])
+        if attempt <= latest:
+            raise RunProblem(f"Attempt {attempt} cannot follow attempt {latest}.")
         self.attempt = attempt
         self.version = state["version"]
-        self.trained = state["trained"]
-        self._accepted = set(state["accepted"])
+        self.trained = self._start = state["trained"]
+        self._accepted = dict(state["accepted"])
+        self._trained_from = Counter(dict(state["trained_from"]))
         self._leases = {}
-        self.regenerated, self.duplicates, self.refused = state["counts"]
+        self._waits_for_weights = True
+        saved = {int(number): Counts(**counted) for number, counted in state["counts"].items()}
+        for number, counted in (*saved.items(), *(history or {}).items()):
+            self.counts[number] = self.counts.get(number, Counts()).with_at_least(counted)
+        kept = self._trained_from + Counter(self._accepted.values())
+        for number, counts in self.counts.items():
+            counts.discarded = max(0, counts.generated - kept[number])
+        self.counts.setdefault(attempt, Counts())
+        self._count_admitted()
+
+
+def _as_written_now(state: dict[str, Any] | None, batch_size: int) -> dict[str, Any]:
+    """`state` in the present schema. Version 1 did not say in which attempt a slot was generated: its own is taken."""
+    if state is None:
+        return {"attempt": -1, "version": 0, "trained": 0, "accepted": [], "trained_from": [], "counts": {}}
+    if state["schema_version"] == SCHEMA_VERSION:
+        return state
+    if state["schema_version"] != 1:
+        raise RunProblem(
+            f"The ledger in the checkpoint is of schema version {state['schema_version']}; this program reads 1 and "
+            f"{SCHEMA_VERSION}."
+        )
+    number, trained = state["attempt"], state["trained"] * batch_size
+    regenerated, duplicates, refused = state["counts"]
+    counted = Counts(
+        generated=trained + len(state["accepted"]),
+        regenerated=regenerated,
+        duplicates=duplicates,
+        refused=refused,
+        trained=trained,
+    )
+    return {
+        **state,
+        "accepted": [[slot, number] for slot in state["accepted"]],
+        "trained_from": [[number, trained]],
+        "counts": {str(number): asdict(counted)},
+    }

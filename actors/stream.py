@@ -1,11 +1,17 @@
 """The episode stream: leases slots to generators, keeps what they deliver, hands whole batches to the learners.
 
 A thin shell over `actors.ledger`: it adds waiting with deadlines, the rows themselves, and Parquet, the audit trail.
+
+Nothing in it grows with the length of a run. Rows are those of slots that are admitted and not trained: at most
+(max_staleness + 1) batches, because no version is admitted beyond what is trained. A change is one event that all who
+wait share; a failure is kept once, and so is the name of a generator that was released (restarts have a budget). Who
+waits are one call a generator, for a lease, and one a learner rank, for a batch, each until its deadline.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +19,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, with_scores
+from actors.attempts import read_counts, write_counts
+from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, oldest_updates, with_scores
 from actors.failures import Problem
-from actors.ledger import Ledger
+from actors.ledger import Counts, Ledger
 from corpus.problems import RunProblem
 from corpus.schemas import read_table
+from corpus.storage import write_atomically
 
 
 class StreamPlan:
-    """What the stream needs to know of a PPO stage. Sizes are in slots, times in seconds."""
+    """What the stream needs to know of a PPO stage. Sizes are in slots, times in seconds.
+
+    `directory` is where episodes are written; the counts of attempts go beside it (see `actors.attempts`).
+    """
 
     def __init__(
         self,
@@ -59,9 +70,12 @@ class EpisodeStream:
         self._prompt_tokens: list[list[int]] = table["prompt_tokens"].to_pylist()
         self._order = PromptOrder(len(self._prompt_ids), plan.seed)
         self._rows: dict[int, pa.RecordBatch] = {}
-        self._written: set[int] = set()
+        self._writing: tuple[int, asyncio.Task[None]] | None = None
+        """The batch that was taken last, and the writing of its Parquet, which every rank that takes it waits for."""
         self._changed = asyncio.Event()
         self._failure: Problem | None = None
+        self._released: set[str] = set()
+        """Holders that are gone."""
 
     def _notify(self) -> None:
         self._changed.set()
@@ -81,11 +95,15 @@ class EpisodeStream:
     # generators --------------------------------------------------------------------------------------------------
 
     async def lease(self, holder: str, chunks: int, wait_s: float) -> list[Chunk]:
-        """Up to `chunks` chunks of slots for `holder` to generate; waits up to `wait_s` for the first."""
+        """Up to `chunks` chunks of slots for `holder` to generate; waits up to `wait_s` for the first.
+
+        A holder that was released gets none.
+        """
         deadline = time.monotonic() + wait_s
         while True:
             now = time.time()
-            leases = self._ledger.lease(holder, chunks, now, self._plan.lease_s)
+            # The call of a generator that died waits on here, and what it was given would be given to nobody.
+            leases = [] if holder in self._released else self._ledger.lease(holder, chunks, now, self._plan.lease_s)
             if leases:
                 return [
                     Chunk([self._slot(index) for index in self._ledger.slots(lease.chunk)], self._ledger.attempt, now)
@@ -102,9 +120,12 @@ class EpisodeStream:
     async def accept(
         self, episodes: pa.RecordBatch, scores: Sequence[float], reference_logprobs: Sequence[Sequence[float]]
     ) -> int:
-        """Keep what is new of a scored chunk; returns how many episodes that was."""
-        slots = episodes.column("slot").to_pylist()
-        fresh = set(self._ledger.accept(slots, episodes.column("attempt")[0].as_py()))
+        """Keep what is new of a scored chunk; returns how many episodes that was: none of an older attempt's.
+
+        Raises RunProblem where a slot is not admitted or a token too old.
+        """
+        slots, attempt = episodes.column("slot").to_pylist(), episodes.column("attempt")[0].as_py()
+        fresh = set(self._ledger.accept(slots, attempt, oldest_updates(episodes)))
         scored = with_scores(episodes, scores, reference_logprobs, time.time())
         for row, slot in enumerate(slots):
             if slot in fresh:
@@ -114,20 +135,32 @@ class EpisodeStream:
         return len(fresh)
 
     async def release(self, holder: str) -> int:
-        """Free the leases of a generator that stopped or died."""
+        """Free the leases of a generator that stopped or died. It gets none any more; one in its place has another
+        name.
+
+        Returns how many chunks became free.
+        """
+        self._released.add(holder)
         freed = self._ledger.release(holder)
         self._notify()
         return freed
 
     # the learner -------------------------------------------------------------------------------------------------
 
-    async def take(self, batch: int, timeout_s: float) -> pa.Table:
-        """All episodes of `batch`, in slot order, once they are there; also written to Parquet.
+    async def take(self, batch: int, timeout_s: float, attempt: int) -> pa.Table:
+        """All episodes of `batch`, in slot order, once they are there and written to Parquet; for the present attempt.
 
-        Raises RunProblem after `timeout_s`, naming who owes which slots, or at once if an actor failed meanwhile.
+        Raises RunProblem after `timeout_s`, naming who owes which slots, at once if an actor failed meanwhile, if the
+        batch is trained already, or if `attempt` is not or no longer the present one.
         """
         deadline = time.monotonic() + timeout_s
-        while missing := self._ledger.missing(batch):
+        while True:
+            self._ledger.refuse_other_attempts(attempt, f"asked for batch {batch}")
+            if batch < self._ledger.trained:
+                raise RunProblem(f"Batch {batch} was asked for, but batch {self._ledger.trained} is next.")
+            missing = self._ledger.missing(batch)
+            if not missing:
+                break
             if self._failure is not None:
                 raise self._failure
             if not await self._wait_for_change(deadline):
@@ -137,9 +170,11 @@ class EpisodeStream:
                     f"{self._owing(batch)}."
                 )
         table = pa.Table.from_batches([self._rows[slot] for slot in self._ledger.batch_slots(batch)], schema=EPISODE)
-        if batch not in self._written:  # every rank of the learner takes the batch
-            self._written.add(batch)
-            await asyncio.to_thread(self._write, batch, table)
+        if self._writing is None or self._writing[0] != batch:  # every rank of the learner takes the batch
+            writing = asyncio.to_thread(self._write, batch, attempt, table, self._history())
+            self._writing = batch, asyncio.ensure_future(writing)
+        await asyncio.shield(self._writing[1])
+        self._ledger.refuse_other_attempts(attempt, f"asked for batch {batch}")
         return table
 
     def _owing(self, batch: int) -> str:
@@ -150,24 +185,32 @@ class EpisodeStream:
             return "no generator has leased them"
         return f"owed by {holders}" + ("; some were leased by nobody" if unleased else "")
 
-    def _write(self, batch: int, table: pa.Table) -> None:
+    def _write(self, batch: int, attempt: int, table: pa.Table, history: dict[int, dict[str, int]]) -> None:
         directory = Path(self._plan.directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"update-{batch + 1:06d}-attempt-{self._ledger.attempt}.parquet"
-        partial = path.with_suffix(".partial")
-        pq.write_table(table, partial)
-        partial.replace(path)
+        # Safe on the disk when it appears: the checkpoint that follows, which is, has these rows no more.
+        path = directory / f"update-{batch + 1:06d}-attempt-{attempt}.parquet"
+        write_atomically(path, lambda stream: pq.write_table(table, stream))
+        write_counts(directory.parent, history)
 
-    async def trained(self, batch: int) -> None:
-        """Batch `batch` went into the weights; its rows are dropped here (they are in Parquet)."""
-        self._ledger.train(batch)
+    def _history(self) -> dict[int, dict[str, int]]:
+        return {number: asdict(counts) for number, counts in self._ledger.counts.items()}
+
+    async def trained(self, batch: int, attempt: int) -> None:
+        """Batch `batch` went into the weights of the present attempt; its rows are dropped here (they are in Parquet).
+
+        Raises RunProblem unless it is the next one, complete, and `attempt` the present one.
+        """
+        self._ledger.train(batch, attempt)
         for slot in self._ledger.batch_slots(batch):
             del self._rows[slot]
 
     # the conductor -----------------------------------------------------------------------------------------------
 
     async def advance(self, attempt: int, version: int) -> None:
-        """The engines hold weights `version`: further slots are admitted."""
+        """The engines hold weights `version` of `attempt`: further slots are admitted.
+
+        Raises RunProblem where that is not the present attempt, or the version is no next one.
+        """
         self._ledger.advance(attempt, version)
         self._notify()
 
@@ -178,27 +221,52 @@ class EpisodeStream:
         self._notify()
 
     async def counts(self) -> dict[str, float]:
-        """What the ledger has counted, and the memory of this process."""
+        """The episodes that wait, and what the ledger has counted, in slots, over all attempts."""
+        every = Counts()
+        for counts in self._ledger.counts.values():
+            every = every.plus(counts)
         return {
             "stream/accepted_waiting": len(self._rows),
-            "stream/regenerated": self._ledger.regenerated,
-            "stream/duplicates": self._ledger.duplicates,
-            "stream/refused": self._ledger.refused,
+            "stream/attempt": self._ledger.attempt,
+            "stream/admitted": self._ledger.admitted,
+            "stream/leased": every.leased,
+            "stream/generated": every.generated,
+            "stream/regenerated": every.regenerated,
+            "stream/duplicates": every.duplicates,
+            "stream/refused": every.refused,
+            "stream/trained": every.trained,
+            "stream/discarded": every.discarded,
         }
 
     # recovery ----------------------------------------------------------------------------------------------------
 
-    async def state(self) -> tuple[dict[str, Any], pa.Table]:
-        """For the checkpoint: the ledger's state and the accepted episodes that are not trained yet."""
-        rows = [self._rows[slot] for slot in sorted(self._rows)]
-        return self._ledger.state(), pa.Table.from_batches(rows, schema=EPISODE)
+    async def state(self, attempt: int) -> tuple[dict[str, Any], pa.Table]:
+        """For the checkpoint: the ledger's state and the accepted episodes that are not trained yet.
 
-    async def restore(self, state: dict[str, Any], episodes: pa.Table, attempt: int) -> None:
-        """Go back to a checkpoint under a new attempt."""
-        self._ledger.restore(state, attempt)
-        self._written.clear()
-        batches = episodes.combine_chunks().to_batches()
-        self._rows = {
+        Raises RunProblem where `attempt`, which wants to save them, is not the present one.
+        """
+        state = self._ledger.state(attempt)
+        rows = [self._rows[slot] for slot in sorted(self._rows)]
+        await asyncio.to_thread(write_counts, Path(self._plan.directory).parent, self._history())
+        return state, pa.Table.from_batches(rows, schema=EPISODE)
+
+    async def restore(self, state: dict[str, Any] | None, episodes: pa.Table | None, attempt: int) -> None:
+        """Go back to a checkpoint, or, where there is none, to the beginning, under a new attempt. Nothing is leased
+        until the engines hold weights of it; whatever an older attempt wants, also what it waits for, is refused.
+
+        Raises RunProblem where the attempt is not a new one, or the checkpoint's ledger and episodes do not agree.
+        """
+        batches = [] if episodes is None else episodes.combine_chunks().to_batches()
+        rows = {
             slot: batch.slice(row, 1) for batch in batches for row, slot in enumerate(batch.column("slot").to_pylist())
         }
+        history = read_counts(Path(self._plan.directory).parent)
+        self._ledger.restore(state, attempt, {number: Counts(**counts) for number, counts in history.items()})
+        if set(rows) != set(self._ledger.accepted):
+            raise RunProblem(
+                f"The checkpoint has episodes of {len(rows)} slots, but its ledger has {len(self._ledger.accepted)} "
+                "accepted that are not trained."
+            )
+        self._rows = rows
+        self._writing = None
         self._notify()

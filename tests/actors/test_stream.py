@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors import stream as streams
+from actors.attempts import read_counts
 from actors.episodes import EPISODE, GENERATED, Chunk, PromptOrder, episode_seed
 from actors.stream import EpisodeStream, StreamPlan
 from corpus.problems import RunProblem
@@ -117,8 +119,10 @@ def waits(answer: Future, seconds: float = 0.3) -> bool:
     return False
 
 
-def generated(chunk: Chunk, holder: str) -> pa.RecordBatch:
+def generated(chunk: Chunk, holder: str, update: int | None = None) -> pa.RecordBatch:
+    """The chunk's episodes, by the weights before the slot's own update, unless told otherwise."""
     count = len(chunk.slots)
+    wrote = [slot.index // BATCH if update is None else update for slot in chunk.slots]
     columns = {
         "run": ["r"] * count,
         "round": [1] * count,
@@ -129,7 +133,7 @@ def generated(chunk: Chunk, holder: str) -> pa.RecordBatch:
         "prompt_tokens": [slot.prompt_tokens for slot in chunk.slots],
         "response_tokens": [[7, 8]] * count,
         "behaviour_logprobs": [[-1.0, -1.0]] * count,
-        "version_spans": [[{"attempt": 0, "update": 0, "start": 0, "end": 2}]] * count,
+        "version_spans": [[{"attempt": chunk.attempt, "update": update, "start": 0, "end": 2}] for update in wrote],
         "finish_reason": ["stop"] * count,
         "generator": [holder] * count,
         "leased_at": [chunk.leased_at] * count,
@@ -161,7 +165,7 @@ def test_a_batch_is_taken_in_slot_order_whoever_delivered_first_and_is_on_the_di
 
 def take_a_batch(stream: Stream, tmp_path: Path) -> None:
     one, two = stream.lease("a", 2, 0.0)
-    taken = stream.later("take", 0, 30.0)
+    taken = stream.later("take", 0, 30.0, 0)
     assert stream.deliver(two, score=2.0) == CHUNK
     assert stream.deliver(one, score=1.0) == CHUNK
     table = taken.result(30)
@@ -179,8 +183,8 @@ def test_a_second_delivery_changes_nothing(start):
     stream.deliver(one, score=1.0)
     assert stream.deliver(one, score=5.0) == 0
     stream.deliver(two)
-    assert stream.take(0, 1.0)["score"].to_pylist() == [1.0, 1.0, 1.0, 1.0]
-    stream.trained(0)
+    assert stream.take(0, 1.0, 0)["score"].to_pylist() == [1.0, 1.0, 1.0, 1.0]
+    stream.trained(0, 0)
     assert stream.deliver(one) == 0  # later still: its batch is in the weights
     counts = stream.counts()
     assert (counts["stream/duplicates"], counts["stream/accepted_waiting"]) == (4, 0)
@@ -196,7 +200,7 @@ def test_an_expired_lease_is_given_to_another_and_the_first_to_deliver_counts(st
     assert stream.deliver(again[0], "quick") == CHUNK
     assert stream.deliver(slow, "slow") == 0
     counts = stream.counts()
-    assert (counts["stream/regenerated"], counts["stream/duplicates"]) == (1, 2)
+    assert (counts["stream/regenerated"], counts["stream/duplicates"]) == (2, 2)
 
 
 def test_what_a_dead_generator_held_is_leased_at_once(start):
@@ -209,13 +213,24 @@ def test_what_a_dead_generator_held_is_leased_at_once(start):
     assert time.monotonic() - began < 10
 
 
+def test_a_dead_generators_call_that_still_waits_is_given_nothing(start):
+    stream = start()
+    stream.lease("dying", 9, 0.0)
+    of_the_dead = stream.later("lease", "dying", 9, 1.0)
+    assert waits(of_the_dead)
+    assert stream.release("dying") > 0
+    assert of_the_dead.result(30) == []
+    assert stream.lease("dying", 1, 0.0) == []
+    assert indices(stream.lease("in its place", 1, 0.0)) == [0, 1]
+
+
 def test_a_lease_waits_until_further_slots_are_admitted(start):
     stream = start()
     stream.fill()
     assert stream.lease("a", 1, 0.1) == []
     waiting = stream.later("lease", "a", 2, 30.0)
-    stream.take(0, 1.0)
-    stream.trained(0)
+    stream.take(0, 1.0, 0)
+    stream.trained(0, 0)
     assert waits(waiting)
     stream.advance(0, 1)
     assert indices(waiting.result(30)) == [4, 5, 6, 7]
@@ -224,10 +239,10 @@ def test_a_lease_waits_until_further_slots_are_admitted(start):
 def test_the_deadline_of_a_batch_names_who_owes_it(start):
     stream = start()
     with pytest.raises(RunProblem, match="4 of 4 episodes are missing, the first of slot 0; no generator has leased"):
-        stream.take(0, 0.1)
+        stream.take(0, 0.1, 0)
     [one] = stream.lease("generator-3", 1, 0.0)
     with pytest.raises(RunProblem) as late:
-        stream.take(0, 0.1)
+        stream.take(0, 0.1, 0)
     assert str(late.value) == (
         "Batch 0 was not complete after 0 s: 4 of 4 episodes are missing, the first of slot 0; "
         "owed by generator-3 (leased 0 s ago); some were leased by nobody."
@@ -235,7 +250,7 @@ def test_the_deadline_of_a_batch_names_who_owes_it(start):
     stream.deliver(one)
     stream.lease("generator-5", 1, 0.0)
     with pytest.raises(RunProblem) as late:
-        stream.take(0, 0.1)
+        stream.take(0, 0.1, 0)
     assert str(late.value) == (
         "Batch 0 was not complete after 0 s: 2 of 4 episodes are missing, the first of slot 2; "
         "owed by generator-5 (leased 0 s ago)."
@@ -247,7 +262,7 @@ def test_an_actor_that_failed_is_told_to_whoever_waits_for_a_batch_at_once(start
 
 
 def fail_a_batch(stream: Stream) -> None:
-    waiting = stream.later("take", 0, 300.0)
+    waiting = stream.later("take", 0, 300.0, 0)
     assert waits(waiting)
     stream.fail(RunProblem("the scorer gave up"))
     stream.fail(RunProblem("and so, later, did the generator"))
@@ -261,10 +276,10 @@ def test_batches_are_trained_in_order_and_whole(start):
     stream = start(staleness=1)
     stream.fill()
     with pytest.raises(RunProblem, match="Batch 1 was given to training, but batch 0 is next"):
-        stream.trained(1)
-    stream.trained(0)
+        stream.trained(1, 0)
+    stream.trained(0, 0)
     with pytest.raises(RunProblem, match="Batch 0 was given to training, but batch 1 is next"):
-        stream.trained(0)
+        stream.trained(0, 0)
 
 
 def test_a_checkpoint_continues_under_a_new_attempt_and_the_old_one_is_refused(start, tmp_path):
@@ -275,29 +290,118 @@ def go_on(before: Stream, after: Stream, tmp_path: Path) -> None:
     chunks = before.lease("a", 4, 0.0)
     for chunk in chunks[:3]:
         before.deliver(chunk)
-    before.take(0, 1.0)
-    before.trained(0)
-    state, episodes = before.state()
+    before.take(0, 1.0, 0)
+    before.trained(0, 0)
+    state, episodes = before.state(0)
     assert episodes["slot"].to_pylist() == [4, 5]
 
     after.restore(state, episodes, 1)
     assert after.deliver(chunks[3]) == 0  # generated for the attempt before
     assert after.counts()["stream/refused"] == CHUNK
-    with pytest.raises(RunProblem, match="Attempt 0 published weights, but attempt 1 is the present one"):
-        after.advance(0, 1)
-    [again] = after.lease("b", 9, 0.0)
+    for method, *arguments in (("advance", 0, 1), ("take", 1, 1.0, 0), ("trained", 1, 0), ("state", 0)):
+        with pytest.raises(RunProblem, match=r"Attempt 0 .*, but attempt 1 is the present one"):
+            getattr(after, method)(*arguments)
+    assert after.lease("b", 9, 0.1) == []  # the engines may hold weights that were rolled back
+    after.advance(1, 1)
+    [again] = after.lease("b", 1, 0.0)
     assert (indices([again]), again.attempt) == ([6, 7], 1)
     assert again.slots == chunks[3].slots  # the same prompts, drawn with the same seeds
     assert after.deliver(again, "b") == CHUNK
-    table = after.take(1, 1.0)
+    table = after.take(1, 1.0, 1)
     assert table["slot"].to_pylist() == [4, 5, 6, 7]
     assert table["attempt"].to_pylist() == [0, 0, 1, 1]
     names = sorted(path.name for path in (tmp_path / "episodes").iterdir())
     assert names == ["update-000001-attempt-0.parquet", "update-000002-attempt-1.parquet"]
 
 
+def test_whoever_waits_for_a_batch_when_a_new_attempt_begins_is_refused(start):
+    stream = start()
+    waiting = stream.later("take", 0, 30.0, 0)
+    assert waits(waiting)
+    stream.restore(None, None, 1)
+    with pytest.raises(RunProblem, match="Attempt 0 asked for batch 0, but attempt 1 is the present one"):
+        waiting.result(30)
+    stream.advance(1, 0)
+    stream.fill()
+    assert stream.take(0, 1.0, 1)["attempt"].to_pylist() == [1, 1, 1, 1]
+
+
+def test_a_batch_that_is_trained_is_not_given_again(start):
+    stream = start()
+    stream.fill()
+    stream.trained(0, 0)
+    with pytest.raises(RunProblem, match="Batch 0 was asked for, but batch 1 is next"):
+        stream.take(0, 60.0, 0)
+
+
+def test_every_rank_gets_the_batch_once_it_is_on_the_disk(start, tmp_path, monkeypatch):
+    stream, begun, may_go = start(), threading.Event(), threading.Event()
+    real = streams.write_atomically
+
+    def slow(path: Path, write: Any) -> None:
+        begun.set()
+        may_go.wait(30)
+        real(path, write)
+
+    monkeypatch.setattr(streams, "write_atomically", slow)
+    stream.fill()
+    first = stream.later("take", 0, 30.0, 0)
+    assert begun.wait(30)
+    second = stream.later("take", 0, 30.0, 0)
+    assert waits(first)
+    assert waits(second)
+    may_go.set()
+    assert first.result(30).equals(second.result(30))
+    assert [path.name for path in (tmp_path / "episodes").iterdir()] == ["update-000001-attempt-0.parquet"]
+
+
+def test_where_the_disk_refuses_a_batch_every_rank_is_told(start, tmp_path):
+    stream = start()
+    (tmp_path / "episodes").write_text("a file where the directory should be")
+    stream.fill()
+    for _ in range(2):
+        with pytest.raises(RunProblem, match=r"update-000001-attempt-0\.parquet: could not be written"):
+            stream.take(0, 1.0, 0)
+
+
+def test_a_token_older_than_the_staleness_bound_is_refused_on_delivery(start):
+    stream = start(staleness=0)
+    stream.fill()
+    stream.trained(0, 0)
+    stream.advance(0, 1)
+    [chunk, _] = stream.lease("a", 2, 0.0)
+    with pytest.raises(RunProblem, match="Slot 4 was delivered with tokens of weights 0, but trains in batch 1, where"):
+        stream.accept(generated(chunk, "a", update=0), [1.0] * CHUNK, [[-2.0, -2.0]] * CHUNK)
+    assert stream.deliver(chunk) == CHUNK
+
+
+def test_what_happened_in_an_attempt_is_known_to_the_stream_that_follows_a_dead_one(start, tmp_path):
+    dying = start(staleness=1)
+    state, episodes = dying.state(0)
+    dying.fill()
+    dying.take(0, 1.0, 0)
+    dying.trained(0, 0)
+    after = start(staleness=1)
+    after.restore(state, episodes, 1)
+    assert read_counts(tmp_path)[0]["generated"] == 8
+    counts = after.counts()
+    assert (counts["stream/generated"], counts["stream/discarded"], counts["stream/accepted_waiting"]) == (8, 8, 0)
+    after.advance(1, 0)
+    after.fill()
+    counts = after.counts()
+    assert (counts["stream/generated"], counts["stream/discarded"], counts["stream/accepted_waiting"]) == (16, 8, 8)
+
+
+def test_a_checkpoint_whose_ledger_and_episodes_differ_is_refused(start):
+    stream = start()
+    stream.fill()
+    state, episodes = stream.state(0)
+    with pytest.raises(RunProblem, match="has episodes of 3 slots, but its ledger has 4 accepted that are not trained"):
+        start().restore(state, episodes.slice(1), 1)
+
+
 def test_a_checkpoint_is_not_continued_under_its_own_attempt(start):
-    state, episodes = start().state()
+    state, episodes = start().state(0)
     with pytest.raises(RunProblem, match="Attempt 0 cannot follow attempt 0"):
         start().restore(state, episodes, 0)
 
@@ -308,10 +412,10 @@ def test_the_real_actor_does_the_same(start_actor, tmp_path):
     take_a_batch(first, tmp_path)
     (tmp_path / "episodes" / "update-000001-attempt-0.parquet").unlink()
     go_on(second, third, tmp_path)
-    first.trained(0)
+    first.trained(0, 0)
     first.advance(0, 1)
     with pytest.raises(RunProblem, match="Batch 1 was not complete after 1 s: 4 of 4 episodes are missing"):
-        first.take(1, 1.0)
+        first.take(1, 1.0, 0)
 
 
 @pytest.mark.slow
