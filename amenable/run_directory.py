@@ -1,6 +1,11 @@
 """Where everything of a run lies (docs/architecture.md holds the map), and the files that say what the run was."""
 
+import hashlib
 import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +15,20 @@ from amenable.json_files import write_json, write_text
 from amenable.lineage import lineage
 from amenable.recipe_loading import resolved
 from amenable.run_lease import LEASE_FILE, LOCK_FILE, RunLease
+from amenable.stage_reuse import STAGE_FILE
+from amenable.store_lease import LEASES, StoreLease
 from amenable.summary import Summary
 from corpus.problems import RunProblem, UsageProblem
+from corpus.storage import is_object_store, one_line, opened, send, without_options
+from corpus.stored_directory import StoredDirectory
+
+WORKING_COPIES = "AMENABLE_WORKING_COPIES"
+"""Environment variable: the directory of the working copies of runs that object stores keep."""
 
 _MARKS_OF_A_RUN = {"recipe.yaml", "lineage.json", LEASE_FILE, LOCK_FILE}
+_MARKS_IN_A_STORE = ("recipe.yaml", "lineage.json", LEASES)
+_ON_ONE_SIDE = frozenset({"checkpoints", "weights", "ray-train", LEASE_FILE, LOCK_FILE, LEASES})
+"""What working copy and store do not share: checkpoints go to the store by themselves, the rest is of no use there."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +63,30 @@ class RoundDirectory:
 
 
 class RunDirectory:
-    """The directory of one run. `root` is absolute, because Ray Train's workers change their working directory."""
+    """The directory of one run. `root` is absolute, because Ray Train's workers change their working directory.
+
+    A run that an object store keeps has its working copy in `root`; `stored` is both, and None for any other run.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.root = Path(os.path.abspath(os.path.expanduser(path)))
+        """Raises UsageProblem for an address that cannot be understood."""
+        self.stored: StoredDirectory | None = None
+        if is_object_store(path):
+            self.root = _working_copy(str(path))
+            self.stored = StoredDirectory(str(path), self.root, _ON_ONE_SIDE, frozenset({STAGE_FILE}))
+        else:
+            self.root = Path(os.path.abspath(os.path.expanduser(path)))
 
     @classmethod
     def find(cls, run: str) -> "RunDirectory":
         """The existing run meant by `run`: a path, or the name of a run in ./runs. Raises UsageProblem without one."""
         if not run:
             raise UsageProblem("The name of the run is empty; name the directory of a run, such as runs/demo.")
+        if is_object_store(run):
+            found = cls(run)
+            if found.is_stored():
+                return found
+            raise UsageProblem(f"There is no run in {found.name}; name the address of a run.")
         places = [Path(run)]
         if os.sep not in run and run not in (".", ".."):
             places.append(Path("runs") / run)
@@ -74,11 +103,59 @@ class RunDirectory:
         """True where the directory bears the marks of a run."""
         return any((self.root / mark).exists() for mark in _MARKS_OF_A_RUN)
 
+    @property
+    def name(self) -> str:
+        """What people are told of where the run is: its path, or its address without options."""
+        if self.stored is None:
+            return str(self.root)
+        return without_options(self.stored.address)
+
+    def is_stored(self) -> bool:
+        """True where an object store holds the marks of this run. Raises UsageProblem where it cannot be asked."""
+        assert self.stored is not None
+        try:
+            return any(self.stored.holds(mark) for mark in _MARKS_IN_A_STORE)
+        except RunProblem as problem:
+            raise UsageProblem(str(problem)) from problem
+
+    @contextmanager
+    def for_reading(self) -> Iterator["RunDirectory"]:
+        """The run as it is now, without its models: the directory itself, or, where a store keeps it, a copy that is
+        there within the block and that a command which works on the run does not see."""
+        if self.stored is None:
+            yield self
+            return
+        with tempfile.TemporaryDirectory(prefix="amenable-") as temporary:
+            copy = StoredDirectory(self.stored.address, Path(temporary), self.stored.local, self.stored.commits)
+            copy.pull(lambda path: not path.endswith((".safetensors", ".bin")))
+            yield RunDirectory(temporary)
+
+    def keep_report(self, report: Path) -> str:
+        """Keeps a report that was made of the run `for_reading`; returns the path or address that people find it at."""
+        if self.stored is None:
+            return str(report)
+        filesystem, inner = opened(self.stored.address)
+        try:
+            send(report, filesystem, f"{inner}/{report.name}")
+        except OSError as error:
+            raise RunProblem(f"{self.name}: the report could not be written there ({one_line(error)}).") from error
+        return f"{self.name}/{report.name}"
+
     def create(self) -> None:
-        """Makes the directory. Raises UsageProblem where it holds files that are not a run's."""
+        """Makes the directory. Raises UsageProblem where it, or the place in an object store, holds files that are not
+        a run's, or cannot be reached."""
+        if self.stored is not None:
+            try:
+                strange = not self.is_stored() and not self.stored.is_empty()
+            except RunProblem as problem:
+                raise UsageProblem(str(problem)) from problem
+            if strange:
+                raise UsageProblem(
+                    f"{self.name} holds files that are not a run's; give the run a new or empty place with --run."
+                )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            foreign = not self.is_a_run() and any(self.root.iterdir())
+            foreign = self.stored is None and not self.is_a_run() and any(self.root.iterdir())
         except (FileExistsError, NotADirectoryError):
             raise UsageProblem(f"{self.root} is a file; give the run a directory with --run.") from None
         except OSError as error:
@@ -88,9 +165,9 @@ class RunDirectory:
                 f"{self.root} holds files that are not a run's; give the run a new or empty directory with --run."
             )
 
-    def lease(self) -> RunLease:
-        """The right to write here, as a context manager; a live holder refuses a second (see RunLease)."""
-        return RunLease(self.root)
+    def lease(self) -> RunLease | StoreLease:
+        """The right to write here, as a context manager; a live holder refuses a second (see RunLease, StoreLease)."""
+        return RunLease(self.root) if self.stored is None else StoreLease(self.stored.address, self.root)
 
     @property
     def recipe(self) -> Path:
@@ -165,3 +242,14 @@ class RunDirectory:
             raise RunProblem(f"{self.root} has no summary.json yet: the run has not come to its end.") from None
         except ValueError:
             raise RunProblem(f"{self.summary} cannot be read as a summary.") from None
+
+
+def _working_copy(address: str) -> Path:
+    """Where this machine works on the run at `address`: the same place for every command, and for no other run."""
+    place = without_options(address)
+    home = os.environ.get(WORKING_COPIES) or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "amenable", "runs"
+    )
+    label = re.sub(r"[^A-Za-z0-9._-]", "-", place.rpartition("/")[2])
+    digest = hashlib.sha256(f"{place}?{address.partition('?')[2]}".encode()).hexdigest()[:12]
+    return Path(os.path.abspath(os.path.expanduser(home))) / f"{label}-{digest}"

@@ -6,8 +6,10 @@ import os
 import re
 import uuid
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 from pyarrow import fs
 
@@ -45,7 +47,8 @@ def resolve(path: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
 
 
 def named(address: str | os.PathLike[str], inner: str) -> str:
-    """What errors call the file `inner` of the file system of `address`: a path, or an address without its options."""
+    """What errors call the file `inner` of the file system of `address`: a path, or an address as a person reads it,
+    without its options and with blanks as blanks."""
     text = str(address)
     return f"{text.partition('://')[0]}://{inner}" if is_object_store(text) else inner
 
@@ -59,18 +62,37 @@ def below(address: str | os.PathLike[str], name: str) -> str:
     return f"{place.rstrip('/')}/{name}{question}{options}"
 
 
-def _object_store(address: str) -> tuple[fs.FileSystem, str]:
+@lru_cache(maxsize=64)
+def opened(address: str) -> tuple[fs.FileSystem, str]:
+    """Like `resolve`, without a slash at the end; once a process, for places that are asked often: without a region in
+    its address the store is asked where the bucket is."""
+    filesystem, inner = resolve(address)
+    return filesystem, inner.rstrip("/")
+
+
+def without_options(address: str) -> str:
+    """An address in an object store as errors tell it, without a slash at the end. Raises UsageProblem where it holds
+    keys, which are told nowhere."""
     place, _, options = address.partition("?")
-    if "@" in options or not _BUCKET_FIRST.match(place.partition("://")[2]):
+    if "@" in unquote(options) or not _BUCKET_FIRST.match(place.partition("://")[2]):
         # pyarrow would take the keys, but an address is kept in the run directory and told in errors
         raise UsageProblem(
             f"{_masked(address)}: the name of a bucket should come first, without keys or a port; keys are read from "
             "the environment, another server is ?endpoint_override=HOST:PORT (docs/data.md)."
         )
+    return place.rstrip("/")
+
+
+def _object_store(address: str) -> tuple[fs.FileSystem, str]:
+    place, _, options = address.partition("?")
+    without_options(address)
     try:
         return fs.FileSystem.from_uri(_bounded(address))
     except (OSError, ValueError) as error:  # about an option that is not known, whose value may be a key
-        said = one_line(str(error).replace(f"?{options}", ""))
+        said = str(error).replace(f"?{options}", "")
+        for value in filter(None, (part.partition("=")[2] for part in options.split("&"))):
+            said = said.replace(value, "…").replace(unquote(value), "…")
+        said = one_line(said)
         raise UsageProblem(f"{place}: this storage address cannot be opened ({said}).") from None
 
 

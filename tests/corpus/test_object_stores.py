@@ -9,13 +9,14 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from amenable.recipe import Recipe
 from amenable.stages.data import source_hashes
 from corpus.problems import RunProblem, UsageProblem
 from corpus.readers import find_files, read_rows
 from corpus.storage import _bounded, write_atomically
+
+pytest_plugins = ["tests.object_store"]
 
 ROWS = [{"prompt": "a"}, {"prompt": "é\u2028b"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -26,47 +27,8 @@ def columns(address):
     return [row.columns for row in read_rows(address)]
 
 
-@pytest.fixture(scope="module")
-def server():
-    """HOST:PORT of an S3 server."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def keys(monkeypatch):
-    """Some keys in the environment, as a user has them, and no other way to find any."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush/hush")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-
-
 def client(service, server):
     return boto3.client(service, endpoint_url=f"http://{server}", region_name="us-east-1")
-
-
-@pytest.fixture
-def store(server, keys):
-    """A client of the server, which has an empty bucket named bucket."""
-    s3 = client("s3", server)
-    s3.create_bucket(Bucket="bucket")
-    yield s3
-    for entry in s3.list_objects_v2(Bucket="bucket").get("Contents", []):
-        s3.delete_object(Bucket="bucket", Key=entry["Key"])
-    s3.delete_bucket(Bucket="bucket")
-
-
-@pytest.fixture
-def query(server):
-    """The options that make an address one of the server."""
-    return f"?scheme=http&region=us-east-1&endpoint_override={server}"
 
 
 def test_every_kind_of_object_is_read(store, query):
@@ -170,6 +132,8 @@ def test_a_wrong_key_is_one_sentence_and_is_not_told(store, server, query, monke
         ("s3://zzzz:zz/zz", "s3://…: the name of a bucket"),
         ("s3://localhost:9000/bucket/a.jsonl", "s3://…: the name of a bucket"),
         ("s3://bucket/a.jsonl?endpoint_override=http://me:zzzz@localhost", "s3://bucket/a.jsonl: the name of a bucket"),
+        ("s3://bucket/a.jsonl?endpoint_override=me:zzzz%40localhost", "s3://bucket/a.jsonl: the name of a bucket"),
+        ("s3://bucket/a.jsonl?allow_bucket_creation=zzzz", "s3://bucket/a.jsonl: this storage address cannot be"),
         ("gs://me:zzzz@bucket/a.jsonl", "gs://…@bucket/a.jsonl: the name of a bucket"),
         ("https://me:zzzz@host/a.jsonl?signature=zzzz", "https://…@host/a.jsonl: this kind of address is not known"),
         ("https://host/a.jsonl?signature=zzzz", "https://host/a.jsonl: this kind of address is not known"),

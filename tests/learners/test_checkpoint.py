@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from corpus.problems import RunProblem
-from learners import checkpoint as checkpoints
 from learners.checkpoint import list_complete, load_newest, write_checkpoint
+from learners.checkpoint_place import CheckpointPlace
 
 TENSORS = {"policy": {"a.weight": torch.arange(6.0).reshape(2, 3)}, "moments": {"a.weight": torch.full((2, 3), 0.5)}}
 TABLES = {"episodes": pa.table({"slot": [3, 4]})}
@@ -126,7 +126,7 @@ def test_a_crash_at_any_write_leaves_the_earlier_checkpoint_the_newest(tmp_path,
     survived = 0
     for number in range(1, 50):
         count = 0
-        monkeypatch.setattr(checkpoints.os, "fsync", crash_at(number))
+        monkeypatch.setattr(os, "fsync", crash_at(number))
         try:
             write(tmp_path, 1 + number, keep=50)
         except Crash:
@@ -163,3 +163,28 @@ def test_a_tensor_that_is_not_contiguous_is_written_as_it_looks(tmp_path):
     found = load_newest(tmp_path)
     assert found is not None
     assert torch.equal(found.tensors["weights"]["a"], tensor)
+
+
+def test_one_that_a_person_pinned_is_spared(tmp_path):
+    (write(tmp_path, 1) / "pinned").touch()
+    for step in range(2, 5):
+        write(tmp_path, step, keep=1)
+    assert steps(tmp_path) == [1, 4]
+    CheckpointPlace(tmp_path).remove_all(but_pinned=True)
+    assert steps(tmp_path) == [1]
+    CheckpointPlace(tmp_path).remove_all()
+    assert not tmp_path.exists()
+
+
+def test_what_cannot_be_removed_is_warned_of_and_costs_no_checkpoint(tmp_path, monkeypatch, caplog):
+    write(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointPlace, "remove", refuse)
+        write(tmp_path, 2, keep=1)
+    assert steps(tmp_path) == [1, 2]
+    assert "older checkpoints in" in caplog.text
+    assert "Permission denied" in caplog.text
+
+
+def refuse(place, name):
+    raise PermissionError(13, "Permission denied")
