@@ -24,6 +24,7 @@ from types import TracebackType
 from amenable.durations import spoken
 from amenable.json_files import write_json
 from corpus.problems import UsageProblem
+from corpus.processes import started_ticks
 from corpus.run_epoch import RunEpoch
 
 LEASE_FILE = "run.lease"
@@ -48,21 +49,16 @@ class Holder:
         return self.process.rpartition("/")[0]
 
 
-def _machine() -> str:
+def this_machine() -> str:
     """Tells whether a process number seen here means the same there: the same boot and the same set of processes."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
 
 
-def _process(pid: int) -> str | None:
+def mark_of_process(pid: int) -> str | None:
     """What tells the living process `pid` of this machine from any other one, ever; None where it is dead."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = status.rpartition(")")[2].split()  # after the command's name, which may hold spaces and brackets
-    state, start_ticks = fields[0], fields[19]  # proc(5): fields 3 and 22
-    return None if state in "ZX" else f"{_machine()}/{start_ticks}"
+    ticks = started_ticks(pid)
+    return None if ticks is None else f"{this_machine()}/{ticks}"
 
 
 class RunLease:
@@ -92,7 +88,7 @@ class RunLease:
             earlier = self._read()
             if earlier is not None and earlier.held:
                 self._refuse_if_alive(earlier, now)
-            own = _process(os.getpid())
+            own = mark_of_process(os.getpid())
             assert own is not None, "this process runs"
             self._holder = Holder(
                 host=socket.gethostname(),
@@ -125,8 +121,8 @@ class RunLease:
         self.run_epoch.check()
 
     def _refuse_if_alive(self, holder: Holder, now: float) -> None:
-        if holder.machine == _machine():
-            if _process(holder.pid) != holder.process:
+        if holder.machine == this_machine():
+            if mark_of_process(holder.pid) != holder.process:
                 return
             remedy = f"wait for it, stop it (kill {holder.pid})"
             seen = ""

@@ -1,232 +1,58 @@
 """The learner group: Ray Train workers that run one job after another, so that start-up is paid once.
 
-The driver hands jobs to a desk (a small actor); every rank fetches the job, runs it, and rank 0 reports. The desk also
-carries progress to the driver and the wish to stop to the ranks. Ray Train's own checkpoints are not used: a job's
-manifest on storage is the truth.
+The driver hands jobs to a desk (a small actor); every rank fetches the job, runs it, and rank 0 reports. Where a rank
+dies Ray Train starts all of them anew, and they fetch the job that is under way once more: it goes on from what it has
+saved. A rank that lives but says nothing is killed, so that the same happens. Ray Train's own checkpoints are not used:
+a job's manifest on storage is the truth.
 """
 
-import asyncio
 import contextlib
 import pickle
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import ray
-from ray.exceptions import GetTimeoutError
 
 from corpus.deaths import death, is_death
-from corpus.problems import RunProblem, UsageProblem
+from corpus.problems import RunProblem
 from corpus.run_epoch import RunEpoch
+from learners.desk import Desk, Loss, News, Ordered, Process, at_desk
+from learners.liveness import Liveness, kill_on_its_node
 from learners.worker import Interrupted, Progress, Worker
 
 POLL_S = 0.5
 """Seconds between two looks of the driver at the desk; a job's end is told at once."""
 
-DESK_DEADLINE_S = 120.0
-"""Seconds in which the desk answers a call. It only passes things on, but its process has to start among all others."""
-
 CLOSE_DEADLINE_S = 30.0
 """Seconds that the group's end waits for its workers; the Ray session's end stops them anyway."""
 
-IDLE_S = 20.0
-"""Seconds that a rank without a job waits at the desk before it asks again."""
+AGAIN = "the same command continues from what was last saved"
 
 
 @dataclass(frozen=True)
-class Ordered:
-    """A job with its number. `payload` is a pickled (run, job): `run` is called with (job, worker) on every rank.
+class Patience:
+    """How long the driver waits for its learners, in seconds, and how often it lets them start anew."""
 
-    Pickled, so that the desk, which only passes it on, does not import what the learners need (half a GiB of it).
-    """
-
-    number: int
-    payload: bytes
-    run_epoch: RunEpoch | None = None
-    """The holder of the run's lease for whom the ranks write; None where there is no lease."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended: one of `result` and `problem` is set, or `interrupted` says why it stopped early.
-
-    `traceback` is the rank's, where the problem is a mistake of the program.
-    """
-
-    number: int
-    result: dict[str, Any] | None = None
-    problem: Exception | None = None
-    interrupted: str = ""
-    traceback: str = ""
-
-
-@ray.remote(num_cpus=0)
-class Desk:
-    """Between driver and ranks. Coroutines of one event loop."""
-
-    def __init__(self) -> None:
-        self._job: Ordered | None = None
-        self._closed = False
-        self._stop = False
-        self._progress: list[Progress] = []
-        self._outcome: Outcome | None = None
-        self._ready: set[int] = set()
-        self._changed = asyncio.Event()
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def order(self, job: Ordered) -> None:
-        """The driver's next job."""
-        self._job, self._outcome, self._stop = job, None, False
-        self._notify()
-
-    async def next_job(self, rank: int, after: int, wait_s: float) -> tuple[bool, Ordered | None]:
-        """Whether the group is to end, and the job after number `after`, if there is one within `wait_s`."""
-        self._ready.add(rank)
-        deadline = time.monotonic() + wait_s
-        while not self._closed and (self._job is None or self._job.number <= after):
-            try:
-                await asyncio.wait_for(self._changed.wait(), deadline - time.monotonic())
-            except TimeoutError:
-                return False, None
-        return self._closed, self._job
-
-    async def report(self, progress: Progress) -> bool:
-        """Rank 0's progress; returns whether the job is asked to stop."""
-        self._progress.append(progress)
-        return self._stop
-
-    async def asked_to_stop(self) -> bool:
-        """Whether the job is asked to stop."""
-        return self._stop
-
-    async def finish(self, outcome: Outcome) -> None:
-        """How the present job ended; the first outcome counts."""
-        if self._outcome is None and self._job is not None and outcome.number == self._job.number:
-            self._outcome = outcome
-            self._notify()
-
-    async def news(self, wait_s: float) -> tuple[list[Progress], Outcome | None, int]:
-        """For the driver: progress since the last call, the outcome if there is one, and how many ranks are ready.
-
-        Waits up to `wait_s` for the outcome.
-        """
-        if self._outcome is None and wait_s > 0:
-            changed = self._changed
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), wait_s)
-        progress, self._progress = self._progress, []
-        return progress, self._outcome, len(self._ready)
-
-    async def stop_job(self) -> None:
-        """Ask the present job to stop after a checkpoint."""
-        self._stop = True
-
-    async def close(self) -> None:
-        """Let the ranks leave once their job is done."""
-        self._closed = True
-        self._stop = True
-        self._notify()
-
-
-def _serve(config: dict[str, Any]) -> None:
-    """What every Ray Train worker runs: jobs from the desk until it closes."""
-    import os
-
-    import torch
-    from ray import train
-
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(config["threads"])
-    context = train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    desk, done = config["desk"], 0
-    while True:
-        is_over, ordered = _at_desk(desk.next_job.remote(rank, done, IDLE_S), IDLE_S)
-        if is_over:
-            return
-        if ordered is None:
-            continue
-        worker = _worker(desk, rank, world, ordered.run_epoch)
-        try:
-            run, job = pickle.loads(ordered.payload)
-            outcome = Outcome(ordered.number, result=run(job, worker))
-        except Interrupted as interruption:
-            outcome = Outcome(ordered.number, interrupted=str(interruption))
-        except Exception as error:
-            problem = _portable(error)
-            is_expected = isinstance(problem, UsageProblem | RunProblem)
-            told = "" if is_expected else traceback.format_exc()
-            _at_desk(desk.finish.remote(Outcome(ordered.number, problem=problem, traceback=told)))
-            if world > 1:
-                raise  # the other ranks may be waiting in a collective: only a new group is sound
-            done = ordered.number
-            continue
-        if rank == 0:
-            _at_desk(desk.finish.remote(outcome))
-        done = ordered.number
-
-
-def _at_desk(call: Any, wait_s: float = 0.0, deadline_s: float | None = None) -> Any:
-    """What the desk answers to a call that waits there for up to `wait_s`. Raises RunProblem where it is late or dead.
-
-    The deadline is DESK_DEADLINE_S where none is given.
-    """
-    deadline_s = wait_s + (DESK_DEADLINE_S if deadline_s is None else deadline_s)
-    try:
-        return ray.get(call, timeout=deadline_s)
-    except GetTimeoutError:
-        raise RunProblem(
-            f"Waited {deadline_s:.0f} s for the learners' desk, the actor between command and learners, to answer; the "
-            "same command continues from what was last saved."
-        ) from None
-    except Exception as error:
-        if is_death(error):
-            raise death(error, "The learners' desk") from error
-        raise
-
-
-def _worker(desk: Any, rank: int, world: int, run_epoch: RunEpoch | None) -> Worker:
-    asked = {"stop": False, "looked": 0.0}
-
-    def report(progress: Progress) -> None:
-        if rank == 0:
-            asked["stop"] = _at_desk(desk.report.remote(progress))
-
-    def should_stop() -> bool:
-        now = time.monotonic()
-        if now - asked["looked"] > 0.5:
-            asked["stop"], asked["looked"] = _at_desk(desk.asked_to_stop.remote()), now
-        return bool(asked["stop"])
-
-    def check_lease() -> None:
-        if run_epoch is not None:
-            run_epoch.check()
-
-    return Worker(rank, world, report, should_stop, check_lease)
-
-
-def _portable(problem: Exception) -> Exception:
-    """The problem as it can be sent: an error that came over Ray is replaced by what caused it, and one that does not
-    survive pickling by its text."""
-    cause = getattr(problem, "cause", None)
-    problem = cause if isinstance(cause, Exception) else problem
-    try:
-        pickle.loads(pickle.dumps(problem))
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, what it says must arrive
-        return RuntimeError(f"{type(problem).__name__}: {problem}")
-    return problem
+    start_deadline_s: float
+    """For all ranks to be ready, at first and after each loss."""
+    silence_s: float = 60.0
+    """For a rank's next sign of life; then it is killed."""
+    stall_s: float = 7200.0
+    """For a rank's job to come by and report or ask, then it is killed: above every deadline that jobs keep."""
+    stop_grace_s: float = 300.0
+    """For the checkpoint of a job that is asked to stop."""
+    max_restarts: int = 3
+    """Restarts after deaths; those for the sake of machines that are taken away are not counted."""
 
 
 class LearnerGroup:
     """A Ray Train group of `workers` ranks that runs the jobs it is given. Use as a context manager.
 
-    With a `run_epoch` the ranks check, before they commit, that its holder still has the run's lease.
+    With a `run_epoch` the ranks check, before they commit, that its holder still has the run's lease. `note` is told,
+    while a job or the group's start is waited for, that the group was started anew, and why.
     """
 
     def __init__(
@@ -235,15 +61,24 @@ class LearnerGroup:
         threads: int,
         gpus_per_worker: float,
         storage: str,
-        start_deadline_s: float,
+        patience: Patience,
         run_epoch: RunEpoch | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._desk: Any = Desk.remote()
         self._number = 0
         self._workers = workers
-        self._deadline_s = start_deadline_s
+        self._patience = patience
         self._run_epoch = run_epoch
+        self._note = note
         self._ended: Exception | None = None
+        self._is_sound = True
+        self._incarnation = 0
+        self._restarts = 0
+        self._why = ""
+        self._is_counted = True
+        self._given_up: dict[int, str] = {}
+        self._kills: list[Any] = []
         self._thread = threading.Thread(
             target=self._fit, args=(workers, threads, gpus_per_worker, storage), name="ray-train", daemon=True
         )
@@ -254,17 +89,22 @@ class LearnerGroup:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        from learners.rank import TellLosses, serve
+
         resources = {"CPU": float(threads)} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
         try:
             TorchTrainer(
-                _serve,
+                serve,
                 train_loop_config={"desk": self._desk, "threads": threads},
                 torch_config=TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
                 scaling_config=ScalingConfig(
                     num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
                 ),
                 run_config=RunConfig(
-                    name="learners", storage_path=storage, failure_config=FailureConfig(max_failures=0)
+                    name="learners",
+                    storage_path=storage,
+                    failure_config=FailureConfig(max_failures=self._patience.max_restarts),
+                    callbacks=[TellLosses(self._desk)],
                 ),
             ).fit()
         except Exception as problem:  # noqa: BLE001 - handed to whoever waits in run()
@@ -275,17 +115,48 @@ class LearnerGroup:
         gave up; `Interrupted` where `should_stop` became true."""
         started = time.monotonic()
         while True:
-            news = _at_desk(self._desk.news.remote(POLL_S), POLL_S)
-            if news[2] == self._workers:
+            news = at_desk(self._desk.news.remote(POLL_S), POLL_S)
+            self._hear(news)
+            if len(news.processes) == self._workers:
                 return
             self._check_alive()
-            if time.monotonic() - started > self._deadline_s:
-                raise RunProblem(
-                    f"Only {news[2]} of {self._workers} learner workers were ready after {self._deadline_s:.0f} s: is "
-                    "there room for them (CPUs, GPUs, memory) beside the generators and scorers?"
-                )
+            self._check_start(news, time.monotonic() - started)
             if should_stop():
                 raise Interrupted("the start of the learners")
+
+    def _check_start(self, news: News, waited_s: float) -> None:
+        deadline_s = self._patience.start_deadline_s
+        if waited_s <= deadline_s:
+            return
+        ready = len(news.processes)
+        if self._why or self._given_up:
+            why = self._why or _sentence(self._given_up)
+            raise RunProblem(
+                f"Only {ready} of {self._workers} learner workers were there again {deadline_s:.0f} s after {why}; is "
+                f"there still room for them? With room, {AGAIN}."
+            )
+        raise RunProblem(
+            f"Only {ready} of {self._workers} learner workers were ready after {deadline_s:.0f} s: is there room for "
+            "them (CPUs, GPUs, memory) beside the generators and scorers?"
+        )
+
+    def _hear(self, news: News) -> list[Loss]:
+        """Takes in what has become of the ranks, and notes it; returns the losses that are new."""
+        for loss in news.losses:
+            causes = {rank: self._given_up.get(rank, cause) for rank, cause in loss.causes.items()}
+            self._why = _sentence(causes)
+            self._is_counted = loss.is_counted
+            self._restarts += loss.is_counted
+        for note in news.notes:
+            self._note(note)
+        if len(news.processes) == self._workers and news.incarnation != self._incarnation:
+            if self._why:
+                count = f" ({self._restarts} of {self._patience.max_restarts})" if self._is_counted else ""
+                self._note(f"learners restarted{count} after: {self._why}")
+            elif self._incarnation:
+                self._note("learners restarted: a machine of theirs was taken away")
+            self._incarnation, self._why, self._given_up = news.incarnation, "", {}
+        return news.losses
 
     def _check_alive(self) -> None:
         """Raises what ended the group: RunProblem for a rank that died, what Ray Train raised for a mistake in it."""
@@ -294,6 +165,8 @@ class LearnerGroup:
         failures = getattr(self._ended, "worker_failures", None) or {}
         for rank, failure in sorted(failures.items()):
             cause = getattr(failure, "health_check_failure", failure)
+            if is_death(cause) and rank in self._given_up:
+                raise RunProblem(f"Learner rank {rank} {self._given_up[rank]}; {AGAIN}.") from self._ended
             if is_death(cause):
                 raise death(cause, f"Learner rank {rank}") from self._ended
         if failures and self._ended is not None:
@@ -310,23 +183,40 @@ class LearnerGroup:
     ) -> dict[str, Any]:
         """Run one job on all ranks and return rank 0's result.
 
-        Raises what the job raised (with the rank's traceback as a note, where it is no expected problem), `Interrupted`
-        where `should_stop` became true and the job has its checkpoint, and RunProblem where the group ended.
+        A job whose ranks die is run again from its beginning, as often as the group may restart: it finds what it had
+        saved. What the job itself raises is raised here, with the rank's traceback as a note where it is no expected
+        problem, and nothing is run again. Raises `Interrupted` where `should_stop` became true and the job has its
+        checkpoint, and RunProblem where that does not come within the grace, where the group does not come back, and
+        where it may not restart any more.
         """
         self._number += 1
         ordered = Ordered(self._number, pickle.dumps((run, job)), self._run_epoch)
-        _at_desk(self._desk.order.remote(ordered))
-        asked = False
+        at_desk(self._desk.order.remote(ordered))
+        self._is_sound = False
+        liveness = Liveness(self._patience.silence_s, self._patience.stall_s)
+        asked_at: float | None = None
+        whole_at = time.monotonic()
         while True:
-            progress, outcome, _ = _at_desk(self._desk.news.remote(POLL_S), POLL_S)
-            for each in progress:
+            news = at_desk(self._desk.news.remote(POLL_S), POLL_S)
+            for each in news.progress:
                 on_progress(each)
-            if outcome is not None:
+            losses = self._hear(news)
+            if news.outcome is not None:
                 break
             self._check_alive()
-            if should_stop() and not asked:
-                asked = True
-                _at_desk(self._desk.stop_job.remote())
+            now = time.monotonic()
+            self._give_up(liveness.look(now, news.incarnation, news.beats), news.processes)
+            self._hear_of_kills()
+            if len(news.processes) == self._workers and not self._given_up:
+                whole_at = now
+            self._check_start(news, now - whole_at)
+            if asked_at is not None:
+                self._check_grace(now - asked_at, losses)
+            elif should_stop():
+                asked_at = now
+                at_desk(self._desk.stop_job.remote())
+        outcome = news.outcome
+        self._is_sound = outcome.problem is None or self._workers == 1
         if outcome.problem is not None:
             if outcome.traceback:
                 outcome.problem.add_note(f"In a learner:\n{outcome.traceback.rstrip()}")
@@ -336,15 +226,47 @@ class LearnerGroup:
         assert outcome.result is not None
         return outcome.result
 
+    def _give_up(self, ranks: dict[int, str], processes: dict[int, Process]) -> None:
+        for rank, why in ranks.items():
+            if rank in processes and rank not in self._given_up:
+                self._given_up[rank] = why
+                self._kills.append(kill_on_its_node(processes[rank]))
+
+    def _hear_of_kills(self) -> None:
+        """Notes a kill that failed. Where its machine is lost Ray finds that out; else the restart is waited for in
+        vain, and its deadline tells."""
+        for kill in list(self._kills):
+            done, _ = ray.wait([kill], timeout=0)
+            if done:
+                self._kills.remove(kill)
+                try:
+                    ray.get(kill)
+                except Exception as error:  # noqa: BLE001 - a lost machine has many names here
+                    self._note(f"a silent learner could not be killed: {' '.join(str(error).split())[:200]}")
+
+    def _check_grace(self, waited_s: float, losses: list[Loss]) -> None:
+        if losses:
+            raise RunProblem(f"The learners were to save and stop, and could not: {self._why}; {AGAIN}.")
+        if waited_s > self._patience.stop_grace_s:
+            raise RunProblem(
+                "The learners were asked to save and stop, and no checkpoint came within "
+                f"{self._patience.stop_grace_s:g} s (learners.stop_grace_s); what was saved before stands: {AGAIN}."
+            )
+
     def close(self) -> None:
-        """Let the workers end; waits for them up to CLOSE_DEADLINE_S. A desk that is dead is no problem any more."""
+        """Let the workers end; waits for them up to CLOSE_DEADLINE_S, unless they are still in the midst of a job, or
+        may be. A desk that is dead is no problem any more."""
         with contextlib.suppress(RunProblem):
-            _at_desk(self._desk.close.remote(), deadline_s=CLOSE_DEADLINE_S)
-        self._thread.join(CLOSE_DEADLINE_S)
+            at_desk(self._desk.close.remote(), deadline_s=CLOSE_DEADLINE_S)
+        self._thread.join(CLOSE_DEADLINE_S if self._is_sound else 0.0)
         ray.kill(self._desk)
 
-    def __enter__(self) -> "LearnerGroup":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _sentence(causes: dict[int, str]) -> str:
+    return ", ".join(f"rank {rank} {cause}" for rank, cause in sorted(causes.items()))

@@ -3,9 +3,12 @@
 import os
 import signal
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from corpus.problems import RunProblem
+from learners.process_group import sum_over_ranks
 from learners.worker import Interrupted, Progress, Worker
 
 
@@ -50,3 +53,64 @@ def commits(job: None, worker: Worker) -> dict[str, Any]:
 def is_killed(job: None, worker: Worker) -> dict[str, Any]:
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Six steps, each saved below `directory`; once, in the midst of step `at`, rank `rank` gets `signal`."""
+
+    directory: Path
+    signal: int
+    at: int = 4
+    rank: int = 0
+    once: bool = True
+
+
+def makes_steps(job: Steps, worker: Worker) -> dict[str, Any]:
+    """Goes on from the last saved step; returns that, and the process that did the last one."""
+    saved, struck = job.directory / "saved", job.directory / "struck"
+    resumed, total = int(saved.read_text()) if saved.exists() else 0, 0.0
+    for step in range(resumed + 1, 7):
+        if step == job.at and worker.rank == job.rank and not (job.once and struck.exists()):
+            with open(struck, "a") as stream:
+                stream.write("x")
+            os.kill(os.getpid(), job.signal)
+        total = sum_over_ranks(1.0)[0]  # where another rank has died, this fails
+        if worker.rank == 0:
+            worker.check_lease()
+            saved.write_text(str(step))
+        sum_over_ranks(0.0)
+        worker.report(Progress("toy", step, 6, "steps"))
+        time.sleep(0.05)
+    return {"resumed": resumed, "ranks": total, "pid": os.getpid()}
+
+
+def counts_its_runs_and_has_a_problem(job: Path, worker: Worker) -> dict[str, Any]:
+    with open(job / f"runs-{worker.rank}", "a") as stream:
+        stream.write("x")
+    raise RunProblem("The loss is NaN.")
+
+
+def counts_its_runs(job: Path, worker: Worker) -> dict[str, Any]:
+    with open(job / f"runs-{worker.rank}", "a") as stream:
+        stream.write("x")
+    return {"pid": os.getpid()}
+
+
+def does_not_hear_of_the_stop(job: Path, worker: Worker) -> dict[str, Any]:
+    """Works on until `job` exists."""
+    deadline = time.monotonic() + 60
+    while not job.exists():
+        assert time.monotonic() < deadline, "nobody let the job end"
+        worker.report(Progress("toy", 3, 10, "steps"))
+        time.sleep(0.05)
+    return {}
+
+
+def is_stuck_once(job: Path, worker: Worker) -> dict[str, Any]:
+    """Neither reports nor asks the first time, though its process lives."""
+    if not job.exists():
+        job.touch()
+        time.sleep(120)
+    worker.report(Progress("toy", 1, 1, "steps"))
+    return {"done": True}

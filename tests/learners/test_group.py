@@ -6,17 +6,18 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import group_jobs
 import pytest
 
 from corpus.problems import RunProblem
 from corpus.run_epoch import RunEpoch
-from learners import group as module
-from learners.group import LearnerGroup
+from learners import desk as desks
+from learners.group import LearnerGroup, Patience
 from learners.worker import Interrupted, Progress
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def ray_session() -> Iterator[None]:
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.getcwd()])  # ranks import group_jobs
-    with session(None, cpus=3):
+    with session(None, cpus=6):
         yield
     if before is None:
         del os.environ["PYTHONPATH"]
@@ -48,9 +49,14 @@ def lease(storage: Path) -> Path:
 @pytest.fixture(scope="module")
 def group(ray_session, storage: Path, lease: Path) -> Iterator[LearnerGroup]:
     """One rank, ready."""
-    with LearnerGroup(1, 1, 0, str(storage), 120, RunEpoch(lease, 3)) as group:
+    with LearnerGroup(1, 1, 0, str(storage), Patience(300), RunEpoch(lease, 3)) as group:
         group.wait_until_ready(never)
         yield group
+
+
+def new_desk() -> Any:
+    actor: Any = desks.Desk
+    return actor.remote()
 
 
 def never() -> bool:
@@ -110,7 +116,7 @@ def test_a_learner_commits_only_while_its_command_holds_the_lease(group, lease):
 def test_a_desk_that_is_killed_is_named_and_the_group_still_ends(storage):
     import ray
 
-    group = LearnerGroup(1, 1, 0, str(storage), 120)
+    group = LearnerGroup(1, 1, 0, str(storage), Patience(300, max_restarts=0))
     group.wait_until_ready(never)
     ray.kill(group._desk)
     with pytest.raises(RunProblem, match=r"^The learners' desk died: .*; the same command continues"):
@@ -120,27 +126,55 @@ def test_a_desk_that_is_killed_is_named_and_the_group_still_ends(storage):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_rank_that_is_killed_is_named(storage):
-    with LearnerGroup(1, 1, 0, str(storage), 120) as group:
+def test_a_rank_that_is_killed_is_named_where_the_group_may_not_restart(storage):
+    with LearnerGroup(1, 1, 0, str(storage), Patience(300, max_restarts=0)) as group:
         group.wait_until_ready(never)
         with pytest.raises(RunProblem, match=r"^Learner rank 0 died: .*; the same command continues"):
             group.run(group_jobs.is_killed, None, silent, never)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_desk_that_does_not_answer_is_named_at_its_deadline(monkeypatch):
-    desk = module.Desk.remote()
-    monkeypatch.setattr(module, "DESK_DEADLINE_S", 0.2)
+def test_a_desk_that_does_not_answer_is_named_at_its_deadline():
+    desk = new_desk()
     with pytest.raises(RunProblem, match=r"Waited 0 s for the learners' desk"):
-        module._at_desk(desk.next_job.remote(0, 0, 60.0))
+        desks.at_desk(desk.next_job.remote(0, 0, 60.0), deadline_s=0.2)
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_an_idle_rank_is_sent_away_from_the_desk_after_a_while_and_at_the_groups_end():
-    desk = module.Desk.remote()
+    desk = new_desk()
     began = time.monotonic()
-    assert module._at_desk(desk.next_job.remote(0, 0, 0.3)) == (False, None)
+    assert desks.at_desk(desk.next_job.remote(0, 0, 0.3)) == (False, None)
     assert time.monotonic() - began >= 0.3
     waiting = desk.next_job.remote(0, 0, 60.0)
-    module._at_desk(desk.close.remote())
-    assert module._at_desk(waiting) == (True, None)
+    desks.at_desk(desk.close.remote())
+    assert desks.at_desk(waiting) == (True, None)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_rank_of_an_earlier_incarnation_can_neither_report_nor_commit_nor_end_the_job():
+    from learners.rank import Line
+
+    desk = new_desk()
+    lines = [Line(desk, 0, desks.at_desk(desk.begin_incarnation.remote())) for _ in range(2)]
+    earlier, present = (line.worker(1, None) for line in lines)
+    desks.at_desk(desk.order.remote(desks.Ordered(1, b"")))
+    outcome = desks.Outcome(1, result={})
+    for act in (
+        earlier.check_lease,
+        earlier.should_stop,
+        lambda: earlier.report(Progress("toy", 1, 1, "steps")),
+        lambda: lines[0].finish(outcome),
+        lambda: lines[0].next_job(0),
+        lambda: lines[0].saved("step 1"),
+        lines[0].enlist,
+    ):
+        with pytest.raises(desks.Superseded, match=r"incarnation 1 stops here and writes nothing more, 2 goes on"):
+            act()
+    assert desks.at_desk(desk.news.remote(0.0)) == desks.News([], None, 2, {}, {})
+    present.check_lease()
+    assert not present.should_stop()
+    present.report(Progress("toy", 1, 1, "steps"))
+    lines[1].finish(outcome)
+    news = desks.at_desk(desk.news.remote(0.0))
+    assert (len(news.progress), news.outcome) == (1, outcome), "negative control: the present one can"

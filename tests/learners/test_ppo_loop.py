@@ -1,5 +1,6 @@
 """The PPO learner's loop, with the real stream and networks but no Ray: what it leaves, and how it goes on."""
 
+import asyncio
 import errno
 import json
 import shutil
@@ -16,6 +17,7 @@ from toy_ppo import OPTIMIZER, TEMPERATURE, job_of, plan_of, settings_of, write_
 from toy_rollouts import DirectRay, Handle, ToyConductor, stream_of
 
 from corpus.problems import RunProblem
+from evaluation.audit import audit_run
 from learners import answers, checkpoint, ppo, ppo_networks
 from learners.engine_settings import EngineSettings
 from learners.metrics import read_metrics
@@ -48,9 +50,12 @@ class Run:
         identity: str = "toy",
         engine: EngineSettings | None = None,
         spoil: Callable[["Run"], Any] = lambda run: None,
+        anew: bool = True,
     ) -> dict:
-        self.stream = stream_of(plan_of(self.given, self.directory, self.settings))
-        self.conductor = ToyConductor(self.stream, str(self.given / "policy"), TEMPERATURE, skew)
+        """With `anew` stream and conductor are started too, else the learner alone is."""
+        if anew:
+            self.stream = stream_of(plan_of(self.given, self.directory, self.settings))
+            self.conductor = ToyConductor(self.stream, str(self.given / "policy"), TEMPERATURE, skew)
         spoil(self)
         self.worker = RecordingWorker(stop_after)
         handles = Handle(self.stream), Handle(self.conductor)
@@ -171,10 +176,10 @@ def fail_at(batch: int, problem: Exception) -> Callable[[Run], None]:
     def spoil(run: Run) -> None:
         take = run.stream.take
 
-        async def failing(number: int, timeout_s: float):
+        async def failing(number: int, timeout_s: float, attempt: int):
             if number == batch:
                 raise problem
-            return await take(number, timeout_s)
+            return await take(number, timeout_s, attempt)
 
         run.stream.take = failing
 
@@ -194,26 +199,87 @@ def test_a_batch_that_never_comes_ends_the_run_with_all_that_was_trained_in_a_ch
     assert lost.trained() == [(1, 0), (2, 0), (3, 0), (4, 1)]
 
 
-def test_where_the_checkpoint_of_a_failed_run_fails_too_the_first_problem_is_told(run, whole):
-    lost = run()
+def die_at(batch: int, checkpoints: int) -> Callable[[Run], None]:
+    """A spoiler: at `batch` the learner ends like one that is killed, with `checkpoints` written and no further one."""
 
     def spoil(each: Run) -> None:
-        fail_at(3, RunProblem("the power went out"))(each)
+        fail_at(batch, RunProblem("the power went out"))(each)
         state, calls = each.stream.state, []
 
-        async def dead_in_the_end():
+        async def dead_in_the_end(attempt: int):
             calls.append(1)
-            if len(calls) > 1:
+            if len(calls) > checkpoints:
                 raise RunProblem("the stream died")
-            return await state()
+            return await state(attempt)
 
         each.stream.state = dead_in_the_end
 
+    return spoil
+
+
+def heal(run: Run) -> None:
+    del run.stream.take, run.stream.state
+
+
+def test_where_the_checkpoint_of_a_failed_run_fails_too_the_first_problem_is_told(run, whole):
+    lost = run()
     with pytest.raises(RunProblem, match="the power went out"):
-        lost.train(spoil=spoil)
+        lost.train(spoil=die_at(3, checkpoints=1))
     lost.train()
     assert lost.trained() == [(1, 0), (2, 0), (3, 0), (3, 1), (4, 1)]  # from the checkpoint of update 2
     assert equal(lost.weights("policy"), whole.weights("policy"))
+
+
+@pytest.mark.parametrize(("batch", "trained"), [(3, [(1, 0), (2, 0), (3, 0), (3, 1), (4, 1)]), (1, [(1, 0), (1, 1)])])
+def test_a_learner_that_starts_again_beside_a_living_stream_takes_it_back_to_the_checkpoint(run, whole, batch, trained):
+    lost = run()
+    with pytest.raises(RunProblem, match="the power went out"):
+        lost.train(spoil=die_at(batch, checkpoints=batch // 2))
+    old = lost.stream
+    result = lost.train(anew=False, spoil=heal)
+    assert (result["attempt"], lost.stream) == (1, old)
+    assert lost.trained()[: len(trained)] == trained
+    for name in ("policy", "ema", "value"):
+        assert equal(lost.weights(name), whole.weights(name)), name
+    counts = asyncio.run(old.counts())
+    assert counts["stream/generated"] - counts["stream/discarded"] == 32
+    for call in (old.take(3, 1.0, 0), old.trained(3, 0), old.state(0), old.advance(0, 4), old.restore(None, None, 0)):
+        with pytest.raises(RunProblem, match=r"Attempt 0 .*attempt 1"):
+            asyncio.run(call)
+
+
+def test_restarts_from_one_checkpoint_are_attempts_of_their_own_and_the_audit_accepts_the_run(
+    tmp_path, given, tokenizer_directory
+):
+    root = tmp_path / "run"
+    each = Run(given, root / "round-01" / "ppo", tokenizer_directory, max_staleness=1)
+    (root / "data").mkdir(parents=True)
+    shutil.copy(given / "prompts.parquet", root / "data" / "prompts-ppo.parquet")
+    settings = {"seed": 3, "ppo": each.settings.model_dump(mode="json")}
+    (root / "recipe.yaml").write_text(json.dumps(settings))
+    for attempt in range(2):
+        with pytest.raises(RunProblem, match="the power went out"):
+            each.train(spoil=die_at(3, checkpoints=1 - attempt))
+        [found] = audit_run(root)
+        assert found.problems == []
+        assert (found.updates, found.uncommitted, found.waiting) == (2, 1, 8)
+    assert each.train()["attempt"] == 2
+    assert each.trained() == [(1, 0), (2, 0), (3, 0), (3, 1), (3, 2), (4, 2)]
+    record = {"reads": settings, "values": {"updates": 4}}
+    (each.directory / "stage.json").write_text(json.dumps(record))
+    [found] = audit_run(root)
+    assert found.problems == []
+    assert [(one.began_with, one.ended_with, one.trained, one.rolled_back) for one in found.attempts] == [
+        (0, 2, 16, 8),
+        (2, None, 0, 8),
+        (2, 4, 16, 0),
+    ]
+    assert [(one.generated, one.discarded) for one in found.attempts] == [(32, 8), (8, 8), (8, 0)]
+    (each.directory / "episodes" / "update-000004-attempt-2.parquet").rename(
+        each.directory / "episodes" / "update-000004-attempt-1.parquet"
+    )
+    [found] = audit_run(root)
+    assert not found.accepted
 
 
 # With staleness a publication is awaited after the update beside it: then that one is saved, too.
@@ -266,8 +332,11 @@ def test_where_the_newest_checkpoint_is_damaged_and_the_best_went_with_it_anothe
 
 def test_an_evaluation_that_is_no_number_ends_the_run(run):
     each = run(updates=2, evaluate_every=1)
-    with pytest.raises(RunProblem, match=r"EMA policy of update 1 has a held-out reward of nan and a KL of .* nats"):
-        each.train(spoil=found({1: float("nan"), 2: 1.0}))
+    for _ in range(2):  # the checkpoint that it leaves does not take the evaluation for made
+        with pytest.raises(RunProblem, match=r"EMA policy of update 1 has a held-out reward of nan and a KL"):
+            each.train(spoil=found({1: float("nan"), 2: 1.0}))
+    assert each.train(spoil=found({1: 0.5, 2: 1.0}))["best"] == {"update": 2, "objective": 1.0}
+    assert each.evaluated() == [2]  # what is no number was never written down
 
 
 @pytest.mark.parametrize("where", ["the last evaluation", "the export"])
@@ -401,13 +470,13 @@ def test_the_best_of_an_attempt_that_was_lost_is_not_taken_for_the_best_of_the_r
     def lose_update_2(lost: Run) -> None:
         found({1: 1.0, 2: 3.0})(lost)
 
-        async def no_state():
+        async def no_state(attempt: int):
             raise RunProblem("the stream died")
 
         trained = lost.stream.trained
 
-        async def then_no_checkpoint(batch: int):
-            await trained(batch)
+        async def then_no_checkpoint(batch: int, attempt: int):
+            await trained(batch, attempt)
             if batch == 1:
                 lost.stream.state = no_state
 

@@ -101,6 +101,7 @@ def job_of(
         stream=stream,
         conductor=conductor,
         rollout_dtype="float32",
+        rollout_transport="object_store",
         answer_deadline_s=60.0,
         held_out=HeldOut(pq.read_table(given / "prompts.parquet"), 1, 0),
     )

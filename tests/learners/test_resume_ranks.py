@@ -1,0 +1,88 @@
+"""A run that goes on with another number of ranks and another ZeRO stage goes on where it was."""
+
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from recording_worker import RecordingWorker
+from toy_data import demonstration_rows, write_demonstrations
+
+from learners.checkpoint import load_newest
+from learners.engine import EngineSettings
+from learners.language_model import LanguageModelJob, LanguageModelSettings, train_language_model
+from learners.optimizer import OptimizerSettings
+from models.build import TinyLlamaSettings
+
+HERE = Path(__file__).parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def job_of(directory: Path, data: Path, tokenizer: Path) -> LanguageModelJob:
+    """Twelve steps. Adam divides by the gradient, and so by its rounding: a larger epsilon leaves that out."""
+    return LanguageModelJob(
+        stage="sft",
+        identity="a",
+        settings=LanguageModelSettings(
+            optimizer=OptimizerSettings(peak_lr=1e-3, eps=1e-4),
+            batch_size=4,
+            epochs=2,
+            context_length=16,
+            residual_dropout=0.0,
+            keep_epochs=False,
+        ),
+        engine=EngineSettings(zero_stage=0),
+        seed=0,
+        directory=directory,
+        tokenizer=str(tokenizer),
+        start=TinyLlamaSettings(hidden_size=16, layers=1, heads=2, mlp_size=16, context_length=16),
+        max_new_tokens=4,
+        demonstrations=write_demonstrations(data / "train.parquet", demonstration_rows(24, 0)),
+        demonstrations_valid=write_demonstrations(data / "valid.parquet", demonstration_rows(8, 1)),
+    )
+
+
+def run_ranks(job: LanguageModelJob, stage: Literal[0, 3], world: int, stop_after: int, scratch: Path) -> str:
+    """Trains on `world` ranks with ZeRO `stage` until the question of number `stop_after`; returns what they print."""
+    path = scratch / f"job-{stop_after}.pickle"
+    path.write_bytes(pickle.dumps(dataclasses.replace(job, engine=EngineSettings(zero_stage=stage))))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent.parent), str(HERE)])}
+    command = [sys.executable, "-W", "ignore", str(HERE / "resume_ranks.py")]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(scratch / f"store-{stop_after}"), str(path), str(stop_after)],
+            env=environment | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    outputs = [rank.communicate(timeout=280)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(outputs)
+    return outputs[0]
+
+
+@pytest.mark.usefixtures("one_process")
+def test_two_ranks_with_zero_3_go_on_as_one_with_zero_0_and_back(tmp_path, tokenizer_directory):
+    alone = job_of(tmp_path / "alone", tmp_path, tokenizer_directory)
+    train_language_model(alone, RecordingWorker())
+
+    job = dataclasses.replace(alone, directory=tmp_path / "changing")
+    assert "stopped at sft, step 4 of 12\nloaded []" in run_ranks(job, 3, 2, 4, tmp_path)
+    assert "stopped at sft, step 7 of 12\nloaded [4]" in run_ranks(job, 0, 1, 3, tmp_path)
+    assert "loaded [7]" in run_ranks(job, 3, 2, 100, tmp_path)
+
+    first, second = (load_newest(each.directory / "checkpoints") for each in (alone, job))
+    assert first is not None
+    assert second is not None
+    assert first.step == second.step == 12
+    for part, tensors in first.tensors.items():
+        apart = max((tensors[name] - second.tensors[part][name]).abs().max().item() for name in tensors)
+        scale = max(tensor.abs().max().item() for tensor in tensors.values())
+        assert apart < 1e-5 * max(scale, 1e-3), (part, apart, scale)
+    assert first.tensors["exp_avg_sq"].keys() == first.tensors["weights"].keys()
