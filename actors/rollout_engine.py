@@ -3,8 +3,9 @@
 Invariants:
 - A request's tokens depend on the weights, its prompt and its own seed, not on what else is in the batch.
 - A completion says which weights wrote which of its tokens.
-- After weights change, nothing computed from the old ones is read again: keys and values of running requests are
-  recomputed, the prefix cache is emptied.
+- After weights change, nothing computed from the old ones is read by a request that begins: the prefix cache is emptied
+  or, where running requests keep their keys and values, salted by load. Unless they keep them, running requests have
+  theirs computed again.
 
 Only this module imports vllm, and only when an engine is made: the import takes seconds.
 """
@@ -91,9 +92,8 @@ class RolloutEngine:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from actors.snapshot_transfer import BACKEND, register
+        from actors.snapshot_transfer import register
 
-        register()
         try:
             self._engine = LLMEngine.from_engine_args(
                 EngineArgs(
@@ -113,7 +113,7 @@ class RolloutEngine:
                     enable_prefix_caching=True,
                     disable_log_stats=True,
                     trust_remote_code=False,
-                    weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                    weight_transfer_config=WeightTransferConfig(backend=register(chosen_transport(settings))),
                 )
             )
         except (ValueError, OSError) as error:
@@ -121,6 +121,9 @@ class RolloutEngine:
         self._model_directory = model_directory
         self._max_sequence_tokens = max_sequence_tokens
         self._loaded_names: frozenset[str] | None = None
+        self._transport = chosen_transport(settings)
+        self._keeps_kv = settings.kv_on_publish == "keep"
+        self._loads = 0
         self.stepped_at = time.monotonic()
         """When the last step came to its end, by the monotonic clock."""
 
@@ -129,9 +132,16 @@ class RolloutEngine:
         """Requests that are waiting or running."""
         return self._engine.get_num_unfinished_requests()
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of running requests whose keys and values are in memory: what a load computes again, unless it keeps
+        them."""
+        return sum(request.num_computed_tokens for request in self._scheduler.running)
+
     def submit(self, request: Request) -> None:
         """Queue one request. Raises UsageProblem where prompt and response cannot fit the context."""
         from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
         if len(request.prompt_tokens) + request.max_tokens > self._max_sequence_tokens:
@@ -139,9 +149,12 @@ class RolloutEngine:
                 f"A prompt of {len(request.prompt_tokens)} tokens and a response of up to {request.max_tokens} do not "
                 f"fit the context of {self._max_sequence_tokens} tokens."
             )
+        prompt: TokensPrompt = {"prompt_token_ids": list(request.prompt_tokens)}
+        if self._keeps_kv:
+            prompt["cache_salt"] = self._salt()
         self._engine.add_request(
             request.key,
-            {"prompt_token_ids": list(request.prompt_tokens)},
+            prompt,
             SamplingParams(
                 max_tokens=request.max_tokens,
                 temperature=request.temperature,
@@ -180,11 +193,22 @@ class RolloutEngine:
             raise
         return [done[request.key] for request in requests]
 
-    def load(self, snapshot: Snapshot, version: str) -> float:
-        """Put `snapshot`'s weights in place of the present ones and call them `version`; running requests go on.
+    def connect(self, init_info: dict[str, Any]) -> None:
+        """Let the learner's side of a GPU transport reach this engine. Raises RunProblem where it cannot."""
+        try:
+            self._engine.collective_rpc("init_weight_transfer_engine", args=(init_info,))
+        except (RuntimeError, ValueError) as error:
+            raise RunProblem(
+                f"An engine could not be connected to the learner's {self._transport} weight transport: {error}"
+            ) from error
+
+    def load(self, snapshot: Snapshot, version: str, offer: dict[str, Any] | None = None) -> float:
+        """Put `snapshot`'s weights in place of the present ones and call them `version`; running requests go on, with
+        keys and values as the settings say. With an `offer` of the learner's GPU transport they come through it.
 
         Returns the seconds for which generation stood still. Raises RunProblem where the snapshot is damaged or
-        lacks weights that an earlier one had.
+        lacks weights that an earlier one had, or the offer is not of its weights or cannot be taken; in that last case
+        the engine is not to be used any more.
         """
         started = time.perf_counter()
         verify(snapshot)
@@ -192,10 +216,21 @@ class RolloutEngine:
         if self._loaded_names is not None and names != self._loaded_names:
             odd = sorted(names ^ self._loaded_names)[0]
             raise RunProblem(f"Weights {version} do not name the same tensors as those before them: {odd} differs.")
+        if offer is not None:
+            _check_offer(offer, snapshot, version)
         self._engine.collective_rpc("start_weight_update")
-        self._engine.collective_rpc("update_weights", args=({"weights": list(unpack(snapshot))},))
+        try:
+            update = {"weights": list(unpack(snapshot))} if offer is None else offer
+            self._engine.collective_rpc("update_weights", args=(update,))
+        except (RuntimeError, ValueError) as error:
+            if offer is None:
+                raise
+            raise RunProblem(f"Weights {version} could not be received over {self._transport}: {error}") from error
         self._engine.collective_rpc("finish_weight_update")
-        if not self._engine.reset_prefix_cache(reset_running_requests=True):
+        self._loads += 1
+        if self._keeps_kv:
+            self._salt_waiting()
+        elif not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RunProblem(f"vLLM kept keys and values of older weights when {version} was loaded.")
         self._engine.set_weight_version(version)
         self._loaded_names = names
@@ -204,6 +239,24 @@ class RolloutEngine:
     def close(self) -> None:
         """Free the engine's memory; it is not to be used afterwards."""
         self._engine.engine_core.shutdown()
+
+    @property
+    def _scheduler(self) -> Any:
+        """vLLM's own, which is in this process."""
+        core: Any = self._engine.engine_core
+        return core.engine_core.scheduler
+
+    def _salt(self) -> str:
+        """What the keys of the prefix cache begin with. It counts loads: other weights may go by a version's name."""
+        return f"load {self._loads}"
+
+    def _salt_waiting(self) -> None:
+        """Let requests that wait look for keys and values of the present weights: they hold none, having not begun or
+        having lost theirs to want of memory, and would find those of the weights under which they were submitted."""
+        for request in self._scheduler.waiting:
+            request.cache_salt = self._salt()
+            request.block_hashes.clear()
+            request.update_block_hashes()
 
     def _completion(self, output: Any) -> Completion:
         best = output.outputs[0]
@@ -220,6 +273,28 @@ class RolloutEngine:
 def probe_request(key: str, tokens: Sequence[int]) -> Request:
     """A request whose completion carries the log-probabilities of `tokens`, at temperature 1."""
     return Request(key, tokens, max_tokens=1, temperature=1.0, seed=0, score_prompt=True)
+
+
+def chosen_transport(settings: RolloutSettings) -> str:
+    """The transport that `auto` stands for, or the one that is named."""
+    return "object_store" if settings.transport == "auto" else settings.transport
+
+
+def _check_offer(offer: dict[str, Any], snapshot: Snapshot, version: str) -> None:
+    """Raises RunProblem where the learner's GPU offers other tensors than the snapshot holds."""
+    offered = zip(offer["names"], offer["shapes"], offer["dtype_names"], strict=True)
+    held = [(entry.name, entry.shape, entry.dtype) for entry in snapshot.manifest]
+    for place, (name, shape, dtype) in enumerate(offered):
+        if place >= len(held) or (name, tuple(shape), dtype) != held[place]:
+            raise RunProblem(
+                f"Weights {version}: what the learner's GPU offers, {name} of shape {list(shape)} in {dtype}, is not "
+                f"what its snapshot holds there."
+            )
+    if len(offer["names"]) != len(held):
+        raise RunProblem(
+            f"Weights {version}: the learner's GPU offers {len(offer['names'])} tensors, and its snapshot holds "
+            f"{len(held)}."
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,8 +1,12 @@
-"""A vLLM weight-transfer backend for weights that are already in this process: views of one flat snapshot.
+"""vLLM weight-transfer backends of a generator's engine: our own, and vLLM's between GPUs with ours beside.
 
-It is what vLLM's NCCL and IPC backends are, for a CPU engine in an actor's own process: nothing is copied but from the
-snapshot into the parameters. CPU linear layers are repacked after loading, so weights go in through vLLM's layerwise
-reload, which undoes and redoes the repacking.
+Our own loads weights that are already in this process: views of one flat snapshot. It is what vLLM's NCCL and IPC
+backends are, for any engine in an actor's own process: nothing is copied but from the snapshot into the parameters. CPU
+linear layers are repacked after loading, so weights go in through vLLM's layerwise reload, which undoes and redoes the
+repacking.
+
+An engine has one backend, and a generator that starts in the midst of a run, or answers held-out prompts, takes its
+weights from the object store whatever the transport is; so vLLM's backends are extended by ours.
 """
 
 from dataclasses import dataclass
@@ -15,10 +19,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
-BACKEND = "amenable_snapshot"
 
 
 @dataclass
@@ -48,30 +52,86 @@ class SnapshotTransferEngine(WeightTransferEngine[NoInit, SnapshotUpdate]):
 
     def receive_weights(self, update_info: SnapshotUpdate) -> None:
         """Load the tensors. The model casts them to its own dtype."""
-        model: Any = self.model
-        model.load_weights(iter(update_info.weights))
+        _load(self, update_info)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """As the base class, without its device synchronisation, which CPU builds of torch do not have."""
-        self.receive_weights(self.parse_update_info(update_info))
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
+        _update(self, update_info)
 
     def finish_weight_update(self) -> None:
         """Repack the layers for this processor."""
         finalize_layerwise_reload(self.model, self.model_config)
-        # An unembedding tied to the embedding is loaded through the latter, so the reload passes it by; on CPUs it
-        # holds a packed copy of its own, which would go on giving the old weights' logits.
-        for layer in self.model.modules():
-            if isinstance(layer, ParallelLMHead) and hasattr(layer, "cpu_linear"):
-                vars(layer).pop("_already_called_process_weights_after_loading", None)
-                layer.quant_method.process_weights_after_loading(layer)
+        _repack_tied_unembedding(self.model)
 
     def shutdown(self) -> None:
         """Nothing to release."""
 
 
-def register() -> None:
-    """Make the backend known to vLLM, once a process."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, SnapshotTransferEngine)
+class IpcOrSnapshotEngine(IPCWeightTransferEngine):
+    """vLLM's CUDA IPC: tensors of another process on the same GPU, by handle. Takes weights of this process too."""
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive what the learner offers, or load weights of this process."""
+        _update(self, update_info)
+
+    def finish_weight_update(self) -> None:
+        """Put the layers into the form that this processor computes with."""
+        super().finish_weight_update()
+        _repack_tied_unembedding(self.model)
+
+
+class NcclOrSnapshotEngine(NCCLWeightTransferEngine):
+    """vLLM's NCCL: tensors that the learner broadcasts to all engines at once. Takes weights of this process too."""
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive what the learner offers, or load weights of this process."""
+        _update(self, update_info)
+
+    def finish_weight_update(self) -> None:
+        """Put the layers into the form that this processor computes with."""
+        super().finish_weight_update()
+        _repack_tied_unembedding(self.model)
+
+
+BACKENDS: dict[str, type[WeightTransferEngine]] = {
+    "object_store": SnapshotTransferEngine,
+    "ipc": IpcOrSnapshotEngine,
+    "nccl": NcclOrSnapshotEngine,
+}
+"""By transport."""
+
+
+def register(transport: str) -> str:
+    """Make the backend of a transport known to vLLM, once a process; returns what it is called there."""
+    name = f"amenable_{transport}"
+    if name not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(name, BACKENDS[transport])
+    return name
+
+
+def _update(engine: WeightTransferEngine, update_info: dict[str, Any]) -> None:
+    """Weights of this process, where an update carries some; anything else is the transport's own."""
+    if "weights" in update_info:
+        _load(engine, SnapshotUpdate(**update_info))
+    else:
+        engine.receive_weights(engine.parse_update_info(update_info))
+    _synchronise(engine.device)
+
+
+def _load(engine: WeightTransferEngine, update: SnapshotUpdate) -> None:
+    model: Any = engine.model
+    model.load_weights(iter(update.weights))
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def _repack_tied_unembedding(model: torch.nn.Module) -> None:
+    """An unembedding tied to the embedding is loaded through the latter, so the reload passes it by; on CPUs it holds a
+    packed copy of its own, which would go on giving the old weights' logits."""
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead) and hasattr(layer, "cpu_linear"):
+            vars(layer).pop("_already_called_process_weights_after_loading", None)
+            layer.quant_method.process_weights_after_loading(layer)

@@ -13,18 +13,23 @@ def default_bound(learner_dtype: str, rollout_dtype: str) -> float:
     return 1e-3 if learner_dtype == rollout_dtype == "float32" else 1.0
 
 
-def mismatch(learner: PpoUpdate, batch: EpisodeBatch, update: int, recomputed: Tensor | None) -> dict[str, float]:
+def mismatch(
+    learner: PpoUpdate, batch: EpisodeBatch, update: int, recomputed: Tensor | None, kv_kept: bool = False
+) -> dict[str, float]:
     """Engine against learner on tokens that the learner's present weights wrote, before its first step.
 
     Returns the largest and the mean difference in nats. Where the learner's log-probs are computed for this alone, the
     first minibatch's rows have to do. Nothing where older weights wrote every token (staleness): the probe after each
-    publication then stands alone. `update` counts from 0; every rank takes part.
+    publication then stands alone. With `kv_kept` responses that older weights began are left out: engines go on with
+    keys and values of theirs, which is a bias and no fault. `update` counts from 0; every rank takes part.
     """
     rows = list(range(batch.rows))
     if recomputed is None:
         rows = learner.first_minibatch(batch, update)
     own = torch.zeros_like(batch.own_version)
     own[rows] = batch.own_version[rows]
+    if kv_kept:
+        own &= (batch.own_version == batch.mask).all(dim=1, keepdim=True)
     if not own.any():
         return {}
     if recomputed is None:

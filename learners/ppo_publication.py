@@ -35,12 +35,16 @@ class Publisher:
         rollout_dtype: str,
         bound_nats: float,
         made_up: list[int],
+        transport: str = "object_store",
     ) -> None:
         """`bound_nats` is how far an engine may be from the learner on any token of a probe; `made_up` a sequence to
-        probe with where there is no batch yet."""
+        probe with where there is no batch yet; `transport` how weights reach the engines, "object_store" or "ipc"."""
         self._policy, self._conductor, self._answers = policy, conductor, answers
         self._max_staleness, self._rollout_dtype, self._bound_nats = max_staleness, rollout_dtype, bound_nats
         self._made_up = made_up
+        self._transport = transport
+        self._sender: Any = None
+        """The learner's side of a GPU transport, once there was a publication."""
         self._probe_sequences: list[list[int]] = []
         self._leasing = False
         self._publication: Any = None
@@ -58,12 +62,32 @@ class Publisher:
         """
         snapshot = snapshot_of(weights, version, self._rollout_dtype)
         figures = self.figures(wait=True)
-        self._publication = self._conductor.publish.remote(*version, snapshot, probe)
-        if not self._leasing or self._max_staleness == 0:
-            figures = self.figures(wait=True)
+        if self._transport == "ipc":
+            figures = self._publish_from_gpu(version, snapshot, probe)
+        else:
+            self._publication = self._conductor.publish.remote(*version, snapshot, probe)
+            if not self._leasing or self._max_staleness == 0:
+                figures = self.figures(wait=True)
         if not self._leasing:
             self._answers.of(self._conductor.start_leasing.remote(), "the generators to begin to lease")
             self._leasing = True
+        return figures
+
+    def _publish_from_gpu(self, version: tuple[int, int], snapshot: Snapshot, probe: Probe) -> dict[str, float]:
+        """Engines read the weights from this process's GPU, where they stay until the publication has come to its end:
+        it is waited for at any staleness."""
+        from actors.gpu_transports import GpuSender  # imports vllm
+
+        if self._sender is None:
+            # An engine takes weights one by one unless it is told otherwise, so there is nothing to connect.
+            self._sender = GpuSender("ipc", device(), lambda _: None, packed=False)
+        figures: dict[str, float] = {}
+
+        def deliver(offer: dict[str, Any]) -> None:
+            self._publication = self._conductor.publish.remote(*version, snapshot, probe, offer)
+            figures.update(self.figures(wait=True))
+
+        self._sender.send(snapshot, deliver)
         return figures
 
     def figures(self, wait: bool) -> dict[str, float]:

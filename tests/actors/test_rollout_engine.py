@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_engine
+from toy_engine import reference_logprobs, snapshot_of
 
 from actors.rollout_engine import Request, RolloutEngine, probe_request
 from actors.settings import RolloutSettings
@@ -14,44 +16,16 @@ from models.snapshot import Snapshot, pack
 
 pytestmark = pytest.mark.slow
 
-WORDS = 97
 CONTEXT = 64
 
 
 def make_model(seed: int):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=96,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        initializer_range=0.08,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config).eval()
+    return toy_engine.make_model(seed, CONTEXT)
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    path = tmp_path_factory.mktemp("model")
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w3"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="w0", eos_token="w1", bos_token="w2", unk_token="w3"
-    )
-    tokenizer.save_pretrained(path)
-    make_model(0).save_pretrained(path)
-    return path
+    return toy_engine.save_model(tmp_path_factory.mktemp("model"), CONTEXT)
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +43,6 @@ def requests(count: int, temperature: float = 1.0, max_tokens: int = 12) -> list
         Request(f"r{i}", [5 + (7 * i + j) % 80 for j in range(3 + i)], max_tokens, temperature, seed=100 + i)
         for i in range(count)
     ]
-
-
-def reference_logprobs(model, prompt, response, temperature: float) -> np.ndarray:
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *response]])).logits[0] / temperature
-    chosen = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
-    return chosen.gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
-
-
-def snapshot_of(model, update: int) -> Snapshot:
-    return pack(dict(model.named_parameters()), (0, update))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
