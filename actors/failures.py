@@ -57,6 +57,14 @@ def plain_problem(error: BaseException, names: Mapping[str, str], who: str, aim:
     return problem or RunProblem(f"{doing}: {_one_line(_origin(error))}")
 
 
+def dead_actor(error: BaseException) -> str | None:
+    """Ray's id of the actor whose death `error` tells of, empty where it does not say; None where it tells of none."""
+    origin = _origin(error)
+    if getattr(origin, "actor_init_failed", False) is True or not isinstance(origin, _DEATHS):
+        return None
+    return getattr(origin, "actor_id", None) or ""
+
+
 def actor_names(actors: Iterable[tuple[str, Any]]) -> dict[str, str]:
     """What to call the actors that Ray's errors name by id."""
     ids = ((getattr(handle, "_actor_id", None), who) for who, handle in actors)

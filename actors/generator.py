@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,11 @@ import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from actors.delivery import Delivery, ScoringPools, Unscored, Work
 from actors.episodes import Chunk
-from actors.failures import actor_names, expected_problem, plain_problem
+from actors.failures import expected_problem, plain_problem
 from actors.open_chunks import KIND, OpenChunk, OpenChunks, chunks_to_lease
+from actors.pulse import Pulse, pulse_now
 from actors.role_reports import RoleReport, report_now
 from actors.rollout_engine import Request, RolloutEngine, probe_request
 from actors.samples import sample_requests, samples_table
@@ -42,39 +43,7 @@ FETCH_DEADLINE_S = 300.0
 """Seconds for a snapshot to come out of the object store."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a generator needs to take part in a PPO stage: the actors it talks to, how it samples, and its part.
-
-    `chunk_size` is in slots; `share` is the largest number of slots that one generator may hold at once, so that the
-    first to ask leaves work for the others.
-    """
-
-    run: str
-    round_number: int
-    stream: Any
-    conductor: Any
-    scorers: list[Any]
-    references: list[Any]
-    sampling: SamplingSettings
-    chunk_size: int
-    share: int
-
-    def scoring(self) -> dict[str, Any]:
-        """The scoring processes by name; one that is both scorer and reference is there once."""
-        return {f"scoring-{n}": each for n, each in enumerate(dict.fromkeys([*self.scorers, *self.references]))}
-
-    def names(self) -> dict[str, str]:
-        """What to call the actors of this work, by their ids, where one of them failed."""
-        pools = {"reward scorer": self.scorers, "reference": self.references}
-        scoring = [
-            (f"{' and '.join(role for role, pool in pools.items() if each in pool)} {name}", each)
-            for name, each in self.scoring().items()
-        ]
-        return actor_names([("the episode stream", self.stream), *scoring])
-
-
-@ray.remote(num_cpus=1, max_concurrency=16)  # pyright: ignore[reportCallIssue]
+@ray.remote(num_cpus=1, max_concurrency=16, concurrency_groups={"health": 1})  # pyright: ignore[reportCallIssue]
 class RolloutGenerator:
     """One engine. Run-agnostic: weights and work are given to it."""
 
@@ -86,6 +55,8 @@ class RolloutGenerator:
         self._commands: queue.Queue[tuple[str, Callable[[], Any], Future[Any]]] = queue.Queue()
         self._exclusive: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._work: Work | None = None
+        self._delivery = Delivery(name)
+        self._share = 0
         self._leasing = False
         self._open = OpenChunks()
         self._probes: dict[str, Future[list[float]]] = {}
@@ -93,6 +64,8 @@ class RolloutGenerator:
         self._busy_s = 0.0
         self._response_tokens = 0
         self._progressed_at = time.monotonic()
+        self._under_way = False
+        """Whether a command is being carried out."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -102,9 +75,10 @@ class RolloutGenerator:
         """Make the engine for the architecture (and weights) in `model_directory`; returns this generator's name."""
         return self._do("between", lambda: self._start(model_directory, tokenizer, max_sequence_tokens), "its start")
 
-    def load(self, snapshot: Snapshot, label: str) -> float:
-        """Change weights between two steps; returns the seconds generation stood still."""
-        return self._do("between", lambda: self._load(snapshot, label), f"weights {label} to be loaded")
+    def load(self, snapshot: Snapshot, label: str, offer: dict[str, Any] | None = None) -> float:
+        """Change weights between two steps, through the learner's GPU where it makes an offer; returns the seconds
+        generation stood still."""
+        return self._do("between", lambda: self._load(snapshot, label, offer), f"weights {label} to be loaded")
 
     def load_directory(self, directory: str, label: str) -> float:
         """Load the weights of a Hugging Face directory of the same architecture."""
@@ -133,6 +107,18 @@ class RolloutGenerator:
     def rest(self) -> None:
         """Stop taking part, once what is in the engine is done."""
         self._do("exclusive", self._end, "its last responses")
+
+    def adjust(self, share: int, pools: ScoringPools) -> None:
+        """From now on hold at most `share` slots at once, and have chunks scored by `pools`."""
+        self._share, self._delivery.pools = share, pools
+
+    @ray.method(concurrency_group="health")  # answered whatever else is under way
+    def heartbeat(self) -> Pulse:
+        """A sign of life, which also says for how long the engine has ended no step and no command."""
+        engine = self._engine
+        stands_still = self._under_way or bool(engine is not None and engine.pending)
+        progressed_at = max(self._progressed_at, engine.stepped_at if engine is not None else 0.0)
+        return pulse_now(time.monotonic() - progressed_at if stands_still else 0.0)
 
     def report(self) -> RoleReport:
         """What this engine has done since it started: its tokens are those of finished responses."""
@@ -210,18 +196,22 @@ class RolloutGenerator:
 
     def _answer(self, command: Callable[[], Any], answer: "Future[Any]") -> None:
         """Run a command for its caller; what it raises is the caller's, and the engine goes on."""
-        self._progressed_at = time.monotonic()
+        self._progressed_at, self._under_way = time.monotonic(), True
         try:
             answer.set_result(command())
         except Exception as problem:  # noqa: BLE001 - handed to whoever asked
             answer.set_exception(problem)
+        finally:
+            self._progressed_at, self._under_way = time.monotonic(), False
 
     def _fail(self, problem: BaseException) -> None:
         names = self._work.names() if self._work is not None else {}
         aim, doing = f"{self._name} had slots to generate", f"{self._name} failed"
         told = plain_problem(problem, names, "the episode stream", aim, doing)
         if self._work is not None:
-            self._work.conductor.failed.remote(self._name, told)
+            # What is no expected problem may be this process's own: another is tried.
+            tell = "failed" if expected_problem(problem, names, "", aim) is not None else "broke"
+            getattr(self._work.conductor, tell).remote(self._name, told)
         refusal = RunProblem(f"{self._name} has failed: {told}")
         for waiting in (*self._probes.values(), *(answer for _, answer in self._exclusive)):
             waiting.set_exception(refusal)
@@ -247,8 +237,8 @@ class RolloutGenerator:
             raise RunProblem(f"{self._name} was given work before it was started.")
         return self._engine
 
-    def _load(self, snapshot: Snapshot, label: str) -> float:
-        pause_s = self._ready_engine().load(snapshot, label)
+    def _load(self, snapshot: Snapshot, label: str, offer: dict[str, Any] | None = None) -> float:
+        pause_s = self._ready_engine().load(snapshot, label, offer)
         self._current = (snapshot, label)
         return pause_s
 
@@ -284,9 +274,11 @@ class RolloutGenerator:
     def _begin(self, work: Work) -> None:
         self._abandon_but(None)  # of work that never came to its end
         self._work, self._leasing = work, False
+        self._delivery.work = work
+        self.adjust(work.share, ScoringPools(work.scorers, work.references))
 
     def _end(self) -> None:
-        self._work = None
+        self._work = self._delivery.work = None
 
     def _abandon_but(self, attempt: int | None) -> None:
         keys = self._open.abandon_but(attempt)
@@ -299,7 +291,7 @@ class RolloutGenerator:
             return
         work = self._work
         chunks = chunks_to_lease(
-            self._open.slots, self._pending(), work.chunk_size, work.share, self._settings.max_concurrent
+            self._open.slots, self._pending(), work.chunk_size, self._share, self._settings.max_concurrent
         )
         if chunks == 0:
             return
@@ -338,20 +330,7 @@ class RolloutGenerator:
         assert work is not None
         episodes = ray.put(opened.episodes(work.run, work.round_number, self._name))
         slots = [slot.index for slot in opened.chunk.slots]
-        which = slots[0] // len(slots)
-        scores = work.scorers[which % len(work.scorers)].score.remote(episodes)
-        reference = work.references[which % len(work.references)]
-        logprobs = reference.reference_logprobs.remote(episodes, work.sampling.temperature)
-        accepted = work.stream.accept.remote(episodes, scores, logprobs).future()
-        name = f"slots {slots[0]} to {slots[-1]} of {self._name}"
-        accepted.add_done_callback(lambda done: self._check_accepted(done, work, name))
-
-    def _check_accepted(self, done: "Future[int]", work: Work, slots: str) -> None:
-        problem = done.exception()
-        if problem is not None:
-            aim, doing = f"{slots} were scored and accepted", f"{slots} could not be scored and accepted"
-            told = plain_problem(problem, work.names(), "the episode stream", aim, doing)
-            work.conductor.failed.remote(self._name, told)
+        self._delivery.send(Unscored(episodes, slots, work))
 
 
 def snapshot_of_directory(directory: str) -> Snapshot:

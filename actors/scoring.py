@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from actors.pulse import Pulse, pulse_now
 from actors.rewards import RewardSettings, make_reward
 from actors.role_reports import RoleReport, report_now
 from actors.settings import ScoringSettings
@@ -21,9 +22,9 @@ from corpus.problems import RunProblem
 from corpus.templates import decode_responses
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"health": 1})  # pyright: ignore[reportCallIssue]
 class ScoringWorker:
-    """Loads what it is told to score with; one call at a time, in the order of the calls."""
+    """Loads what it is told to score with; one call at a time, in the order of the calls, heartbeats beside them."""
 
     def __init__(self, name: str, settings: ScoringSettings) -> None:
         import torch
@@ -38,6 +39,8 @@ class ScoringWorker:
         self._prompts: dict[tuple[int, ...], str] = {}
         self._busy_s = 0.0
         self._tokens = 0
+        self._began_at: float | None = None
+        """When the present scoring call began (monotonic clock); None between calls."""
 
     def ready(self) -> str:
         """The worker's name, once its imports are done."""
@@ -112,15 +115,24 @@ class ScoringWorker:
                 results += split_rows(logprobs, batch.response_mask[:, 1:])
         return results
 
+    @ray.method(concurrency_group="health")  # answered while a call scores
+    def heartbeat(self) -> Pulse:
+        """A sign of life, which also says for how long the present call has been scoring."""
+        began_at = self._began_at
+        return pulse_now(0.0 if began_at is None else time.monotonic() - began_at)
+
     def report(self) -> RoleReport:
         """What this process has done since it started: its tokens are those it read, prompts included."""
         return report_now(self._busy_s, self._tokens)
 
     @contextmanager
     def _at_work(self, prompts: list[list[int]], responses: list[list[int]]) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._busy_s += time.perf_counter() - started
+        self._began_at = started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._began_at = None
+        self._busy_s += time.monotonic() - started
         self._tokens += sum(map(len, prompts)) + sum(map(len, responses))
 
 

@@ -1,8 +1,8 @@
 """What a recipe says about generation and about the actors that generate and score."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class SamplingSettings(BaseModel):
@@ -46,6 +46,19 @@ class RolloutSettings(BaseModel):
         ge=1,
         description="Memory for keys and values of each engine, in MiB. House default for tiny models.",
     )
+    kv_on_publish: Literal["recompute", "keep"] = Field(
+        default="recompute",
+        description="Keys and values of running responses when new weights are loaded. `recompute`: computed again "
+        "under the new weights, so that each token's log-probability is that of the weights that wrote it. `keep`: "
+        "read on as older weights wrote them, which pauses less and biases the log-probabilities of the rest "
+        "([Publication](reliability.md#publication)). House default.",
+    )
+    transport: Literal["auto", "object_store", "ipc"] = Field(
+        default="auto",
+        description="How new weights reach the engines. `object_store`: through host memory and Ray's object store, "
+        "wherever learner and generators are. `ipc`: vLLM's CUDA IPC, for one learner rank and generators on the same "
+        "GPU; not run on a GPU. `auto` is object_store, with GPUs too: it is what is known to work. House default.",
+    )
 
 
 class ScoringSettings(BaseModel):
@@ -72,3 +85,72 @@ class ScoringSettings(BaseModel):
         description="Rows of one forward pass of reward model or reference; fixed, so that a score does not depend on "
         "what else is waiting.",
     )
+
+
+class FleetSettings(BaseModel):
+    """Health of generators and scoring processes while PPO runs: who is given up when, and how often it is replaced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    heartbeat_s: float = Field(
+        default=5.0, gt=0, description="Seconds between two heartbeats that are asked of every worker. House default."
+    )
+    suspect_after_s: float = Field(
+        default=20.0, gt=0, description="Seconds of silence after which a worker is given no new work. House default."
+    )
+    dead_after_s: float = Field(
+        default=90.0,
+        gt=0,
+        description="Seconds of silence after which a worker is killed and replaced. House default: a busy machine of "
+        "two cores answers within a few seconds.",
+    )
+    stall_after_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds without the end of an engine step, or of a call that scores, after which a worker that "
+        "does answer is killed and replaced. House default, above the longest of either.",
+    )
+    restarts: int = Field(
+        default=5,
+        ge=0,
+        description="Restarts of generators, and as many of scoring processes, within `restart_window_s`; the run "
+        "stops where more are needed. House default.",
+    )
+    restart_window_s: float = Field(
+        default=3600.0, gt=0, description="Seconds of the window in which `restarts` are counted. House default."
+    )
+    start_deadline_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds for a replacement to start and load its model. House default, above the slowest start of "
+        "an engine on a CPU.",
+    )
+    minimum_deadline_s: float = Field(
+        default=1200.0,
+        gt=0,
+        description="Seconds for which fewer than the smallest number of workers of a role may serve before the run "
+        "stops. House default: two starts.",
+    )
+    min_generators: int = Field(default=1, ge=1, description="Generators that must serve. House default.")
+    min_scorers: int = Field(default=1, ge=1, description="Reward scorers that must serve. House default.")
+    min_references: int = Field(default=1, ge=1, description="References that must serve. House default.")
+    max_generators: int = Field(
+        default=1,
+        ge=1,
+        description="Generators for which a Ray session of one machine has CPUs, where that is more than "
+        "`rollouts.generators`: scaling out can start so many there. A cluster has what it has. House default.",
+    )
+    placement_deadline_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds after which a generator whose placement group waits for room is told of. House default.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.heartbeat_s <= self.suspect_after_s <= self.dead_after_s:
+            raise ValueError(
+                f"heartbeat_s {self.heartbeat_s:g}, suspect_after_s {self.suspect_after_s:g} and dead_after_s "
+                f"{self.dead_after_s:g} should not fall: a worker is asked, then suspected, then given up"
+            )
+        return self

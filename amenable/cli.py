@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amenable.ending import ending
+from amenable.ending import RUN_PROBLEM, ending
 
 if TYPE_CHECKING:
     from amenable.progress import Progress
@@ -173,10 +173,59 @@ def report(
         from amenable.run_directory import RunDirectory
         from evaluation.report import build_report
 
-        path = build_report(RunDirectory.find(run).root)
-        answer({"report": str(path)})
+        directory = RunDirectory.find(run)
+        with directory.for_reading() as readable:
+            path = directory.keep_report(build_report(readable.root))
+        answer({"report": path})
         if not as_json:
             typer.echo(f"Report: {_short(path)}")
+
+
+@app.command()
+def audit(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or the name of a run in ./runs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Prove from a run's files that PPO trained every slot exactly once; exit code 1 where it did not.
+
+    A run that is not finished is audited as far as it went.
+    """
+    with ending(as_json, lambda: "the audit") as answer:
+        from amenable.run_directory import RunDirectory
+        from evaluation.audit import audit_run
+
+        directory = RunDirectory.find(run)
+        with directory.for_reading() as readable:
+            stages = audit_run(readable.root, with_weights=readable is directory)
+        accepted = all(stage.accepted for stage in stages)
+        answer({"run": run, "accepted": accepted, "stages": [stage.as_json() for stage in stages]})
+        if not as_json:
+            from amenable.outcome import console, tell_audit
+
+            for stage in stages:
+                tell_audit(console(), stage)
+        if not accepted:
+            raise typer.Exit(RUN_PROBLEM)
+
+
+@app.command()
+def scale(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or the name of a run in ./runs.")],
+    wish: Annotated[
+        str | None, typer.Argument(metavar="generators=N", help="How many generators; without, who there is is told.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start or retire generators of a run whose PPO is under way."""
+    with ending(as_json, lambda: "the wish for generators") as answer:
+        from amenable.run_directory import RunDirectory
+        from amenable.scale import scale as asked
+        from amenable.scale import told
+
+        found = asked(RunDirectory.find(run).root, wish)
+        answer(found)
+        if not as_json:
+            typer.echo(told(found))
 
 
 @app.command()
@@ -193,12 +242,12 @@ def recipes(as_json: AsJson = False) -> None:
                 typer.echo(f"{one.name:{width}}  {one.says}")
 
 
-def _short(path: Path) -> str:
-    """`path` as a person here would type it."""
+def _short(path: str) -> str:
+    """`path` as a person here would type it; an address as it is."""
     try:
-        return str(path.relative_to(Path.cwd()))
+        return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
-        return str(path)
+        return path
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 Start-up costs seconds of imports: generators begin theirs in the background while earlier stages still train.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from amenable import interruption
 from amenable.answers import answer_of_each, answers_to_all
 from amenable.progress import Progress
 from amenable.recipe import Recipe
+from corpus.problems import RunProblem
 from corpus.run_epoch import RunEpoch
 
 
@@ -38,6 +39,7 @@ class Crew:
         self._learners: Any = None
         self._learners_ready = False
         self._generators: dict[str, Any] = {}
+        self._rooms: dict[str, Any] = {}
         self._starting: dict[str, Any] = {}
         self._scoring: dict[str, Any] = {}
 
@@ -75,12 +77,12 @@ class Crew:
         return ray
 
     def _cpus(self) -> int:
-        """CPUs that all roles together ask for; a local session offers them, and the roles take turns."""
+        """CPUs that all roles together may ask for; a local session offers them, and the roles take turns."""
         recipe = self._recipe
         scoring = recipe.scoring.scorers + (0 if recipe.scoring.fused else recipe.scoring.references)
         return (
             recipe.learners.workers * recipe.learners.threads
-            + recipe.rollouts.generators * recipe.rollouts.threads
+            + max(recipe.rollouts.generators, recipe.fleet.max_generators) * recipe.rollouts.threads
             + scoring * recipe.scoring.threads
             + 1
         )
@@ -89,7 +91,7 @@ class Crew:
         """The learner group, started on the first call."""
         if self._learners is None:
             self._ray()
-            from learners.group import LearnerGroup
+            from learners.group import LearnerGroup, Patience
 
             settings = self._recipe.learners
             self._learners = LearnerGroup(
@@ -97,8 +99,9 @@ class Crew:
                 settings.threads,
                 settings.gpus,
                 str(self._storage),
-                settings.start_deadline_s,
+                Patience(**{name: getattr(settings, name) for name in Patience.__dataclass_fields__}),
                 self._run_epoch,
+                self._progress.note,
             )
         return self._learners
 
@@ -114,52 +117,103 @@ class Crew:
             self._learners_ready = True
         return group
 
-    def start_generators(self, model_directory: str, tokenizer: str, max_sequence_tokens: int) -> None:
-        """Begin to start the generators, in the background, unless they were begun before."""
-        if self._generators:
-            return
-        self._ray()
+    def generator_spec(self, model_directory: str, tokenizer: str, max_sequence_tokens: int) -> Any:
+        """How a generator is made: an `actors.recruits.WorkerSpec`."""
         from actors.generator import RolloutGenerator
+        from actors.recruits import Call, WorkerSpec
+        from cluster.placement import OwnPlacementGroup, bundle_of
 
         settings = self._recipe.rollouts
-        environment = {"OMP_NUM_THREADS": str(settings.threads)}
-        actor: Any = RolloutGenerator
-        for number in range(settings.generators):
-            name = f"generator-{number}"
-            self._generators[name] = actor.options(
-                num_cpus=settings.threads, num_gpus=settings.gpus, runtime_env={"env_vars": environment}
-            ).remote(name, settings)
-        self._starting = {
-            name: generator.start.remote(model_directory, tokenizer, max_sequence_tokens)
-            for name, generator in self._generators.items()
-        }
+        return WorkerSpec(
+            RolloutGenerator,
+            _resources(settings.threads, settings.gpus),
+            (settings,),
+            (Call("start", (model_directory, tokenizer, max_sequence_tokens)),),
+            OwnPlacementGroup(bundle_of(settings.threads, settings.gpus)),
+        )
+
+    def start_generators(self, model_directory: str, tokenizer: str, max_sequence_tokens: int) -> None:
+        """Begin to start the generators that there are not, in the background."""
+        names = [f"generator-{number}" for number in range(self._recipe.rollouts.generators)]
+        missing = [name for name in names if name not in self._generators]
+        if not missing:
+            return
+        self._ray()
+        spec = self.generator_spec(model_directory, tokenizer, max_sequence_tokens)
+        for name in missing:
+            if name not in self._rooms:
+                self._rooms[name] = spec.placement.reserve(name)
+            self._generators[name] = spec.make(name, self._rooms[name])
+            for call in spec.start:
+                self._starting[name] = call.on(self._generators[name])
+        self._generators = {name: self._generators[name] for name in names}
 
     def generators(self, model_directory: str, tokenizer: str, max_sequence_tokens: int) -> dict[str, Any]:
         """The generators by name, ready. Waits for them up to the start deadline."""
         self.start_generators(model_directory, tokenizer, max_sequence_tokens)
         with self._progress.waiting("the generators to start (vLLM's imports take a while)"):
-            answer_of_each(
-                self._starting,
-                "the generators to start",
-                self._recipe.learners.start_deadline_s,
-                "learners.start_deadline_s",
-            )
+            try:
+                answer_of_each(
+                    self._starting,
+                    "the generators to start",
+                    self._recipe.learners.start_deadline_s,
+                    "learners.start_deadline_s",
+                )
+            except RunProblem as problem:
+                raise self._without_room(problem) from problem
         return self._generators
+
+    def _without_room(self, problem: RunProblem) -> RunProblem:
+        """The problem, with the generators for which the cluster has no room, where that is why they are late."""
+        from cluster.placement import OwnPlacementGroup, bundle_of
+
+        settings = self._recipe.rollouts
+        placement = OwnPlacementGroup(bundle_of(settings.threads, settings.gpus))
+        waiting = [name for name, room in self._rooms.items() if not placement.wait(room, 0.0)]
+        if not waiting:
+            return problem
+        return RunProblem(
+            f"{problem} {', '.join(waiting)} wait for a bundle of {placement.says()} each, which the cluster does not "
+            "have free."
+        )
+
+    @property
+    def rooms(self) -> dict[str, Any]:
+        """The placement groups of the generators, by name."""
+        return dict(self._rooms)
+
+    def keep_only(self, survivors: Collection[str]) -> None:
+        """Forget generators and scoring processes that are not among `survivors`; they are started anew when they are
+        needed again."""
+        self._generators = {name: each for name, each in self._generators.items() if name in survivors}
+        self._starting = {name: each for name, each in self._starting.items() if name in survivors}
+        self._scoring = {name: each for name, each in self._scoring.items() if name in survivors}
+        for name in [name for name in self._rooms if name not in survivors]:
+            # Whether the conductor has given the room back or not: a new generator asks for its own.
+            self._release_room(self._rooms.pop(name))
+
+    def _release_room(self, room: Any) -> None:
+        from cluster.placement import OwnPlacementGroup
+
+        OwnPlacementGroup({}).release(room)
+
+    def scoring_spec(self, *start: Any) -> Any:
+        """How a scoring process is made that begins with the calls `start`: an `actors.recruits.WorkerSpec`."""
+        from actors.recruits import WorkerSpec
+        from actors.scoring import ScoringWorker
+
+        settings = self._recipe.scoring
+        return WorkerSpec(ScoringWorker, _resources(settings.threads, settings.gpus), (settings,), start)
 
     def scoring(self) -> dict[str, Any]:
         """The scoring processes by name: all fused, or scorers first and references after them."""
-        if not self._scoring:
+        settings = self._recipe.scoring
+        count = settings.scorers + (0 if settings.fused else settings.references)
+        names = [f"scoring-{number}" for number in range(count)]
+        if any(name not in self._scoring for name in names):
             self._ray()
-            from actors.scoring import ScoringWorker
-
-            settings = self._recipe.scoring
-            count = settings.scorers + (0 if settings.fused else settings.references)
-            actor: Any = ScoringWorker
-            environment = {"OMP_NUM_THREADS": str(settings.threads)}
-            for name in (f"scoring-{number}" for number in range(count)):
-                self._scoring[name] = actor.options(
-                    num_cpus=settings.threads, num_gpus=settings.gpus, runtime_env={"env_vars": environment}
-                ).remote(name, settings)
+            spec = self.scoring_spec()
+            self._scoring = {name: self._scoring.get(name) or spec.make(name) for name in names}
         return self._scoring
 
     def scoring_pools(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -185,3 +239,8 @@ class Crew:
     ) -> Iterator[tuple[int, Any]]:
         """`answers_to_all` with the recipe's deadline: positions of `calls` and their answers, as they come."""
         return answers_to_all(actors, calls, what, self._recipe.deadline_s)
+
+
+def _resources(threads: int, gpus: float) -> dict[str, Any]:
+    """Ray's options of an actor that computes with `threads` CPU threads."""
+    return {"num_cpus": threads, "num_gpus": gpus, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}}

@@ -22,6 +22,7 @@ def check_early(recipe: Recipe, address: str | None = None) -> None:
         cluster_place(address)
     _check_lengths(recipe)
     _check_corpus(recipe)
+    _check_transport(recipe)
     if address is None:
         _check_gpus(recipe)
     if recipe.model.base is not None:
@@ -78,6 +79,18 @@ def _check_corpus(recipe: Recipe) -> None:
                 raise UsageProblem(f"The corpus has no source for its {name}: give corpus.path or corpus.{name}.")
     for address in data.addresses(recipe):
         check_source(address)
+
+
+def _check_transport(recipe: Recipe) -> None:
+    if recipe.rollouts.transport != "ipc":
+        return
+    learners, rollouts = recipe.learners, recipe.rollouts
+    if learners.workers != 1 or not 0 < learners.gpus < 1 or not 0 < rollouts.gpus < 1:
+        raise UsageProblem(
+            f"rollouts.transport ipc is for one learner rank that shares a GPU with the generators, and the recipe has "
+            f"learners.workers {learners.workers}, learners.gpus {learners.gpus:g} and rollouts.gpus "
+            f"{rollouts.gpus:g}; give 1 and fractions of a GPU, or use object_store."
+        )
 
 
 def _check_gpus(recipe: Recipe) -> None:

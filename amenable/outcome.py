@@ -11,9 +11,11 @@ from rich.text import Text
 from amenable.durations import spoken
 from amenable.run_directory import RunDirectory
 from amenable.summary import Summary
+from evaluation.audit import StageAudit
 from evaluation.results import table as results_table
 from evaluation.schema import Accuracy, RewardModelResult, read_results
 
+_SHOWN_PROBLEMS = 20
 _WIDTH_OF_FILES = 140  # rich takes 80 where there is no terminal, and would fold the table in a log
 
 
@@ -49,9 +51,9 @@ def tell_run(console: Console, summary: Summary) -> None:
             ],
         )
     if summary.report is not None:
-        _say(console, f"Report: {Path(summary.run_directory) / summary.report}")
-    else:
-        _say(console, f"Run directory: {summary.run_directory}")
+        _say(console, f"Report: {(run.root if run.stored else Path(summary.run_directory)) / summary.report}")
+    if summary.report is None or run.stored is not None:
+        _say(console, f"Run directory: {run.name if run.stored else summary.run_directory}")
 
 
 def tell_comparisons(console: Console, comparisons: str, result: RewardModelResult) -> None:
@@ -61,6 +63,50 @@ def tell_comparisons(console: Console, comparisons: str, result: RewardModelResu
     console.print()
     _print_rows(console, rows)
     _say(console, f"Accuracy on the {result.accuracy.pairs:,} pairs of {comparisons}, with 95 % intervals.")
+
+
+def tell_audit(console: Console, audit: StageAudit) -> None:
+    """Prints what an audit found: one row an attempt, what is not as it must be, and the verdict."""
+    console.print()
+    _print_rows(
+        console,
+        [
+            {
+                "attempt": str(each.attempt),
+                "updates": _updates(each.began_with, each.ended_with),
+                **{
+                    name: _count(getattr(each, name))
+                    for name in ("admitted", "generated", "regenerated", "discarded", "trained")
+                },
+                "rolled back": str(each.rolled_back),
+                "duplicated": str(each.duplicated),
+                "lost": str(each.lost),
+            }
+            for each in audit.attempts
+        ],
+    )
+    for problem in audit.problems[:_SHOWN_PROBLEMS]:
+        _say(console, f"- {problem}")
+    if len(audit.problems) > _SHOWN_PROBLEMS:
+        _say(console, f"- and {len(audit.problems) - _SHOWN_PROBLEMS} more; --json has them all.")
+    if not audit.finished:
+        _say(
+            console,
+            f"{audit.stage} is not finished: {audit.updates} of {audit.planned} updates are in its newest checkpoint, "
+            f"{audit.uncommitted} more are not yet in one; {audit.waiting} episodes wait there.",
+        )
+    _say(console, audit.verdict)
+
+
+def _updates(began_with: int, ended_with: int | None) -> str:
+    """The updates of an attempt that count."""
+    if ended_with is None or ended_with <= began_with:
+        return "–"
+    return f"{began_with + 1} to {ended_with}"
+
+
+def _count(count: int | None) -> str:
+    return "–" if count is None else str(count)
 
 
 def _accuracy_row(name: str, accuracy: Accuracy) -> dict[str, str]:

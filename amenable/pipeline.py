@@ -3,6 +3,8 @@
 import shlex
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from amenable.stages.kept_samples import SAMPLES_PARTIAL
 from amenable.stages.sources import reward_hashes
 from amenable.summary import StageSummary, Summary
 from cluster.address import cluster_place
-from corpus.problems import UsageProblem
+from corpus.problems import RunProblem, UsageProblem
+from learners.checkpoint_place import CHECKPOINTS, CheckpointPlace, checkpoints_of
 
-ONLY_TO_CONTINUE = ("checkpoints", ppo.WEIGHTS, SAMPLES_PARTIAL)
+ONLY_TO_CONTINUE = (CHECKPOINTS, ppo.WEIGHTS, SAMPLES_PARTIAL)
 """What a stage keeps in its directory to continue from: of no use once stage.json says that it is done."""
 
 
@@ -75,7 +78,16 @@ def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None 
             "ppo",
             first.ppo,
             ppo.run,
-            plain("ppo", "reward", "scoring.dtype", "scoring.rows_per_batch", *learned, *generated) | reward,
+            plain(
+                "ppo",
+                "reward",
+                "scoring.dtype",
+                "scoring.rows_per_batch",
+                "rollouts.kv_on_publish",
+                *learned,
+                *generated,
+            )
+            | reward,
             run.data,
             first.reward_model,
             first.ppo_init,
@@ -119,23 +131,45 @@ def run_pipeline(recipe: Recipe, until: str | None, progress: Progress, address:
         run.lease() as lease,
         Crew(recipe, run.root / "ray-train", progress, address, lease.run_epoch) as crew,
     ):
-        run.write_recipe(recipe)
         context = Context(recipe, run, progress, crew, lease.check)
-        summaries: dict[str, StageSummary] = {}
-        for stage in stages:
-            lease.check()
-            interruption.stop_if_requested(f"the beginning of {stage.name}")
-            summaries[run.relative(stage.spec.directory)] = _run_stage(context, stage)
-            lease.check()
-            run.write_lineage(recipe.name, sources)
-        return _finish(context, summaries, until, time.monotonic() - started)
+        with _kept(context):
+            run.write_recipe(recipe)
+            summaries: dict[str, StageSummary] = {}
+            for stage in stages:
+                lease.check()
+                interruption.stop_if_requested(f"the beginning of {stage.name}")
+                summaries[run.relative(stage.spec.directory)] = _run_stage(context, stage)
+                lease.check()
+                run.write_lineage(recipe.name, sources)
+            return _finish(context, summaries, until, time.monotonic() - started)
+
+
+@contextmanager
+def _kept(context: Context) -> Iterator[None]:
+    """Around the work on a run that an object store keeps: its working copy is made as the store is, and at the end,
+    also of a run that was interrupted or failed, the store as the copy is. Around any other run: nothing."""
+    stored = context.run.stored
+    if stored is None:
+        yield
+        return
+    with context.progress.waiting(f"what {context.run.name} holds"):
+        stored.pull()
+    try:
+        yield
+    except Exception:
+        try:
+            stored.push(context.check_lease)
+        except (RunProblem, OSError) as second:  # what went wrong first is what a person must hear of
+            context.progress.note(f"What was done since the last checkpoint was not stored: {second}")
+        raise
+    stored.push(context.check_lease)
 
 
 def _run_stage(context: Context, stage: Stage) -> StageSummary:
     progress = context.progress
     state = done(stage.spec)
     if state.record is not None:
-        _remove_what_only_continues(stage.spec)  # a command that was killed after its commit left it
+        _remove_what_only_continues(context, stage.spec)  # a command that was killed after its commit left it
         progress.reuse_stage(stage.name)
         return StageSummary(reused=True, seconds=state.record.seconds, values=_shown(state.record.values))
     progress.stage(stage.name)
@@ -144,19 +178,27 @@ def _run_stage(context: Context, stage: Stage) -> StageSummary:
     beginning = begin(stage.spec)
     if beginning.resumes or beginning.set_aside:
         progress.note(beginning.why)
+    context.store()
     finished = stage.body(context, stage.spec)
     context.check_lease()  # and once more just before the commit: hashes of large files take minutes
     record = complete(
         stage.spec, finished.files, time.monotonic() - began, finished.values, may_commit=context.check_lease
     )
-    _remove_what_only_continues(stage.spec)
+    context.store()
+    _remove_what_only_continues(context, stage.spec)
     progress.finish_stage(_figures(record.values))
     return StageSummary(reused=False, seconds=record.seconds, values=_shown(record.values))
 
 
-def _remove_what_only_continues(spec: StageSpec) -> None:
+def _remove_what_only_continues(context: Context, spec: StageSpec) -> None:
+    """What resists takes room, and harms nothing. Checkpoints that a person pinned stay."""
     for name in ONLY_TO_CONTINUE:
-        shutil.rmtree(spec.directory / name, ignore_errors=True)  # what resists takes room, and harms nothing
+        if name != CHECKPOINTS:
+            shutil.rmtree(spec.directory / name, ignore_errors=True)
+    try:
+        CheckpointPlace(checkpoints_of(spec.directory, context.run.stored)).remove_all(but_pinned=True)
+    except RunProblem as problem:
+        context.progress.note(str(problem))
 
 
 def _shown(values: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +226,7 @@ def _finish(context: Context, stages: dict[str, StageSummary], until: str | None
         found = {key: value for key, value in whole.items() if key in keys}
     answer = Summary(
         run=recipe.name,
-        run_directory=str(recipe.run_directory),
+        run_directory=recipe.run_directory,
         synthetic=recipe.synthetic,
         until=until,
         stages=stages,
@@ -204,16 +246,35 @@ def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, addr
 
     Raises UsageProblem where the reward model is not trained yet, or the file holds no comparisons.
     """
+    run = RunDirectory(recipe.run_directory)
+    with _at_hand(run):
+        return _score_comparisons(recipe, run, comparisons, progress, address)
+
+
+@contextmanager
+def _at_hand(run: RunDirectory) -> Iterator[None]:
+    """Within it, a run that an object store keeps is in its working copy, and no other command changes either."""
+    if run.stored is None or not run.is_stored():
+        yield
+        return
+    run.create()
+    with run.lease():
+        run.stored.pull()
+        yield
+
+
+def _score_comparisons(
+    recipe: Recipe, run: RunDirectory, comparisons: str, progress: Progress, address: str | None
+) -> dict[str, Any]:
     from actors.rewards import RewardSettings
     from corpus.formats import read_source
     from corpus.schemas import read_table, untied_pairs
     from corpus.tokenising import tokenise_comparisons
     from models.build import load_tokenizer
 
-    run = RunDirectory(recipe.run_directory)
     if read_record(run.round(1).reward_model) is None:
         directory = recipe.run_directory
-        elsewhere = "" if directory == Path("runs") / recipe.name else f" --run {shlex.quote(str(directory))}"
+        elsewhere = "" if Path(directory) == Path("runs") / recipe.name else f" --run {shlex.quote(directory)}"
         raise UsageProblem(
             f"There is no trained reward model in {directory}; run `amenable rm RECIPE{elsewhere}`, with this recipe, "
             "first."

@@ -1,12 +1,13 @@
 """The recipe: everything a run is told, composed of the slices that the rooms own."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from actors.rewards import RewardSettings
-from actors.settings import RolloutSettings, SamplingSettings, ScoringSettings
+from actors.settings import FleetSettings, RolloutSettings, SamplingSettings, ScoringSettings
 from amenable.run_names import check_run_name
 from corpus.files import FileCorpusSettings
 from corpus.tokenising import TokenLimits
@@ -19,8 +20,12 @@ from learners.reward_model_settings import RewardModelSettings
 from models.settings import TinyLlamaSettings
 
 
-def _run_directory_for(values: dict[str, Any]) -> Path:
-    return Path("runs") / values["name"]
+def _run_directory_for(values: dict[str, Any]) -> str:
+    return str(Path("runs") / values["name"])
+
+
+def _as_text(place: Any) -> Any:
+    return os.fspath(place) if isinstance(place, os.PathLike) else place
 
 
 class _Slice(BaseModel):
@@ -55,7 +60,33 @@ class LearnerSettings(_Slice):
     threads: int = Field(default=1, ge=1, description="CPU threads (and Ray CPUs) of each rank. House default.")
     gpus: float = Field(default=0, ge=0, description="GPUs of each rank; 0 trains on the CPU.")
     start_deadline_s: float = Field(
-        default=300.0, gt=0, description="Seconds for all ranks to be ready. House default."
+        default=300.0,
+        gt=0,
+        description="Seconds for all ranks to be ready, at first and after each restart. House default.",
+    )
+    max_restarts: int = Field(
+        default=3,
+        ge=0,
+        description="Times that the group is started anew after the death of a rank; a machine that is taken away with "
+        "notice does not count. House default.",
+    )
+    silence_s: float = Field(
+        default=60.0,
+        ge=10,
+        description="Seconds without a sign of life after which a rank is killed; signs come every two seconds from a "
+        "thread beside the training. House default.",
+    )
+    stall_s: float = Field(
+        default=7200.0,
+        gt=0,
+        description="Seconds after which a rank is killed whose loop neither reports nor asks whether to stop, though "
+        "it gives signs of life. House default: above every deadline that a training loop keeps itself.",
+    )
+    stop_grace_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds for the checkpoint of a run that is asked to stop; without one by then the command ends "
+        "with exit code 1. House default; keep it below what your scheduler grants between SIGTERM and SIGKILL.",
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="DeepSpeed: ZeRO stage, dtype, micro-batches.")
 
@@ -106,9 +137,10 @@ class Recipe(_Slice):
     name: Annotated[str, AfterValidator(check_run_name)] = Field(
         description="Name of the run; it also names its directory."
     )
-    run_directory: Path = Field(
+    run_directory: Annotated[str, BeforeValidator(_as_text), Field(min_length=1)] = Field(
         default_factory=_run_directory_for,
-        description="Where the run writes. Default: runs/NAME in the directory the command is started in.",
+        description="Where the run is kept: a directory, or an address in an object store (s3://…, gs://…; "
+        "docs/reliability.md). Default: runs/NAME in the directory the command is started in.",
     )
     seed: int = Field(
         default=0,
@@ -131,6 +163,7 @@ class Recipe(_Slice):
     learners: LearnerSettings = Field(default=LearnerSettings(), description="Who learns.")
     rollouts: RolloutSettings = Field(default=RolloutSettings(), description="Who generates.")
     scoring: ScoringSettings = Field(default=ScoringSettings(), description="Who scores.")
+    fleet: FleetSettings = Field(default=FleetSettings(), description="Health of those who generate and score in PPO.")
     sampling: SamplingSettings = Field(default=SamplingSettings(), description="How responses are drawn, everywhere.")
     base: LanguageModelSettings = Field(
         default=LanguageModelSettings(

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from corpus.problems import UsageProblem
 from corpus.schemas import read_table
+from corpus.stored_directory import StoredDirectory
 from learners import rows as rows_of
 from learners.batching import microbatches, pad_tokens
 from learners.engine import Engine, EngineSettings
@@ -57,6 +58,8 @@ class LanguageModelJob:
     demonstrations_valid: Path | None = None
     pretraining: Path | None = None
     pretraining_valid: Path | None = None
+    stored: StoredDirectory | None = None
+    """Where an object store keeps the run; None where the directory itself is the run's."""
 
 
 def train_language_model(job: LanguageModelJob, worker: Worker) -> dict[str, Any]:
@@ -81,6 +84,7 @@ def train_language_model(job: LanguageModelJob, worker: Worker) -> dict[str, Any
                 job.directory,
                 job.identity,
                 job.settings.checkpoint_seconds,
+                job.stored,
             )
             figures = loop.run()
         finally:
@@ -219,6 +223,7 @@ class _LanguageModelTask:
         if self._worker.rank == 0:
             module = self._engine.module
             assert isinstance(module, PolicyModel)
+            self._worker.check_lease()
             with whole_directory(self._job.directory / name) as directory:
                 export_causal_lm(directory, module.config, weights, self._tokenizer, self._job.max_new_tokens)
         entry: dict[str, Any] = {"directory": name, "epoch": values["epoch"], "steps": steps_done}

@@ -17,13 +17,17 @@ import pyarrow as pa
 import torch.distributed as dist
 from torch import Tensor
 
+from actors.attempts import DIRECTORY as ATTEMPTS
+from actors.attempts import begin_attempt, read_attempts
 from actors.conductor import HeldOut
 from actors.episodes import EPISODE
 from actors.settings import SamplingSettings
 from corpus.problems import RunProblem
 from corpus.schemas import read_table
+from corpus.stored_directory import StoredDirectory
 from learners.answers import Answers, has_come
 from learners.checkpoint import Checkpoint, load_newest, write_checkpoint
+from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.ema import WeightAverage
 from learners.engine import MOMENTS, Engine, EngineSettings
 from learners.metrics import MetricsLog
@@ -65,16 +69,21 @@ class PpoJob:
     stream: Any
     conductor: Any
     rollout_dtype: str
+    rollout_transport: str
     answer_deadline_s: float
     """Seconds until stream or conductor, who say nothing at all, are given up: above every deadline that they keep
     themselves, which tell more."""
     held_out: HeldOut
+    kv_kept: bool = False
+    """Whether engines keep the keys and values of running responses when weights change."""
+    stored: StoredDirectory | None = None
+    """Where an object store keeps the run; None where the directory itself is the run's."""
 
 
 def train_ppo(job: PpoJob, worker: Worker) -> dict[str, Any]:
     """Trains all updates and exports policy, ema, value and best below `job.directory`.
 
-    Results are the same on every rank, but for `best`, which rank 0 alone knows.
+    Results are the same on every rank but for times and memory, its own, and `best`, which rank 0 alone knows.
 
     Raises Interrupted, after a checkpoint, where asked to stop; RunProblem, after a checkpoint too, where engine and
     learner disagree, a batch or a publication is late, or held-out prompts are not answered; and RunProblem where a
@@ -108,7 +117,7 @@ class _PpoLoop:
         self._job, self._worker, self._settings = job, worker, settings
         self._policy, self._value = policy, value
         self._tokenizer = load_tokenizer(job.tokenizer)
-        self._checkpoints = job.directory / "checkpoints"
+        self._checkpoints = checkpoints_of(job.directory, job.stored)
         self._reporter = Reporter(worker, "ppo", settings.updates, "updates")
         self._first = worker.rank == 0
         pretraining = _pretraining(job, policy.module) if settings.ptx_coefficient > 0 else None
@@ -121,7 +130,14 @@ class _PpoLoop:
         self._bound = settings.mismatch_bound_nats or default_bound(job.engine.dtype, job.rollout_dtype)
         made_up = made_up_sequence(self._tokenizer, job.sampling.max_response_tokens)
         self._publisher = Publisher(
-            policy, job.conductor, self._answers, settings.max_staleness, job.rollout_dtype, self._bound, made_up
+            policy,
+            job.conductor,
+            self._answers,
+            settings.max_staleness,
+            job.rollout_dtype,
+            self._bound,
+            made_up,
+            job.rollout_transport,
         )
         self._held_out = HeldOutEvaluations(
             job.conductor,
@@ -159,6 +175,7 @@ class _PpoLoop:
                 figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
                 if metrics is not None:  # before the checkpoint, so that a run that goes on from it has every line
                     figures |= self._answers.of(self._job.stream.counts.remote(), "the stream's counts")
+                    self._worker.check_lease()
                     metrics.log(progress.update, figures)
                 last = progress.update == settings.updates or bool(progress.stopped_by)
                 if self._first and not last and progress.update % settings.evaluate_every == 0:
@@ -175,10 +192,11 @@ class _PpoLoop:
             if metrics is not None:
                 metrics.close()
         seconds = time.monotonic() - started
-        self._publisher.figures(wait=True)
-        if self._first and self._held_out.evaluated != progress.update:
-            self._held_out.begin(self._version(), self._average.weights)
-        self._held_out.collect(wait=True)
+        with self._saving_what_is_trained():  # for what it does on every rank: there is a checkpoint already
+            self._publisher.figures(wait=True)
+            if self._first and self._held_out.evaluated != progress.update:
+                self._held_out.begin(self._version(), self._average.weights)
+            self._held_out.collect(wait=True)
         self._export()
         if self._first:
             self._answers.of(self._job.conductor.finish.remote(), "the generators to finish what they have in hand")
@@ -205,7 +223,7 @@ class _PpoLoop:
         batch = episode_batch(table, progress.attempt, progress.update)
         old_values = self._update.values(batch)
         old_logprobs = self._update.logprobs(batch) if settings.old_logprobs == "recomputed" else None
-        apart = mismatch(self._update, batch, progress.update, old_logprobs)
+        apart = mismatch(self._update, batch, progress.update, old_logprobs, self._job.kv_kept)
         with self._saving_what_is_trained():
             refuse_beyond(self._bound, apart, progress.update)
         self._publisher.probe_with(table)
@@ -216,7 +234,8 @@ class _PpoLoop:
         if settings.ema_every == "update":
             self._average.update(self._policy.weights())
         if self._first:
-            self._answers.of(self._job.stream.trained.remote(progress.update), "the stream to record a trained batch")
+            recorded = self._job.stream.trained.remote(progress.update, progress.attempt)
+            self._answers.of(recorded, "the stream to record a trained batch")
         kl_nats = rewards.figures["objective/kl"]
         if progress.update >= settings.critic_warmup_updates:  # before that β has nothing to steer
             progress.kl_coefficient = self._controller().updated(kl_nats, batch.rows).coefficient
@@ -270,7 +289,7 @@ class _PpoLoop:
     def _take(self, batch: int) -> pa.Table:
         """Batch `batch` from the stream; looks up every second so that progress stays alive."""
         patience_s = self._settings.batch_deadline_s
-        answer = self._job.stream.take.remote(batch, patience_s)
+        answer = self._job.stream.take.remote(batch, patience_s, self._progress.attempt)
         # The stream itself tells who owes what, earlier.
         give_up = time.monotonic() + patience_s + self._job.answer_deadline_s
         while not has_come(answer, within_s=1.0):
@@ -295,15 +314,32 @@ class _PpoLoop:
     # state -----------------------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
+        """Begin an attempt: from the newest checkpoint of the same inputs, or from nothing."""
         checkpoint = load_newest(self._checkpoints)
-        if checkpoint is not None and checkpoint.data["identity"] == self._job.identity:
-            self._restore(checkpoint)
-            return
+        if checkpoint is not None and checkpoint.data["identity"] != self._job.identity:
+            checkpoint = None
         dist.barrier()  # every rank has looked for one
+        number = 0
         if self._first:
-            shutil.rmtree(self._checkpoints, ignore_errors=True)
-            shutil.rmtree(self._job.directory / "episodes", ignore_errors=True)
-            self._held_out.start_anew()
+            if checkpoint is None:
+                self._start_anew()
+            start, parent = (0, None) if checkpoint is None else (checkpoint.step, checkpoint.data["attempt"])
+            self._worker.check_lease()
+            number = begin_attempt(self._job.directory, start, None, parent, self._job.identity).number
+        self._progress.attempt = int(sum_over_ranks(number)[0])
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        elif self._first and number > 0:  # a stream that lives may hold what an attempt before this one left
+            restored = self._job.stream.restore.remote(None, None, number)
+            self._answers.of(restored, "the stream to go back to the beginning")
+
+    def _start_anew(self) -> None:
+        """Remove what cannot be gone on from; what attempts of the same inputs have done is kept as their record."""
+        CheckpointPlace(self._checkpoints).remove_all()
+        if any(each.identity != self._job.identity for each in read_attempts(self._job.directory)):
+            for name in (ATTEMPTS, "episodes"):
+                shutil.rmtree(self._job.directory / name, ignore_errors=True)
+        self._held_out.start_anew()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         data, tensors = checkpoint.data, checkpoint.tensors
@@ -311,7 +347,6 @@ class _PpoLoop:
             parts = {moment: tensors[f"{name}-{moment}"] for moment in ("weights", *MOMENTS)}
             engine.load_state({**parts, "steps": data["steps"][name]})
         self._average.weights = dict(tensors["ema"])
-        self._progress.attempt = data["attempt"] + 1
         self._progress.update = checkpoint.step
         self._progress.kl_coefficient = data["kl_coefficient"]
         self._progress.stopped_by = data["stopped_by"]
@@ -333,7 +368,8 @@ class _PpoLoop:
                 self._held_out.collect(wait=True)
         states = {"policy": self._policy.state(), "value": self._value.state()}
         if self._first:
-            ledger, episodes = self._answers.of(self._job.stream.state.remote(), "the stream's state")
+            kept = self._job.stream.state.remote(self._progress.attempt)
+            ledger, episodes = self._answers.of(kept, "the stream's state")
             tensors = {
                 f"{name}-{part}": state[part] for name, state in states.items() for part in ("weights", *MOMENTS)
             }
@@ -348,12 +384,18 @@ class _PpoLoop:
                 "ledger": ledger,
             }
             self._worker.check_lease()
+            if self._job.stored is not None:  # the episodes that the checkpoint calls trained, figures, candidates
+                self._job.stored.push(self._worker.check_lease)
+                self._worker.check_lease()
             write_checkpoint(
                 self._checkpoints,
                 progress.update,
                 {**tensors, "ema": self._average.weights},
                 data,
                 {"episodes": episodes},
+                keep=self._settings.checkpoints_kept,
+                pinned=self._held_out.best.updates,
+                may_commit=self._worker.check_lease,
             )
             self._held_out.best.forget_others()
         sum_over_ranks(0.0)

@@ -41,6 +41,11 @@ class BestPolicy:
         self.found: dict[str, float] = {}
         """Its `update` and `objective`; empty before there is one."""
 
+    @property
+    def updates(self) -> set[int]:
+        """The update of the best policy so far, whose checkpoint is worth keeping; nothing before there is one."""
+        return {int(self.found["update"])} if self.found else set()
+
     def exists(self) -> bool:
         """Whether its weights are there: as a candidate or, once the run is at its end, as `best`."""
         return any((self._directory / name).exists() for name in (_candidate(self.found), "best"))
@@ -113,17 +118,17 @@ class HeldOutEvaluations:
                 waiting.append(evaluation)
                 continue
             found = self._answers.of(evaluation.answer, "the held-out prompts to be answered")
+            objective = found["reward"] - self._settings.kl_coefficient * found["kl"]
+            if not math.isfinite(objective):  # not written down, so that a run that goes on asks again
+                raise RunProblem(
+                    f"ppo: the EMA policy of update {evaluation.update} has a held-out reward of {found['reward']} "
+                    f"and a KL of {found['kl']} nats; it cannot be compared with others."
+                )
             self._check_lease()
             line = {"update": evaluation.update, "episodes": evaluation.update * self._settings.batch_size, **found}
             with self._log.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
             self.evaluated = evaluation.update
-            objective = found["reward"] - self._settings.kl_coefficient * found["kl"]
-            if not math.isfinite(objective):
-                raise RunProblem(
-                    f"ppo: the EMA policy of update {evaluation.update} has a held-out reward of {found['reward']} "
-                    f"and a KL of {found['kl']} nats; it cannot be compared with others."
-                )
             self.best.consider(evaluation.update, objective, evaluation.weights)
         self._under_way = waiting
         self._answers.evaluations = len(waiting)

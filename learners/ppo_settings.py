@@ -145,6 +145,13 @@ class PpoSettings(BaseModel):
     )
     evaluation_prompts: int = Field(default=64, ge=1, description="Held-out prompts sampled then. House default.")
     checkpoint_every: int = Field(default=25, ge=1, description="Updates between checkpoints. House default.")
+    checkpoints_kept: int = Field(
+        default=2,
+        ge=1,
+        description="Newest checkpoints that are kept while PPO trains, beside that of the update whose policy is the "
+        "best so far and those that a person pinned (docs/reliability.md). House default: 2, so that there is one to "
+        "go back to where the newest is damaged.",
+    )
     lease_s: float = Field(
         default=300.0, gt=0, description="Seconds until a chunk that did not come back is leased again."
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from corpus.problems import UsageProblem
 from corpus.schemas import read_table
+from corpus.stored_directory import StoredDirectory
 from learners.batching import microbatches, pad_tokens
 from learners.engine import Engine, EngineSettings
 from learners.exports import whole_directory
@@ -44,6 +45,8 @@ class RewardModelJob:
     comparisons_valid: Path | None
     demonstrations: Path | None
     """Demonstrations that are to score 0 on average; None leaves the bias that training gave."""
+    stored: StoredDirectory | None = None
+    """Where an object store keeps the run; None where the directory itself is the run's."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,13 @@ def train_reward_model(job: RewardModelJob, worker: Worker) -> dict[str, Any]:
                 job.directory,
                 job.identity,
                 job.settings.checkpoint_seconds,
+                job.stored,
             )
             figures = loop.run()
             bias = task.demonstration_bias()
             weights = engine.weights()
             if worker.rank == 0:
+                worker.check_lease()
                 with whole_directory(job.directory / "export") as directory:
                     model.save_reward_model(directory, tokenizer, bias, weights)
             parameters = sum(weight.numel() for weight in weights.values())

@@ -9,7 +9,6 @@ Invariants:
 
 import math
 import resource
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from corpus.problems import RunProblem
+from corpus.stored_directory import StoredDirectory
 from learners.checkpoint import load_newest, write_checkpoint
+from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.engine import MOMENTS, Engine
 from learners.metrics import MetricsLog
 from learners.optimizer import OptimizerSettings
@@ -52,7 +53,8 @@ class Task(Protocol):
 class SupervisedLoop:
     """Trains `task` on `engine`, writing metrics and checkpoints below `directory`.
 
-    A checkpoint of the same `identity` (a hash of all that the job reads) is continued; of another it is removed.
+    A checkpoint of the same `identity` (a hash of all that the job reads) is continued; of another it is removed. Where
+    an object store keeps the run, `stored` says so: checkpoints go there, and before each all that they refer to.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class SupervisedLoop:
         directory: Path,
         identity: str,
         checkpoint_seconds: float,
+        stored: StoredDirectory | None = None,
     ) -> None:
         self._task, self._engine, self._optimizer, self._worker = task, engine, optimizer, worker
-        self._directory, self._identity = directory, identity
-        self._checkpoints = directory / "checkpoints"
+        self._directory, self._identity, self._stored = directory, identity, stored
+        self._checkpoints = checkpoints_of(directory, stored)
         self._checkpoint_seconds = checkpoint_seconds
         self._step = 0
         self._reporter = Reporter(worker, task.stage, task.total_steps, "steps")
@@ -100,6 +103,8 @@ class SupervisedLoop:
                 values, owed = owed | self._task.after_step(self._step), None
                 self._values |= values
                 if metrics is not None:
+                    if self._stored is None:  # else the lines are this machine's own until they are sent
+                        self._worker.check_lease()
                     metrics.log(self._step, values)
                 self._reporter.report(self._step, self._values, now=self._step == self._task.total_steps)
                 if self._step == self._task.total_steps:
@@ -147,7 +152,7 @@ class SupervisedLoop:
         if checkpoint.data["identity"] != self._identity:
             dist.barrier()  # every rank has read it
             if self._worker.rank == 0:
-                shutil.rmtree(self._checkpoints)
+                CheckpointPlace(self._checkpoints).remove_all()
             return None
         self._engine.load_state({**checkpoint.tensors, "steps": checkpoint.step})
         self._task.results.update(checkpoint.data["results"])
@@ -160,7 +165,10 @@ class SupervisedLoop:
             self._worker.check_lease()
             groups = {name: state[name] for name in ("weights", *MOMENTS)}
             data = {"identity": self._identity, "results": self._task.results, "owed": owed}
-            write_checkpoint(self._checkpoints, self._step, groups, data)
+            if self._stored is not None:  # who goes on from the checkpoint elsewhere needs exports and figures
+                self._stored.push(self._worker.check_lease)
+                self._worker.check_lease()
+            write_checkpoint(self._checkpoints, self._step, groups, data, may_commit=self._worker.check_lease)
         dist.barrier()
 
 

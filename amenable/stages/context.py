@@ -43,6 +43,11 @@ class Context:
     """To be called before anything is committed to the run's directory: raises RunProblem once another attempt has
     taken it over. Checks nothing where nothing is written."""
 
+    def store(self) -> None:
+        """Makes the object store that keeps the run as the working copy is; nothing for any other run."""
+        if self.run.stored is not None:
+            self.run.stored.push(self.check_lease)
+
     @property
     def round(self) -> RoundDirectory:
         """The round of fresh comparisons that is under way."""

@@ -1,12 +1,11 @@
 """The PPO stage: stream, weight store and conductor around the generators, scorers and learners of the run."""
 
-import math
 from typing import Any
 
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
 from amenable.stages.judge import gold_total
-from amenable.stages.sampling import load_reference, load_reward, start_actors
+from amenable.stages.sampling import load_reference, load_reward, reward_call, start_actors
 from amenable.stages.supervised import LOGS
 from corpus.problems import UsageProblem
 
@@ -15,18 +14,14 @@ WEIGHTS = "weights"
 """Directory, in the stage's own, of the snapshots that the weight store keeps while PPO trains."""
 
 
-def share_of(batch_size: int, max_staleness: int, generators: int, chunk_size: int) -> int:
-    """Slots that one generator may hold at once: its part of all that can be admitted, in whole chunks."""
-    admitted = batch_size * (max_staleness + 1)
-    return math.ceil(math.ceil(admitted / generators) / chunk_size) * chunk_size
-
-
 def run(context: Context, spec: StageSpec) -> Finished:
     """Trains the policy, streaming episodes from the generators."""
     import ray
 
-    from actors.conductor import Conductor, HeldOut
+    from actors.conductor import Conductor, Fellowship, HeldOut
+    from actors.fleet import share_of
     from actors.generator import Work
+    from actors.recruits import Call
     from actors.stream import EpisodeStream, StreamPlan
     from actors.weight_store import WeightStore
     from corpus.schemas import read_table
@@ -36,7 +31,8 @@ def run(context: Context, spec: StageSpec) -> Finished:
     initial = str(context.round.ppo_init / "export")
     start_actors(context)
     context.crew.learners()
-    generators = context.crew.generators(context.base_model(), context.tokenizer, context.max_sequence_tokens())
+    engine = (context.base_model(), context.tokenizer, context.max_sequence_tokens())
+    generators = context.crew.generators(*engine)
     load_reward(context)
     load_reference(context, initial)
     prompts = read_table(str(context.data("prompts-ppo")), "prompts")
@@ -57,7 +53,17 @@ def run(context: Context, spec: StageSpec) -> Finished:
     stream: Any = EpisodeStream.remote(plan)  # pyright: ignore[reportAttributeAccessIssue]
     store: Any = WeightStore.remote(str(spec.directory / WEIGHTS))  # pyright: ignore[reportAttributeAccessIssue]
     conductor: Any = Conductor.remote(  # pyright: ignore[reportAttributeAccessIssue]
-        stream, store, PUBLICATION_DEADLINE_S, recipe.deadline_s
+        stream, store, PUBLICATION_DEADLINE_S, recipe.deadline_s, recipe.fleet, str(spec.directory)
+    )
+    admissible = settings.batch_size * (settings.max_staleness + 1)
+    reward, reference = reward_call(context), Call("load_reference", (initial,))
+    fused = recipe.scoring.fused
+    fellowship = Fellowship(
+        context.crew.generator_spec(*engine),
+        context.crew.scoring_spec(reward, *([reference] if fused else [])),
+        context.crew.scoring_spec(reference),
+        context.crew.rooms,
+        admissible,
     )
     scorers, references = context.crew.scoring_pools()
     work = Work(
@@ -69,9 +75,10 @@ def run(context: Context, spec: StageSpec) -> Finished:
         list(references.values()),
         recipe.sampling,
         settings.chunk_size,
-        share_of(settings.batch_size, settings.max_staleness, len(generators), settings.chunk_size),
+        share_of(admissible, len(generators), settings.chunk_size),
     )
-    context.crew.wait_for({"the conductor": conductor.begin.remote(generators, work)}, "the conductor to begin")
+    begun = conductor.begin.remote(generators, work, fellowship)
+    context.crew.wait_for({"the conductor": begun}, "the conductor to begin")
     held_out = read_table(str(context.data("prompts-heldout")), "prompts").slice(0, settings.evaluation_prompts)
     job = PpoJob(
         identity=context.identity(spec),
@@ -80,6 +87,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
         engine=recipe.learners.engine,
         seed=recipe.seed + 6,
         directory=spec.directory,
+        stored=context.run.stored,
         tokenizer=context.tokenizer,
         policy=initial,
         reward_model=value_start(context),
@@ -87,15 +95,20 @@ def run(context: Context, spec: StageSpec) -> Finished:
         stream=stream,
         conductor=conductor,
         rollout_dtype=recipe.rollouts.dtype,
+        rollout_transport=recipe.rollouts.transport,
+        kv_kept=recipe.rollouts.kv_on_publish == "keep",
         answer_deadline_s=4 * (PUBLICATION_DEADLINE_S + recipe.deadline_s),
         held_out=HeldOut(held_out, 1, recipe.seed + 7, gold_total if recipe.synthetic else None),
     )
     try:
         result = context.learn(train_ppo, job)
+        asked = {"the conductor": conductor.survivors.remote()}
+        context.crew.keep_only(context.crew.wait_for(asked, "the conductor to say who is left")["the conductor"])
     finally:
         for actor in (conductor, store, stream):
             ray.kill(actor)
-    made = [spec.directory / name for name in ("policy", "ema", "value", "best", "episodes", "evaluations.jsonl")]
+    names = ("policy", "ema", "value", "best", "attempts", "episodes", "evaluations.jsonl")
+    made = [spec.directory / name for name in names]
     return Finished([*made, *(spec.directory / name for name in LOGS)], result)
 
 

@@ -32,6 +32,7 @@ def run_rm(context: Context, spec: StageSpec) -> Finished:
         engine=recipe.learners.engine,
         seed=recipe.seed + 4,
         directory=spec.directory,
+        stored=context.run.stored,
         start=best_on_validation(context),
         tokenizer=context.tokenizer,
         comparisons=Path(comparisons(context, "train")),

@@ -125,10 +125,10 @@ def _by_row(
     return [answer for number in range(len(parts)) for answer in found[number]]
 
 
-def load_reward(context: Context, reward: RewardSettings | None = None) -> None:
-    """Give the scorers the run's reward, or `reward`."""
-    scorers, _ = context.crew.scoring_pools()
-    directory = str(context.round.reward_model / "export")
+def reward_call(context: Context, reward: RewardSettings | None = None) -> Any:
+    """What gives a scoring process the run's reward, or `reward`: an `actors.recruits.Call`."""
+    from actors.recruits import Call
+
     tables = [
         str(path)
         for path in sorted(context.run.root.rglob("*.parquet"))
@@ -137,10 +137,15 @@ def load_reward(context: Context, reward: RewardSettings | None = None) -> None:
     settings = reward or context.recipe.reward
     if settings.model is not None:
         settings = settings.model_copy(update={"model": whereabouts(settings.model)})
-    calls = {
-        name: scorer.load_reward.remote(settings, directory, context.tokenizer, tables)
-        for name, scorer in scorers.items()
-    }
+    directory = str(context.round.reward_model / "export")
+    return Call("load_reward", (settings, directory, context.tokenizer, tables))
+
+
+def load_reward(context: Context, reward: RewardSettings | None = None) -> None:
+    """Give the scorers the run's reward, or `reward`."""
+    scorers, _ = context.crew.scoring_pools()
+    call = reward_call(context, reward)
+    calls = {name: call.on(scorer) for name, scorer in scorers.items()}
     context.crew.wait_for(calls, "the reward model to load")
 
 

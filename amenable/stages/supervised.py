@@ -46,6 +46,7 @@ def _train(
         engine=context.recipe.learners.engine,
         seed=seed,
         directory=spec.directory,
+        stored=context.run.stored,
         tokenizer=context.tokenizer,
         start=start,
         max_new_tokens=context.recipe.sampling.max_response_tokens,

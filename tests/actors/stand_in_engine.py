@@ -60,6 +60,6 @@ class StandInEngine:
             self.abort(request.key for request in requests)
             raise
 
-    def load(self, snapshot: Any, version: str) -> float:
-        self.version = version
+    def load(self, snapshot: Any, version: str, offer: Any = None) -> float:
+        self.version, self.offer = version, offer
         return 0.5

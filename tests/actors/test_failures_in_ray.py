@@ -96,7 +96,8 @@ def raised(ray: Any, call: Any) -> BaseException:
         ),
         (
             "dies",
-            f"reward scorer and reference scoring-0 died before slots 0 to 1 of g were scored and accepted: {AGAIN}",
+            "scoring-0 was lost (its process was killed or crashed), and nothing is known of how to make another; the "
+            "same command continues from what was last saved.",
         ),
     ],
 )
@@ -107,7 +108,7 @@ def test_whoever_waits_for_a_batch_hears_why_it_cannot_be_scored(ray_session, ca
     generator._engine = StandInEngine()
     work = Work("r", 1, stream, conductor, [scorer], [scorer], SamplingSettings(max_response_tokens=4), 2, 2)
     ray_session.get(conductor.begin.remote({}, work), timeout=WAIT_S)
-    taking = stream.take.remote(0, 600.0)
+    taking = stream.take.remote(0, 600.0, 0)
     began = time.monotonic()
     generator.load("weights", "0.0")
     generator.work(work)

@@ -11,7 +11,9 @@ import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, ObjectLostError, RayTaskError
 from stand_in_engine import StandInEngine
 
+from actors import delivery
 from actors import generator as module
+from actors.delivery import ScoringPools
 from actors.episodes import Chunk, Slot
 from actors.generator import RolloutGenerator, Work
 from actors.settings import RolloutSettings, SamplingSettings
@@ -42,7 +44,7 @@ class Place:
     """Stream, conductor and scorers at once: each method is a `Remote`."""
 
     def __init__(self) -> None:
-        for name in ("lease", "accept", "failed", "score", "reference_logprobs"):
+        for name in ("lease", "accept", "failed", "broke", "scoring_pools", "score", "reference_logprobs"):
             setattr(self, name, Remote())
 
     def grant(self, *chunks: Chunk, call: int = 0) -> None:
@@ -137,8 +139,8 @@ def test_a_lease_that_fails_during_the_work_is_told_to_the_conductor(made):
     generator.work(work(place))
     until(lambda: place.lease.calls)
     place.lease.calls[0][1].set_exception(ConnectionError("the stream is gone"))
-    until(lambda: place.failed.calls)
-    name, problem = place.failed.calls[0][0]
+    until(lambda: place.broke.calls)
+    name, problem = place.broke.calls[0][0]
     assert name == "g"
     assert "the stream is gone" in str(problem)
 
@@ -150,8 +152,8 @@ def test_an_engine_that_breaks_is_told_to_the_conductor_and_to_whoever_asks_late
     until(lambda: place.lease.calls)
     engine.broken = True
     place.lease.calls[0][1].set_result([chunk()])
-    until(lambda: place.failed.calls)
-    assert "the engine broke" in str(place.failed.calls[0][0][1])
+    until(lambda: place.broke.calls)
+    assert "the engine broke" in str(place.broke.calls[0][0][1])
     with pytest.raises(RunProblem, match=r"g has failed: .*the engine broke"):
         generator.load("weights", "0.1")
 
@@ -166,7 +168,6 @@ def test_an_engine_that_breaks_is_told_to_the_conductor_and_to_whoever_asks_late
             "^slots 0 to 1 of g could not be scored and accepted: ZeroDivisionError: division by zero$",
             RunProblem,
         ),
-        (ActorDiedError(), "^The episode stream died before slots 0 to 1 of g were scored and accepted: ", RunProblem),
     ],
 )
 def test_a_delivery_that_fails_is_told_to_the_conductor_in_a_form_that_ray_delivers(made, raised, told, sort):
@@ -182,6 +183,91 @@ def test_a_delivery_that_fails_is_told_to_the_conductor_in_a_form_that_ray_deliv
     assert name == "g"
     assert type(problem) is sort, "an error of Ray's would be raised at the conductor before its method begins"
     assert re.search(told, str(problem))
+
+
+def died() -> RayTaskError:
+    """What the delivery of a chunk comes to whose scorer died."""
+    error = ActorDiedError()
+    error.actor_id = "ab"
+    task = RayTaskError("accept", "Traceback", error, "ray::EpisodeStream.accept()", 1, "127.0.0.1")
+    return task.as_instanceof_cause()
+
+
+def test_a_chunk_whose_scorer_died_is_scored_again_by_those_that_are_left(made):
+    generator, _ = made
+    place, other = Place(), Place()
+    generator.work(work(place))
+    place.grant(chunk())
+    until(lambda: place.accept.calls)
+    place.accept.calls[0][1].set_exception(died())
+    until(lambda: place.scoring_pools.calls)
+    assert place.scoring_pools.calls[0][0] == ("ab",), "the conductor is told who died"
+    place.scoring_pools.calls[0][1].set_result(ScoringPools([other], [other]))
+    until(lambda: len(place.accept.calls) == 2)
+    assert len(place.score.calls) == len(other.score.calls) == len(other.reference_logprobs.calls) == 1
+    assert other.score.calls[0][0][0] is place.accept.calls[0][0][0], "the same rows"
+    assert not place.failed.calls
+    place.accept.calls[1][1].set_result(2)
+
+
+def test_a_chunk_that_no_scorer_survives_ends_the_run(made):
+    generator, _ = made
+    place = Place()
+    generator.work(work(place))
+    place.grant(chunk())
+    for times in range(1, delivery.SCORING_TRIES + 1):
+        until(lambda: len(place.accept.calls) == times)  # noqa: B023 - called at once
+        place.accept.calls[-1][1].set_exception(died())
+        if times < delivery.SCORING_TRIES:
+            until(lambda: len(place.scoring_pools.calls) == times)  # noqa: B023
+            place.scoring_pools.calls[-1][1].set_result(ScoringPools([place], [place], {"ab": "reference scoring-3"}))
+    until(lambda: place.failed.calls)
+    told = str(place.failed.calls[0][0][1])
+    assert told.startswith("slots 0 to 1 of g were scored 5 times, and no process survived that: ")
+    assert len(place.scoring_pools.calls) == delivery.SCORING_TRIES - 1
+
+
+def test_the_death_of_the_stream_is_no_scorers_death(made, monkeypatch):
+    generator, _ = made
+    place = Place()
+    monkeypatch.setattr(delivery, "actor_names", lambda actors: {"ab": "the episode stream"})
+    generator.work(work(place))
+    place.grant(chunk())
+    until(lambda: place.accept.calls)
+    place.accept.calls[0][1].set_exception(died())
+    until(lambda: place.failed.calls)
+    assert re.search("^The episode stream died before slots 0 to 1", str(place.failed.calls[0][0][1]))
+    assert not place.scoring_pools.calls
+
+
+def test_a_share_and_scorers_that_the_conductor_tells_of_hold_from_then_on(made):
+    generator, engine = made
+    place, other = Place(), Place()
+    generator.work(work(place, chunk_size=2, share=8))
+    until(lambda: place.lease.calls)
+    assert place.lease.calls[0][0][1] == 4
+    generator.adjust(2, ScoringPools([other], [other]))
+    engine.held = True
+    place.grant(chunk())
+    until(lambda: engine.pending == 2)
+    time.sleep(0.05)
+    assert len(place.lease.calls) == 1, "it holds its share"
+    engine.held = False
+    until(lambda: other.score.calls)
+    assert not place.score.calls
+
+
+def test_a_heartbeat_is_answered_while_the_engine_stands_still_and_says_for_how_long(made):
+    generator, engine = made
+    assert generator.heartbeat().stalled_s == 0.0
+    place = Place()
+    generator.work(work(place))
+    engine.stuck = True
+    place.grant(chunk())
+    until(lambda: generator.heartbeat().stalled_s > 0.2)
+    assert generator.heartbeat().memory_bytes > 10 << 20
+    engine.stuck = False
+    until(lambda: generator.heartbeat().stalled_s == 0.0)
 
 
 def test_a_lease_that_is_granted_again_under_way_goes_on_with_what_is_being_generated(made):

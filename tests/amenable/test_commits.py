@@ -124,7 +124,7 @@ def test_a_run_that_is_taken_over_while_large_files_are_hashed_does_not_commit_t
 
 def test_lineage_is_not_written_once_the_run_was_taken_over(run, monkeypatch):
     removed = pipeline._remove_what_only_continues
-    monkeypatch.setattr(pipeline, "_remove_what_only_continues", lambda spec: removed(spec) or run.take_over())
+    monkeypatch.setattr(pipeline, "_remove_what_only_continues", lambda *given: removed(*given) or run.take_over())
     taken_over(run)
     assert (run.stage / STAGE_FILE).exists()
     assert not run.directory.lineage.exists()

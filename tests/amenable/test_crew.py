@@ -75,3 +75,20 @@ def test_learners_are_ready_once_they_have_said_so(tmp_path):
     with pytest.raises(RuntimeError, match="closed"), crew:
         pass
     assert session.ended
+
+
+def test_the_learners_are_as_patient_as_the_recipe_says(tmp_path, monkeypatch):
+    from learners import group
+
+    made: list[tuple] = []
+    monkeypatch.setattr(group, "LearnerGroup", lambda *arguments: made.append(arguments))
+    told = {"start_deadline_s": 1.0, "silence_s": 20.0, "stall_s": 3.0, "stop_grace_s": 4.0, "max_restarts": 5}
+    crew = Crew(Recipe.model_validate({"name": "small", "learners": told}), tmp_path, Progress(json=True), None)
+    monkeypatch.setattr(crew, "_ray", lambda: None)
+    crew.learners()
+    assert made[0][4] == group.Patience(**told)
+    default = Recipe(name="small").learners
+    crew = Crew(Recipe(name="small"), tmp_path, Progress(json=True), None)
+    monkeypatch.setattr(crew, "_ray", lambda: None)
+    crew.learners()
+    assert made[1][4] == group.Patience(default.start_deadline_s), "the defaults are told once each, and are the same"

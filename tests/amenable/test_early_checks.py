@@ -22,6 +22,24 @@ def recipe(tmp_path: Path, **settings) -> Recipe:
     return Recipe.model_validate({"name": "early", "run_directory": tmp_path / "run", **settings})
 
 
+@pytest.mark.parametrize(
+    ("workers", "learner_gpus", "generator_gpus"), [(1, 0, 0), (2, 0.5, 0.5), (1, 0.5, 0), (1, 1, 1), (1, 0.5, 0.5)]
+)
+def test_ipc_is_for_a_learner_that_shares_its_gpu(tmp_path, workers, learner_gpus, generator_gpus):
+    settings = {
+        "learners": {"workers": workers, "gpus": learner_gpus},
+        "rollouts": {"transport": "ipc", "gpus": generator_gpus},
+    }
+    asked = recipe(tmp_path, **settings)
+    if (workers, learner_gpus, generator_gpus) == (1, 0.5, 0.5):
+        check_early(asked, "10.0.0.1:6379")
+        return
+    with pytest.raises(UsageProblem, match=r"shares a GPU with the generators.*use object_store"):
+        check_early(asked, "10.0.0.1:6379")
+    settings["rollouts"]["transport"] = "auto"
+    check_early(recipe(tmp_path, **settings), "10.0.0.1:6379")
+
+
 def reads_of(settings: Recipe) -> dict[str, dict]:
     stages = stages_of(settings, RunDirectory(settings.run_directory))
     return {stage.name: stage.spec.reads for stage in stages}

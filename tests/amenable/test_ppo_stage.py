@@ -2,7 +2,7 @@
 
 import pytest
 
-from amenable.stages.ppo import share_of
+from actors.fleet import share_of
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from amenable.stages.ppo import share_of
 def test_a_generators_share_is_its_part_of_what_is_admitted_in_whole_chunks(
     batch_size, max_staleness, generators, chunk_size, share
 ):
-    found = share_of(batch_size, max_staleness, generators, chunk_size)
+    found = share_of(batch_size * (max_staleness + 1), generators, chunk_size)
     assert found == share
     assert found % chunk_size == 0
     assert found * generators >= batch_size * (max_staleness + 1)

@@ -1,0 +1,51 @@
+"""Room for single workers: each has a placement group of its own, so that one comes and goes without the others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+
+def bundle_of(cpus: float, gpus: float = 0.0) -> dict[str, float]:
+    """The resources of one worker as Ray's bundle: what it does not need is left out, for Ray refuses zeros."""
+    return {name: float(amount) for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+
+
+def spoken_bundle(bundle: Mapping[str, float]) -> str:
+    """A bundle for a person: "2 CPUs and 0.5 GPU"."""
+    return " and ".join(f"{amount:g} {name}{'s' if amount > 1 else ''}" for name, amount in bundle.items())
+
+
+@dataclass(frozen=True)
+class OwnPlacementGroup:
+    """One placement group of one bundle for each worker. A group ends with the process that asked for it."""
+
+    bundle: Mapping[str, float]
+
+    def reserve(self, name: str) -> PlacementGroup:
+        """Asks for room for the worker `name`; returns its placement group at once, whether there is room or not."""
+        return placement_group([dict(self.bundle)], strategy="PACK", name=f"amenable-{name}")
+
+    def wait(self, reserved: PlacementGroup, timeout_s: float) -> bool:
+        """Whether there is room within `timeout_s`; blocks meanwhile."""
+        return bool(reserved.wait(timeout_seconds=timeout_s))
+
+    def options(self, reserved: PlacementGroup) -> dict[str, Any]:
+        """Ray's options that put an actor into the group."""
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=0)}
+
+    def release(self, reserved: PlacementGroup) -> None:
+        """Gives the room back; what still runs there is ended by Ray."""
+        try:
+            remove_placement_group(reserved)
+        except RayError:
+            if ray.is_initialized():  # else the session, and the group with it, is over
+                raise
+
+    def says(self) -> str:
+        """What is asked for, for a person."""
+        return spoken_bundle(self.bundle)

@@ -1,0 +1,331 @@
+"""The conductor among stand-ins: who is given up, how it comes back, and what the others do meanwhile."""
+
+import asyncio
+import re
+
+import pytest
+from stand_in_cast import QUICK, SAMPLING, Cast, Generator, Scoring, Spec, held_out, snapshot, turns, until
+
+from actors.desired import read_desired, read_fleet, write_desired
+from actors.recruits import Call
+from corpus.problems import RunProblem, UsageProblem
+
+
+def replaced(each: Cast, spec: Spec, name: str) -> Generator:
+    """The generator that was made in the place of `name`."""
+    return spec.made[name][-1]
+
+
+def test_the_survivors_go_on_and_a_replacement_is_refit_before_it_serves(play):
+    spec = Spec(lambda name: Generator())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        await each.conductor.start_leasing()
+        one, two = each.generators.values()
+        gate = asyncio.Event()
+
+        class Starting(Generator):
+            async def start(self) -> None:
+                await gate.wait()
+
+        spec._make, spec.start = (lambda name: Starting()), (Call("start"),)
+        two.dead = True
+        await until(lambda: "two" in spec.made)
+        assert each.stream.released == ["two"], "its leases are free before another takes its place"
+        publication = await each.publish(1)
+        assert one.loaded == ["0.0", "0.1"]
+        assert publication.roles["fleet/generators_serving"] == 1
+        assert publication.roles["fleet/restarts"] == 1
+        again = replaced(each, spec, "two")
+        await turns()
+        assert not again.worked, "it has loaded nothing yet"
+        gate.set()
+        await until(lambda: again.worked)
+        assert again.loaded == ["0.1"], "the weight store's newest"
+        await each.publish(2)
+        assert again.loaded == ["0.1", "0.2"]
+        assert each.stream.failures == []
+
+    play(scene, settings=QUICK, specs={"generators": spec}, deadline_s=1.0)
+
+
+def test_a_silent_generator_is_suspected_then_killed_and_replaced(play):
+    spec = Spec(lambda name: Generator())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        await each.conductor.start_leasing()
+        each.generators["two"].silent = True
+        await until(lambda: each.conductor._fleet.figures()["fleet/suspect"] == 1)
+        assert each.killed == []
+        await until(lambda: each.killed)
+        assert each.killed == [each.generators["two"]]
+        await until(lambda: "two" in spec.made and replaced(each, spec, "two").worked)
+
+    play(scene, settings=QUICK, specs={"generators": spec})
+
+
+def test_a_generator_that_answers_in_time_is_not_given_up(play):
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        two = each.generators["two"]
+        two.silent = True
+        await until(lambda: each.conductor._fleet.figures()["fleet/suspect"] == 1)
+        two.silent = False
+        for roster in each.conductor._fleet.rosters():  # what was asked while it was silent is never answered here
+            for member in roster.members.values():
+                if member.listening is not None:
+                    member.listening.cancel()
+        await until(lambda: each.conductor._fleet.figures()["fleet/suspect"] == 0)
+        assert each.conductor._fleet.figures()["fleet/generators_serving"] == 2
+        assert each.killed == []
+
+    play(scene, settings=QUICK.model_copy(update={"dead_after_s": 20.0}))
+
+
+def test_an_engine_that_stands_still_is_given_up_though_its_process_answers(play):
+    spec = Spec(lambda name: Generator())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        each.generators["one"].stalled_s = QUICK.stall_after_s + 1
+        await until(lambda: each.killed)
+        assert each.killed == [each.generators["one"]]
+
+    play(scene, settings=QUICK, specs={"generators": spec})
+
+
+def test_without_any_generator_a_publication_waits_for_the_replacement(play):
+    spec = Spec(lambda name: Generator())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        await each.conductor.start_leasing()
+        each.generators["only"].dead = True
+        publication = await each.publish(1)
+        again = replaced(each, spec, "only")
+        assert again.loaded == ["0.1"]
+        assert publication.probe_nats == 0.0
+        assert each.stream.admitted == [(0, 0), (0, 1)]
+
+    play(scene, settings=QUICK, specs={"generators": spec}, only=0.0)
+
+
+def test_a_replacement_that_disagrees_as_the_one_before_it_ends_the_run(play):
+    spec = Spec(lambda name: Generator(off=0.5))
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        assert each.killed == [each.generators["wrong"]]
+        await until(lambda: each.stream.failures)
+        assert re.search("^wrong holds weights 0.0 but scores the probe 0.5", str(each.stream.failures[0]))
+        assert len(spec.made["wrong"]) == 1, "no budget is spent on it"
+
+    play(scene, settings=QUICK, specs={"generators": spec}, right=0.0, wrong=0.5)
+
+
+def test_a_replacement_that_agrees_serves_where_the_one_before_it_disagreed(play):
+    spec = Spec(lambda name: Generator())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        await until(lambda: each.conductor._fleet.figures()["fleet/generators_serving"] == 2)
+        assert each.stream.failures == []
+
+    play(scene, settings=QUICK, specs={"generators": spec}, right=0.0, wrong=0.5)
+
+
+def test_a_spent_budget_ends_the_run_in_a_sentence(play):
+    def make(name: str) -> Generator:
+        generator = Generator()
+        generator.dead = True
+        return generator
+
+    spec = Spec(make)
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        each.generators["one"].dead = True
+        await until(lambda: each.stream.failures)
+        assert re.search(
+            r"^one was lost \(.*\), and the 2 restarts of a generator that 3600 s allow \(fleet.restarts\) are spent; "
+            "the same command continues from what was last saved.$",
+            str(each.stream.failures[0]),
+        )
+        assert len(spec.made["one"]) == 2
+
+    play(scene, settings=QUICK.model_copy(update={"restarts": 2}), specs={"generators": spec})
+
+
+def test_too_few_for_too_long_ends_the_run_in_a_sentence(play):
+    class Slow(Generator):
+        async def start(self) -> None:
+            await asyncio.Event().wait()
+
+    spec = Spec(lambda name: Slow(), Call("start"))
+    settings = QUICK.model_copy(update={"minimum_deadline_s": 0.5, "min_generators": 2})
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        each.generators["one"].dead = True
+        await until(lambda: each.stream.failures)
+        assert re.search(
+            "^Of at least 2 generators only 1 served for 1 s; one is restarting, two is healthy, scoring-0 is healthy; "
+            "the same command",
+            str(each.stream.failures[0]),
+        )
+
+    play(scene, settings=settings, specs={"generators": spec})
+
+
+def test_a_scoring_process_that_died_is_made_again_with_what_it_scores_with_and_generators_hear_of_it(play):
+    spec = Spec(lambda name: Scoring(), Call("load_reward", ("the reward",)))
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        await each.conductor.start_leasing()
+        each.scoring.actor.dead = True
+        asked = asyncio.ensure_future(each.conductor.scoring_pools(""))
+        await until(lambda: "scoring-0" in spec.made)
+        pools = await asked
+        [scorer] = [handle.actor for handle in pools.scorers]
+        assert scorer is spec.made["scoring-0"][0]
+        assert scorer.loaded == ["the reward"]
+        assert pools.references == pools.scorers
+        await turns()
+        for generator in each.generators.values():
+            assert generator.adjusted[-1][1].scorers == pools.scorers
+        assert each.stream.failures == []
+
+    play(scene, settings=QUICK, specs={"scorers": spec})
+
+
+def test_held_out_prompts_are_sampled_and_scored_by_others_where_one_dies(play):
+    generators, scoring = Spec(lambda name: Generator()), Spec(lambda name: Scoring())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        each.generators["one"].dead = True
+        each.scoring.actor.dead = True
+        found = await each.conductor.evaluate(snapshot(9), held_out(), SAMPLING)
+        assert found["reward"] == 1.5
+
+    play(scene, settings=QUICK, specs={"generators": generators, "scorers": scoring})
+
+
+@pytest.fixture
+def stage(tmp_path):
+    return tmp_path
+
+
+def test_generators_come_and_go_as_is_wished_and_shares_follow(play, stage):
+    spec = Spec(lambda name: Generator())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        await each.conductor.start_leasing()
+        await turns()
+        one = each.generators["generator-0"]
+        assert one.adjusted[-1][0] == 16
+        write_desired(stage, 0, 3, "a person", "now")
+        await until(lambda: each.conductor._fleet.figures()["fleet/generators_serving"] == 3)
+        second = spec.made["generator-1"][0]
+        assert second.loaded == ["0.0"]
+        assert second.worked
+        assert one.adjusted[-1][0] == 6, "a third of 16, in whole chunks"
+        await until(lambda: list((read_fleet(stage) or {}).get("workers", {})).count("generator-2") == 1)
+        assert read_fleet(stage)["counter"] == 1
+
+        write_desired(stage, 1, 1, "a person", "later")
+        await until(lambda: len(each.killed) == 2)
+        assert second.rested, "it came to the end of what it had in hand"
+        assert sorted(each.stream.released) == ["generator-1", "generator-2"]
+        assert one.adjusted[-1][0] == 16
+        await each.publish(1)
+        assert second.loaded == ["0.0"], "who is retired is given no weights"
+        write_desired(stage, 2, 2, "a person", "again")
+        await until(lambda: "generator-3" in spec.made)
+        assert each.stream.failures == []
+
+    play(
+        scene,
+        settings=QUICK,
+        specs={"generators": spec},
+        directory=str(stage),
+        admissible=16,
+        **{"generator-0": 0.0},
+    )
+
+
+def test_a_generator_without_room_is_told_of_and_comes_when_there_is(play, stage):
+    class Room:
+        def __init__(self) -> None:
+            self.free, self.given_back = False, []
+
+        def reserve(self, name: str) -> str:
+            return f"room of {name}"
+
+        def wait(self, reserved: str, timeout_s: float) -> bool:
+            return self.free
+
+        def release(self, reserved: str) -> None:
+            self.given_back.append(reserved)
+
+        def says(self) -> str:
+            return "1 CPU"
+
+    spec = Spec(lambda name: Generator())
+    spec.placement = Room()  # pyright: ignore
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        write_desired(stage, 0, 2, "a person", "now")
+        told = "generator-1 waits for a bundle of 1 CPU, which the cluster has not free"
+        await until(lambda: (read_fleet(stage) or {}).get("waiting") == [told])
+        await each.publish(1)
+        spec.placement.free = True
+        await until(lambda: each.conductor._fleet.figures()["fleet/generators_serving"] == 2)
+        await until(lambda: (read_fleet(stage) or {}).get("waiting") == [])
+        write_desired(stage, 1, 1, "a person", "later")
+        await until(lambda: spec.placement.given_back == ["room of generator-1"])
+
+    play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage), **{"generator-0": 0.0})
+
+
+def test_a_wish_that_cannot_be_read_changes_nothing_and_is_told(play, stage):
+    async def scene(each: Cast) -> None:
+        (stage / "desired.json").write_text("{")
+        await until(lambda: "cannot be read" in str((read_fleet(stage) or {}).get("problem")))
+        assert each.stream.failures == []
+
+    play(scene, settings=QUICK, specs={"generators": Spec(lambda name: Generator())}, directory=str(stage))
+
+
+def test_a_wish_follows_the_one_that_was_seen(stage):
+    assert read_desired(stage) is None
+    first = write_desired(stage, 0, 4, "ann", "today")
+    assert read_desired(stage) == first
+    with pytest.raises(UsageProblem, match=r"^ann has asked for 4 generators at today, since this command looked"):
+        write_desired(stage, 0, 2, "ben", "today")
+    assert write_desired(stage, 1, 2, "ben", "today").counter == 2
+    (stage / "desired.json").write_text('{"schema_version": 1, "counter": 1, "generators": 0, "who": "", "when": ""}')
+    with pytest.raises(RunProblem, match="cannot be read"):
+        read_desired(stage)
+
+
+def test_nobody_is_replaced_after_the_end_and_the_drivers_own_that_live_are_named(play):
+    spec = Spec(lambda name: Generator())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        each.generators["one"].dead = True
+        await until(lambda: "one" in spec.made and spec.made["one"][0].loaded)
+        await turns()
+        await each.conductor.finish()
+        assert await each.conductor.survivors() == ["two", "scoring-0"], "the new one ends with the conductor"
+        each.generators["two"].dead = True
+        await asyncio.sleep(0.3)
+        assert list(spec.made) == ["one"]
+
+    play(scene, settings=QUICK, specs={"generators": spec})

@@ -1,0 +1,220 @@
+"""Workers that are killed or stopped under a real conductor, stream and store: the run goes on, and loses nothing.
+
+Generators are the real actors with a stand-in engine; the test is the learner.
+"""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_in_engine
+import torch
+
+from actors.conductor import Conductor, Fellowship, Probe
+from actors.generator import RolloutGenerator, Work
+from actors.pulse import pulse_now
+from actors.recruits import Call, WorkerSpec
+from actors.role_reports import report_now
+from actors.settings import FleetSettings, RolloutSettings, SamplingSettings
+from actors.stream import EpisodeStream, StreamPlan
+from actors.weight_store import WeightStore
+from corpus.problems import RunProblem
+from corpus.schemas import make_table, write_table
+from models.snapshot import pack
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+
+WAIT_S = 120.0
+BATCHES = 40
+SETTINGS = FleetSettings(
+    heartbeat_s=0.2, suspect_after_s=2.0, dead_after_s=6.0, start_deadline_s=90, minimum_deadline_s=100
+)
+PROBE = Probe([[1, 2, 3]], [[-2.0, -3.0]], 1e-3)
+
+
+def generator_class(ray: Any) -> Any:
+    """The real generator with a stand-in engine. Defined here, so that Ray takes it along by value."""
+    ray.cloudpickle.register_pickle_by_value(stand_in_engine)
+    plain: Any = RolloutGenerator.__ray_metadata__.modified_class  # pyright: ignore
+    engine = stand_in_engine.StandInEngine
+
+    class Playing(plain):
+        def start(self) -> str:
+            self._engine = engine()
+            return self._name
+
+    return ray.remote(num_cpus=0, max_concurrency=16, concurrency_groups={"health": 1})(Playing)
+
+
+def scoring_class(ray: Any) -> Any:
+    """Scorer and reference, which take their time."""
+
+    class Scoring:
+        def __init__(self, name: str) -> None:
+            self.loaded = False
+
+        def load(self) -> None:
+            self.loaded = True
+
+        def score(self, episodes: Any) -> list[float]:
+            assert self.loaded
+            time.sleep(0.2)
+            return [float(slot) for slot in episodes.column("slot").to_pylist()]
+
+        def reference_logprobs(self, episodes: Any, temperature: float) -> list[list[float]]:
+            return [[-1.0] for _ in range(episodes.num_rows)]
+
+        @ray.method(concurrency_group="health")
+        def heartbeat(self) -> Any:
+            return pulse_now(0.0)
+
+        def report(self) -> Any:
+            return report_now(0.0, 0)
+
+    return ray.remote(num_cpus=0, concurrency_groups={"health": 1})(Scoring)
+
+
+class Stage:
+    """A PPO stage whose learner is the test."""
+
+    def __init__(self, ray: Any, directory: Path, settings: FleetSettings) -> None:
+        self.ray, self.update = ray, 0
+        table = directory / "prompts.parquet"
+        columns = {"prompt_id": ["p"], "user_id": ["u"], "prompt": ["?"], "prompt_tokens": [[1, 2]], "meta": [""]}
+        write_table(make_table("prompts", columns), table, "prompts")
+        plan = StreamPlan(
+            prompts=str(table),
+            directory=str(directory / "episodes"),
+            seed=0,
+            round_number=1,
+            batch_size=8,
+            chunk_size=2,
+            max_staleness=0,
+            batches=BATCHES,
+            lease_s=600,
+        )
+        actors: tuple[Any, ...] = (EpisodeStream, WeightStore, Conductor)
+        self.stream = actors[0].remote(plan)
+        self.store = actors[1].remote(str(directory / "weights"))
+        self.conductor = actors[2].remote(self.stream, self.store, 60.0, 60.0, settings)
+        rollouts = RolloutSettings(max_concurrent=8)
+        generators = WorkerSpec(generator_class(ray), {}, (rollouts,), (Call("start"),))
+        scoring = WorkerSpec(scoring_class(ray), {}, (), (Call("load"),))
+        self.generators = {name: generators.make(name) for name in ("generator-0", "generator-1")}
+        self.scoring = scoring.make("scoring-0")
+        ray.get([each.start.remote() for each in self.generators.values()], timeout=WAIT_S)
+        ray.get(self.scoring.load.remote(), timeout=WAIT_S)
+        sampling = SamplingSettings(max_response_tokens=4)
+        work = Work("r", 1, self.stream, self.conductor, [self.scoring], [self.scoring], sampling, 2, 4)
+        fellowship = Fellowship(generators, scoring, None, None, 8)
+        ray.get(self.conductor.begin.remote(self.generators, work, fellowship), timeout=WAIT_S)
+
+    def pid(self, worker: Any) -> int:
+        return self.ray.get(worker.heartbeat.remote(), timeout=WAIT_S).pid
+
+    def publish(self) -> dict[str, float]:
+        snapshot = pack({"weight": torch.full((3,), float(self.update))}, (0, self.update))
+        found = self.ray.get(self.conductor.publish.remote(0, self.update, snapshot, PROBE), timeout=WAIT_S)
+        if self.update == 0:
+            self.ray.get(self.conductor.start_leasing.remote(), timeout=WAIT_S)
+        return found.roles
+
+    def train(self) -> list[str]:
+        """One update's episodes: checks that they are whole; returns who generated them."""
+        table = self.ray.get(self.stream.take.remote(self.update, WAIT_S, 0), timeout=WAIT_S)
+        slots = list(range(8 * self.update, 8 * self.update + 8))
+        assert table["slot"].to_pylist() == slots
+        assert table["score"].to_pylist() == [float(slot) for slot in slots]
+        assert {spans[0]["update"] for spans in table["version_spans"].to_pylist()} == {self.update}
+        self.ray.get(self.stream.trained.remote(self.update, 0), timeout=WAIT_S)
+        self.update += 1
+        return table["generator"].to_pylist()
+
+    def updates_until(self, holds: Any) -> dict[str, float]:
+        """Trains on until the metrics of a publication are as they should be."""
+        roles: dict[str, float] = {}
+        while self.update < BATCHES:
+            roles = self.publish()
+            self.train()
+            if holds(roles):
+                return roles
+            time.sleep(0.5)
+        raise AssertionError(f"it did not come within {BATCHES} updates: {roles}")
+
+    def close(self) -> None:
+        for actor in (self.conductor, self.store, self.stream, self.scoring, *self.generators.values()):
+            with suppress(Exception):
+                self.ray.kill(actor)
+
+
+@pytest.fixture
+def stage(ray_session, tmp_path):
+    made: list[Stage] = []
+
+    def make(settings: FleetSettings = SETTINGS) -> Stage:
+        made.append(Stage(ray_session, tmp_path, settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_generator_that_is_killed_or_stopped_is_replaced_and_the_run_goes_on(stage, how):
+    each = stage()
+    each.publish()
+    each.train()
+    pid = each.pid(each.generators["generator-1"])
+    os.kill(pid, how)
+    roles = each.updates_until(lambda roles: roles["fleet/restarts"] == 1 and roles["fleet/generators_serving"] == 2)
+    assert roles["fleet/dead"] == 0
+    deadline = time.monotonic() + 30
+    while is_alive(pid):
+        assert time.monotonic() < deadline, "a process that is stopped is killed too"
+        time.sleep(0.1)
+    for _ in range(4):
+        each.publish()
+        each.train()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_a_scoring_process_had_in_hand_is_scored_by_the_one_in_its_place(stage, how):
+    each = stage()
+    each.publish()
+    each.train()
+    pid = each.pid(each.scoring)
+    each.publish()
+    time.sleep(0.3)  # it scores one chunk of four at a time, 0.2 s each
+    assert each.ray.get(each.stream.counts.remote(), timeout=WAIT_S)["stream/accepted_waiting"] < 8
+    os.kill(pid, how)
+    each.train()
+    assert not is_alive(pid)
+    roles = each.updates_until(lambda roles: roles["fleet/scorers_serving"] == 1)
+    assert roles["fleet/restarts"] == 1
+
+
+def test_a_budget_that_is_spent_is_told_to_the_learner_in_a_sentence(stage):
+    each = stage(SETTINGS.model_copy(update={"restarts": 0}))
+    each.publish()
+    os.kill(each.pid(each.generators["generator-0"]), signal.SIGKILL)
+    with pytest.raises(RunProblem) as found:
+        each.updates_until(lambda roles: False)
+    told = str(getattr(found.value, "cause", found.value))
+    assert told.startswith("generator-0 was lost (")
+    assert told.endswith(
+        "and the 0 restarts of a generator that 3600 s allow (fleet.restarts) are spent; the same command continues "
+        "from what was last saved."
+    )
