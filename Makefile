@@ -10,12 +10,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check e2e hh bench docs lint types unit install install-test clean help
+.PHONY: demo test check e2e chaos chaos-fast hh bench docs lint types unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
 	@echo "make test    lint, types, import floors, unit and end-to-end tests (about 15 minutes)"
 	@echo "make check   its part under 2 minutes: lint, types, floors, fast unit tests"
+	@echo "make chaos   every role killed or stopped in every phase of PPO; writes the table of docs/reliability.md"
+	@echo "make chaos-fast   four of its cells, without the table"
 	@echo "make hh      the run on real human comparisons (HH_PATH=…)"
 	@echo "make bench   the PPO benchmark of bench/README.md"
 
@@ -40,6 +42,12 @@ types: $(VENV)/.installed-test
 
 e2e: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m slow
+
+chaos: $(VENV)/.installed-test
+	$(BIN)/pytest -q -m chaos tests/chaos -k any_strike
+
+chaos-fast: $(VENV)/.installed-test
+	$(BIN)/pytest -q -m chaos tests/chaos -k after_a_strike
 
 HH_PATH ?= ../shared/data/hh-rlhf
 hh: $(VENV)/.installed

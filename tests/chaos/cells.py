@@ -1,0 +1,66 @@
+"""The cells of the chaos matrix: who is struck, in which phase, and how."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PHASES = ("idle", "generating", "publishing", "checkpointing")
+WORKERS = ("generator", "scorer", "reference", "learner")
+"""Roles that are replaced while the run goes on; every other one ends the command, and the same command continues."""
+ROLES = (*WORKERS, "stream", "conductor", "weight store", "driver")
+
+How = Literal["SIGKILL", "SIGSTOP", "full disk", "truncated shard", "wrong hash"]
+
+HOLDERS = {
+    "idle": ("learner",),
+    "generating": ("generator", "scorer", "reference", "stream"),
+    "publishing": ("generator", "weight store", "stream"),
+    "checkpointing": ("learner", "stream"),
+}
+"""By phase: roles that have a part of their own in it and can hold it open; the first does for every other role."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One strike."""
+
+    role: str
+    phase: str
+    how: How
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}-{self.phase}-{self.how}".replace(" ", "-")
+
+    @property
+    def holder(self) -> str:
+        """The role whose process holds the phase open."""
+        return self.role if self.role in HOLDERS[self.phase] else HOLDERS[self.phase][0]
+
+    @property
+    def target(self) -> str:
+        """The role that must be there for the strike, and gets the signal, if there is one."""
+        return "driver" if self.role in ("checkpoint", "disk") else self.role
+
+    @property
+    def survives(self) -> bool:
+        """Whether the command itself must come to its end; else it may stop, with a sentence, and be given again."""
+        return self.role in WORKERS
+
+
+KILLS = [Cell(role, phase, "SIGKILL") for role in ROLES for phase in PHASES]
+STOPS = [Cell(role, phase, "SIGSTOP") for role in WORKERS for phase in PHASES]
+OTHERS = [
+    Cell("checkpoint", "idle", "truncated shard"),
+    Cell("checkpoint", "idle", "wrong hash"),
+    Cell("disk", "idle", "full disk"),
+    Cell("disk", "checkpointing", "full disk"),
+    Cell("node", "generating", "SIGKILL"),
+]
+ALL = [*KILLS, *STOPS, *OTHERS]
+
+FAST = [
+    Cell("generator", "publishing", "SIGSTOP"),
+    Cell("learner", "checkpointing", "SIGKILL"),
+    Cell("stream", "generating", "SIGKILL"),
+    Cell("checkpoint", "idle", "truncated shard"),
+]

@@ -1,0 +1,30 @@
+"""The PPO service among strikes: whoever is struck, in whichever phase, every slot is trained exactly once."""
+
+from pathlib import Path
+
+import pytest
+from cells import ALL, FAST, Cell
+from harness import Outcome, run_cell
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def play(cell: Cell, template: Path, directory: Path) -> Outcome:
+    try:
+        return run_cell(cell, template, directory / "cell")
+    except PermissionError as refused:
+        pytest.skip(str(refused))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("cell", FAST, ids=lambda cell: cell.name)
+def test_the_run_is_finished_and_accepted_after_a_strike(cell, template, tmp_path):
+    assert play(cell, template, tmp_path).problems == []
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("cell", ALL, ids=lambda cell: cell.name)
+def test_the_run_is_finished_and_accepted_after_any_strike(cell, template, tmp_path, played):
+    outcome = play(cell, template, tmp_path)
+    played.append(outcome)
+    assert outcome.problems == []

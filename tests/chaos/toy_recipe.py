@@ -1,0 +1,49 @@
+"""The recipe of the toy run. Apart from the run itself, so that reading it imports no torch."""
+
+from pathlib import Path
+
+from actors.rewards import RewardSettings
+from actors.settings import FleetSettings, RolloutSettings, SamplingSettings, ScoringSettings
+from amenable.recipe import LearnerSettings, Recipe
+from corpus.files import FileCorpusSettings
+from corpus.tokenising import TokenLimits
+from learners.engine_settings import EngineSettings
+from learners.optimizer import OptimizerSettings
+from learners.ppo_settings import PpoSettings
+
+UPDATES, BATCH_SIZE = 4, 8
+
+
+def recipe_of(root: Path) -> Recipe:
+    """Four updates of eight episodes with a checkpoint after each, two generators, a scorer and a reference; whoever
+    is silent is found in seconds."""
+    optimizer = OptimizerSettings(peak_lr=1e-2, schedule="constant", eps=1e-5)
+    return Recipe(
+        name="chaos",
+        run_directory=str(root),
+        seed=3,
+        deadline_s=120,
+        corpus=FileCorpusSettings(path=str(root / "data")),
+        tokens=TokenLimits(max_prompt_tokens=6, max_response_tokens=5, context_tokens=16),
+        learners=LearnerSettings(silence_s=15, stall_s=120, engine=EngineSettings(tokens_per_microbatch=64)),
+        rollouts=RolloutSettings(generators=2, max_concurrent=8),
+        scoring=ScoringSettings(fused=False),
+        fleet=FleetSettings(heartbeat_s=0.5, suspect_after_s=5, dead_after_s=15, start_deadline_s=200),
+        sampling=SamplingSettings(temperature=0.8, max_response_tokens=5),
+        reward=RewardSettings(kind="function", function="toy_reward:count_threes"),
+        ppo=PpoSettings(
+            updates=UPDATES,
+            batch_size=BATCH_SIZE,
+            minibatches=2,
+            chunk_size=2,
+            ptx_coefficient=0.5,
+            ptx_per_episode=1,
+            ptx_context=8,
+            policy=optimizer,
+            value=optimizer,
+            evaluate_every=100,
+            evaluation_prompts=4,
+            checkpoint_every=1,
+            batch_deadline_s=120,
+        ),
+    )
