@@ -3,19 +3,60 @@
 A test module has them by `pytest_plugins = ["tests.object_store"]`.
 """
 
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from queue import Empty, Queue
+from urllib.request import Request, urlopen
+
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
+
+START_LIMIT_S = 60
 
 
 @pytest.fixture(scope="session")
-def server():
-    """HOST:PORT of an S3 server."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
+def server() -> Iterator[str]:
+    """HOST:PORT of an S3 server.
+
+    It is a process of its own: moto imports Flask, and vLLM, which looks at every attribute of every imported module
+    when it makes an engine, fails on Flask's request-bound ones.
+    """
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    lines: Queue[str] = Queue()
+
+    def drain() -> None:
+        for line in process.stderr or ():
+            lines.put(line)
+
+    threading.Thread(target=drain, daemon=True).start()
+    told = ""
+    try:
+        while not (address := re.search(r"Running on http://(127\.0\.0\.1:\d+)", told)):
+            try:
+                told += lines.get(timeout=START_LIMIT_S)
+            except Empty:
+                pytest.fail(f"the S3 server did not start within {START_LIMIT_S} s: {told}")
+        yield address[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def check_keys(server: str) -> Iterator[Callable[[], None]]:
+    """A call from which on, to the end of the test, the server looks at keys."""
+
+    def unsigned(actions: str) -> None:
+        address = f"http://{server}/moto-api/reset-auth"
+        request = Request(address, data=actions.encode(), headers={"Content-Type": "text/plain"}, method="POST")
+        urlopen(request, timeout=START_LIMIT_S).close()
+
+    yield lambda: unsigned("0")
+    unsigned("inf")
 
 
 @pytest.fixture

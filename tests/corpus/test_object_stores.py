@@ -99,14 +99,14 @@ def test_what_is_not_there_is_one_sentence_and_soon(store, query):
     assert time.monotonic() - began < 10
 
 
-def test_a_wrong_key_is_one_sentence_and_is_not_told(store, server, query, monkeypatch):
+def test_a_wrong_key_is_one_sentence_and_is_not_told(store, server, query, monkeypatch, check_keys):
     store.put_object(Bucket="bucket", Key="a.jsonl", Body=LINES)
     users = client("iam", server)
     users.create_user(UserName="anna")
     users.put_user_policy(UserName="anna", PolicyName="s3", PolicyDocument=json.dumps(ALLOW_S3))
     key = users.create_access_key(UserName="anna")["AccessKey"]
     with monkeypatch.context() as strict:
-        strict.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)  # from here on the server looks at keys
+        check_keys()
         strict.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
         strict.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
         assert columns(f"s3://bucket/a.jsonl{query}") == ROWS
