@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check e2e chaos chaos-fast hh bench docs lint types unit install install-test clean help
+.PHONY: demo test check e2e chaos chaos-fast soak hh bench docs lint types unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make check   its part under 2 minutes: lint, types, floors, fast unit tests"
 	@echo "make chaos   every role killed or stopped in every phase of PPO; writes the table of docs/reliability.md"
 	@echo "make chaos-fast   four of its cells, without the table"
+	@echo "make soak    half an hour of PPO with a kill every half minute (MINUTES=…)"
 	@echo "make hh      the run on real human comparisons (HH_PATH=…)"
 	@echo "make bench   the PPO benchmark of bench/README.md"
 
@@ -48,6 +49,10 @@ chaos: $(VENV)/.installed-test
 
 chaos-fast: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m chaos tests/chaos -k after_a_strike
+
+MINUTES ?= 30
+soak: $(VENV)/.installed-test
+	$(BIN)/python tests/chaos/soak.py --minutes $(MINUTES)
 
 HH_PATH ?= ../shared/data/hh-rlhf
 hh: $(VENV)/.installed

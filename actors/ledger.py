@@ -121,6 +121,11 @@ class Ledger:
         self._leases.update({lease.chunk: lease for lease in granted})
         return granted
 
+    @property
+    def next_expiry(self) -> float | None:
+        """When the first of the leases ends, in Unix seconds; None where nothing is leased."""
+        return min((lease.deadline for lease in self._leases.values()), default=None)
+
     def release(self, holder: str) -> int:
         """Free what `holder` has leased (it died, or stopped). Returns how many chunks became free."""
         held = [chunk for chunk, lease in self._leases.items() if lease.holder == holder]

@@ -81,6 +81,7 @@ class StageFleet:
         self._wish: Desired | None = None
         self._said: dict[str, Any] = {}
         self._told: dict[tuple[str, int], Any] = {}
+        self._will_tell = False
         self._reported: dict[str, dict[str, RoleReport]] = {}
         self._tasks: set[asyncio.Task] = set()
         self.generators = self._roster("generator", fellowship.generators, refit, self._release)
@@ -156,16 +157,25 @@ class StageFleet:
         await within(call, self.names(), "the episode stream", what, self._rest_deadline_s)
 
     def changed(self) -> None:
-        """Whoever waits looks again, and generators hear of their share and of who scores."""
+        """Whoever waits looks again, and generators hear of their share and of who scores.
+
+        They hear it once, of however many changes that come together: a publication changes every generator's state.
+        """
         self.notify()
+        if not self._will_tell:
+            self._will_tell = True
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._will_tell = False
         work, pools = self._work, self.pools()
         if not self.leases or pools is None:
             return
         serving = self.generators.serving
         admissible = self._fellowship.admissible
         share = work.share if admissible is None else share_of(admissible, len(serving), work.chunk_size)
+        told = (share, tuple(map(id, pools.scorers)), tuple(map(id, pools.references)))
         for name, handle in serving.items():
-            told = (share, tuple(map(id, pools.scorers)), tuple(map(id, pools.references)))
             key = (name, self.generators.members[name].incarnation)
             if self._told.get(key) != told:
                 self._told[key] = told

@@ -4,11 +4,12 @@ A thin shell over `actors.ledger`: it adds waiting with deadlines, the rows them
 
 Nothing in it grows with the length of a run. Rows are those of slots that are admitted and not trained: at most
 (max_staleness + 1) batches, because no version is admitted beyond what is trained. A change is one event that all who
-wait share; a failure is kept once, and so is the name of a generator that was released (restarts have a budget). Who
+wait for it share; a failure is kept once, and so is the name of a generator that was released (restarts have a budget). Who
 waits are one call a generator, for a lease, and one a learner rank, for a batch, each until its deadline.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -72,25 +73,27 @@ class EpisodeStream:
         self._rows: dict[int, pa.RecordBatch] = {}
         self._writing: tuple[int, asyncio.Task[None]] | None = None
         """The batch that was taken last, and the writing of its Parquet, which every rank that takes it waits for."""
-        self._changed = asyncio.Event()
+        self._freed = asyncio.Event()
+        """Set, and replaced, when slots may have become free to lease. Apart from `_delivered`, because there are many
+        deliveries, and nobody who waits for slots gets any by one."""
+        self._delivered = asyncio.Event()
+        """Set, and replaced, when a batch may have become complete, or never will."""
         self._failure: Problem | None = None
         self._released: set[str] = set()
         """Holders that are gone."""
 
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _wake_holders(self) -> None:
+        self._freed.set()
+        self._freed = asyncio.Event()
 
-    async def _wait_for_change(self, deadline: float) -> bool:
-        """Until something changes or `deadline` (monotonic) passes; False where it passed."""
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            return False
-        try:
-            await asyncio.wait_for(self._changed.wait(), remaining)
-        except TimeoutError:
-            return False
-        return True
+    def _wake_learners(self) -> None:
+        self._delivered.set()
+        self._delivered = asyncio.Event()
+
+    async def _wait(self, event: asyncio.Event, seconds: float) -> None:
+        """Until `event`, for `seconds` at most."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), max(seconds, 0.0))
 
     # generators --------------------------------------------------------------------------------------------------
 
@@ -109,8 +112,11 @@ class EpisodeStream:
                     Chunk([self._slot(index) for index in self._ledger.slots(lease.chunk)], self._ledger.attempt, now)
                     for lease in leases
                 ]
-            if not await self._wait_for_change(deadline):
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 return []
+            expiry = None if holder in self._released else self._ledger.next_expiry
+            await self._wait(self._freed, remaining if expiry is None else min(remaining, expiry - time.time()))
 
     def _slot(self, index: int) -> Slot:
         row = self._order[index]
@@ -131,7 +137,7 @@ class EpisodeStream:
             if slot in fresh:
                 self._rows[slot] = scored.slice(row, 1)
         if fresh:
-            self._notify()
+            self._wake_learners()
         return len(fresh)
 
     async def release(self, holder: str) -> int:
@@ -142,7 +148,7 @@ class EpisodeStream:
         """
         self._released.add(holder)
         freed = self._ledger.release(holder)
-        self._notify()
+        self._wake_holders()
         return freed
 
     # the learner -------------------------------------------------------------------------------------------------
@@ -163,7 +169,10 @@ class EpisodeStream:
                 break
             if self._failure is not None:
                 raise self._failure
-            if not await self._wait_for_change(deadline):
+            remaining = deadline - time.monotonic()
+            if remaining > 0:
+                await self._wait(self._delivered, remaining)
+            else:
                 raise RunProblem(
                     f"Batch {batch} was not complete after {timeout_s:.0f} s: {len(missing)} of "
                     f"{self._plan.batch_size} episodes are missing, the first of slot {missing[0]}; "
@@ -212,13 +221,13 @@ class EpisodeStream:
         Raises RunProblem where that is not the present attempt, or the version is no next one.
         """
         self._ledger.advance(attempt, version)
-        self._notify()
+        self._wake_holders()
 
     async def fail(self, problem: Problem) -> None:
         """Some actor cannot go on: whoever waits is told. `problem` must not be an error of Ray's (see `failures`)."""
         if self._failure is None:
             self._failure = problem
-        self._notify()
+        self._wake_learners()
 
     async def counts(self) -> dict[str, float]:
         """The episodes that wait, and what the ledger has counted, in slots, over all attempts."""
@@ -269,4 +278,5 @@ class EpisodeStream:
             )
         self._rows = rows
         self._writing = None
-        self._notify()
+        self._wake_holders()
+        self._wake_learners()

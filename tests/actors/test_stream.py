@@ -203,6 +203,34 @@ def test_an_expired_lease_is_given_to_another_and_the_first_to_deliver_counts(st
     assert (counts["stream/regenerated"], counts["stream/duplicates"]) == (2, 2)
 
 
+def test_who_waits_for_slots_gets_those_of_a_lease_that_expires_meanwhile(start):
+    stream = start(lease_s=1.0)
+    stream.lease("slow", 2, 0.0)
+    waiting = stream.later("lease", "quick", 2, 30.0)
+    assert waits(waiting)
+    began = time.monotonic()
+    assert indices(waiting.result(30)) == [0, 1, 2, 3]
+    assert time.monotonic() - began < 10
+
+
+def test_a_delivery_wakes_nobody_who_waits_for_slots(start, monkeypatch):
+    asked = []
+    lease = streams.Ledger.lease
+    monkeypatch.setattr(streams.Ledger, "lease", lambda *given: asked.append(given[1]) or lease(*given))
+    stream = start()
+    chunks = stream.lease("busy", 2, 0.0)
+    waiting = [stream.later("lease", f"idle-{number}", 1, 30.0) for number in range(3)]
+    assert all(waits(each) for each in waiting)
+    before = len(asked)
+    for chunk in chunks:
+        assert stream.deliver(chunk, "busy") == CHUNK
+    stream.take(0, 1.0, 0)
+    assert len(asked) == before
+    stream.trained(0, 0)
+    stream.advance(0, 1)
+    assert sorted(index for each in waiting[:2] for index in indices(each.result(30))) == [4, 5, 6, 7]
+
+
 def test_what_a_dead_generator_held_is_leased_at_once(start):
     stream = start()
     stream.lease("dying", 2, 0.0)

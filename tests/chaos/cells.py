@@ -26,10 +26,16 @@ class Cell:
     role: str
     phase: str
     how: How
+    engine: Literal["torch", "vLLM"] = "torch"
 
     @property
     def name(self) -> str:
-        return f"{self.role}-{self.phase}-{self.how}".replace(" ", "-")
+        return f"{self.role}-{self.phase}-{self.what}".replace(", ", "-").replace(" ", "-")
+
+    @property
+    def what(self) -> str:
+        """How, and on which engine where that is vLLM's."""
+        return self.how if self.engine == "torch" else f"{self.how}, {self.engine}"
 
     @property
     def holder(self) -> str:
@@ -56,7 +62,8 @@ OTHERS = [
     Cell("disk", "checkpointing", "full disk"),
     Cell("node", "generating", "SIGKILL"),
 ]
-ALL = [*KILLS, *STOPS, *OTHERS]
+REAL = [Cell(role, "generating", "SIGKILL", "vLLM") for role in ROLES]
+ALL = [*KILLS, *STOPS, *OTHERS, *REAL]
 
 FAST = [
     Cell("generator", "publishing", "SIGSTOP"),

@@ -1,7 +1,8 @@
 """The driver of a cell: the real PPO stage on a run directory, with the players of this directory.
 
 `python drive.py RUN` ends as `amenable run` does: exit code 0, or a sentence on standard error and its exit code.
-With `--nodes` the Ray session is a cluster that may lose a node.
+With `--nodes` the Ray session is a cluster that may lose a node; with `--soak` the run goes on until it is stopped, and
+no role's budget of restarts is ever spent.
 """
 
 import sys
@@ -28,14 +29,18 @@ from amenable.stages import ppo
 from amenable.stages.context import Context, Stage
 from learners import ppo as train_loop
 
+ENDLESS = 1_000_000
+"""Updates, or restarts, that no soak comes to."""
 
-def drive(root: Path, address: str | None) -> None:
+
+def drive(root: Path, address: str | None, endless: bool) -> None:
     """Runs the PPO stage of the run in `root`, or goes on with it."""
     phases.register("driver")
     players.enter()
     train_loop.train_ppo = learner.train
     ppo.PUBLICATION_DEADLINE_S = 60.0
-    recipe, run = recipe_of(root), RunDirectory(root)
+    recipe = recipe_of(root, ENDLESS, ENDLESS) if endless else recipe_of(root)
+    run = RunDirectory(root)
     reads = {"seed": recipe.seed, "ppo": recipe.ppo.model_dump(mode="json")}
     stage = Stage("ppo", StageSpec("ppo", run.round(1).ppo, reads), ppo.run)
     with Progress(["ppo"]) as progress, run.lease() as lease:
@@ -73,7 +78,7 @@ def main() -> int:
     nodes = cluster_that_loses_a_node() if "--nodes" in sys.argv else nullcontext(None)
     try:
         with nodes as address, interruption.listening(), ending(False, lambda: "ppo"):
-            drive(Path(sys.argv[1]), address)
+            drive(Path(sys.argv[1]), address, "--soak" in sys.argv)
     except typer.Exit as end:
         return end.exit_code
     return 0

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import phases
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 COMMAND_DEADLINE_S = 400.0
 """Seconds for one command: to the end of the run, or to its stop."""
-DISK_BYTES = 8 << 20
+DISK_BYTES = 24 << 20
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Outcome:
     @property
     def row(self) -> dict[str, str]:
         """For the table."""
-        cell = asdict(self.cell)
+        cell = {"role": self.cell.role, "phase": self.cell.phase, "how": self.cell.what}
         result = "passed" if not self.problems else "FAILED"
         landed = "yes" if self.landed else "no"
         return {
@@ -76,6 +76,10 @@ class Command:
     def is_over(self) -> bool:
         return self._process.poll() is not None
 
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the driver alone."""
+        self._process.send_signal(number)
+
     def wait(self) -> int | None:
         """Its exit code; None where it has not ended in time."""
         try:
@@ -101,6 +105,7 @@ def run_cell(cell: Cell, template: Path, directory: Path) -> Outcome:
     shutil.copytree(template, run)
     plan = {"holder": cell.holder, "phase": cell.phase, "target": cell.target}
     (directory / "plan.json").write_text(json.dumps(plan))
+    (directory / "engine").write_text(cell.engine)
     options = ("--nodes",) if cell.role == "node" else ()
     began = time.monotonic()
     try:
@@ -115,7 +120,7 @@ def run_cell(cell: Cell, template: Path, directory: Path) -> Outcome:
             _audit(outcome, run)
     finally:
         outcome.seconds = time.monotonic() - began
-        left = end_processes(directory)
+        left = endprocesses(directory)
         if left:
             outcome.problems.append(f"{left} processes of the cell were still there a minute after its commands ended.")
     return outcome
@@ -205,20 +210,20 @@ _TALLIES = ("lost", "duplicated", "trained")
 # processes and disks ---------------------------------------------------------------------------------------------
 
 
-def end_processes(directory: Path, patience_s: float = 60.0) -> int:
+def endprocesses(directory: Path, patience_s: float = 60.0) -> int:
     """Waits for the end of every process that was started for the cell in `directory`; those that are still there then
     are killed. Returns how many those were."""
     give_up = time.monotonic() + patience_s
-    while _processes(directory) and time.monotonic() < give_up:
+    while processes(directory) and time.monotonic() < give_up:
         time.sleep(0.2)
-    left = _processes(directory)
+    left = processes(directory)
     for pid in left:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return len(left)
 
 
-def _processes(directory: Path) -> list[int]:
+def processes(directory: Path) -> list[int]:
     """Living processes that have the cell's directory in their environment, or have said that they play in it: Ray's
     workers write their titles over their environment."""
     mark = f"{phases.VARIABLE}={directory}\0".encode()

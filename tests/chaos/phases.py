@@ -2,7 +2,7 @@
 
 Every process of a cell finds the cell's directory in the environment. `plan.json` there says which phase is wanted, and
 who is to hold it open; `opened.json` is written by the process that entered it, `closed` when it went on; `struck` by
-whoever struck. Without a plan nothing lingers.
+whoever struck. Without a plan nothing lingers. `engine` says which engine the generators have.
 """
 
 import json
@@ -26,6 +26,12 @@ FROM_UPDATE = 2
 def cell_directory() -> Path:
     """The directory of the cell that this process belongs to."""
     return Path(os.environ[VARIABLE])
+
+
+def engine() -> str:
+    """Which engine the generators of the cell have: "torch" or "vLLM"."""
+    said = cell_directory() / "engine"
+    return said.read_text() if said.exists() else "torch"
 
 
 def write_new(path: Path, content: dict[str, Any]) -> bool:

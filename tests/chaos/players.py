@@ -25,6 +25,11 @@ def enter() -> None:
             super().__init__(*given)
 
         def _start(self, model_directory: str, tokenizer: str, max_sequence_tokens: int) -> str:
+            if phases.engine() == "vLLM":
+                from vllm_engine import VllmEngine
+
+                generator.RolloutEngine = VllmEngine
+                return super()._start(model_directory, tokenizer, max_sequence_tokens)
             from models.build import load_tokenizer
 
             self._tokenizer = load_tokenizer(tokenizer)

@@ -52,7 +52,7 @@ def strike_process(cell: Path, role: str, phase: str, number: signal.Signals, pi
     if pid not in players:
         return Strike(f"no process that lives plays {role}" if pid is None else f"process {pid} does not play {role}")
     os.kill(pid, number)
-    problem = "" if _had_effect(pid, players[pid], number) else f"process {pid} goes on after {number.name}"
+    problem = "" if had_effect(pid, players[pid], number) else f"process {pid} goes on after {number.name}"
     return _release(cell, Strike(problem, pid))
 
 
@@ -82,7 +82,8 @@ def _release(cell: Path, strike: Strike) -> Strike:
     return strike
 
 
-def _had_effect(pid: int, ticks: str, number: signal.Signals) -> bool:
+def had_effect(pid: int, ticks: str, number: signal.Signals) -> bool:
+    """Whether within EFFECT_S the process, which began at `ticks`, has ended or stopped by signal `number`."""
     give_up = time.monotonic() + EFFECT_S
     while time.monotonic() < give_up:
         present = started_ticks(pid)

@@ -50,7 +50,7 @@ def here_and_now() -> str:
 
 
 def _key(cell: Cell) -> tuple[str, ...]:
-    return cell.role, cell.phase, cell.how
+    return cell.role, cell.phase, cell.what
 
 
 def _line(cells: Sequence[str]) -> str:

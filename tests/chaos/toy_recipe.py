@@ -14,9 +14,9 @@ from learners.ppo_settings import PpoSettings
 UPDATES, BATCH_SIZE = 4, 8
 
 
-def recipe_of(root: Path) -> Recipe:
-    """Four updates of eight episodes with a checkpoint after each, two generators, a scorer and a reference; whoever
-    is silent is found in seconds."""
+def recipe_of(root: Path, updates: int = UPDATES, restarts: int = 5) -> Recipe:
+    """Updates of eight episodes with a checkpoint after each, two generators, a scorer and a reference; whoever is
+    silent is found in seconds. `restarts` is the budget of each role."""
     optimizer = OptimizerSettings(peak_lr=1e-2, schedule="constant", eps=1e-5)
     return Recipe(
         name="chaos",
@@ -25,14 +25,18 @@ def recipe_of(root: Path) -> Recipe:
         deadline_s=120,
         corpus=FileCorpusSettings(path=str(root / "data")),
         tokens=TokenLimits(max_prompt_tokens=6, max_response_tokens=5, context_tokens=16),
-        learners=LearnerSettings(silence_s=15, stall_s=120, engine=EngineSettings(tokens_per_microbatch=64)),
+        learners=LearnerSettings(
+            max_restarts=restarts, silence_s=15, stall_s=120, engine=EngineSettings(tokens_per_microbatch=64)
+        ),
         rollouts=RolloutSettings(generators=2, max_concurrent=8),
         scoring=ScoringSettings(fused=False),
-        fleet=FleetSettings(heartbeat_s=0.5, suspect_after_s=5, dead_after_s=15, start_deadline_s=200),
+        fleet=FleetSettings(
+            heartbeat_s=0.5, suspect_after_s=5, dead_after_s=15, start_deadline_s=200, restarts=restarts
+        ),
         sampling=SamplingSettings(temperature=0.8, max_response_tokens=5),
         reward=RewardSettings(kind="function", function="toy_reward:count_threes"),
         ppo=PpoSettings(
-            updates=UPDATES,
+            updates=updates,
             batch_size=BATCH_SIZE,
             minibatches=2,
             chunk_size=2,

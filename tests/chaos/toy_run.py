@@ -13,7 +13,8 @@ from models.export import export_causal_lm
 from models.scalar_head import ScalarHeadModel
 
 WORDS, PAD, EOS = 16, 13, 14
-SHAPE = TinyLlamaSettings(hidden_size=16, layers=2, heads=2, mlp_size=16, context_length=32)
+SHAPE = TinyLlamaSettings(hidden_size=64, layers=2, heads=2, mlp_size=16, context_length=32)
+"""Heads of 32 units are the smallest that vLLM has on CPUs."""
 
 
 def write_given(root: Path) -> Path:

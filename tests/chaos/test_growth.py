@@ -1,0 +1,32 @@
+"""A soak must see memory that grows, and nothing in memory that does not."""
+
+from growth import FACTOR, MIB, SLACK_MIB, YOUNG_S, Sample, growth_of
+
+
+def samples(held_mib, role="stream", age=1000.0):
+    return [Sample(role, at, age, int(held_mib(at) * MIB)) for at in range(0, 900, 5)]
+
+
+def test_a_role_that_holds_the_same_is_bounded():
+    [steady] = growth_of(samples(lambda at: 200.0 + at % 10), 900.0)
+    assert steady.bounded
+    assert 200.0 <= min(steady.first, steady.last) <= max(steady.first, steady.last) <= steady.peak == 205.0
+
+
+def test_a_leak_is_seen_beyond_what_allocators_keep():
+    over = 200.0 * (FACTOR - 1) + SLACK_MIB + 2.0
+    [leaking] = growth_of(samples(lambda at: 200.0 + over * at / 600), 900.0)
+    assert not leaking.bounded
+    [below] = growth_of(samples(lambda at: 200.0 + 0.5 * over * at / 600), 900.0)
+    assert below.bounded
+
+
+def test_each_role_is_judged_by_its_own():
+    found = growth_of(samples(lambda at: 100.0) + samples(lambda at: 100.0 + at, "generator"), 900.0)
+    assert {each.role: each.bounded for each in found} == {"stream": True, "generator": False}
+
+
+def test_processes_that_still_load_and_roles_without_a_beginning_or_an_end_are_left_out():
+    young = samples(lambda at: 10.0, "conductor", YOUNG_S - 1)
+    late = [each for each in samples(lambda at: 10.0, "late") if each.at > 700]
+    assert growth_of(young + late, 900.0) == []
