@@ -325,7 +325,8 @@ class _PpoLoop:
                 self._start_anew()
             start, parent = (0, None) if checkpoint is None else (checkpoint.step, checkpoint.data["attempt"])
             self._worker.check_lease()
-            number = begin_attempt(self._job.directory, start, None, parent, self._job.identity).number
+            epoch = self._worker.run_epoch
+            number = begin_attempt(self._job.directory, start, epoch, parent, self._job.identity).number
         self._progress.attempt = int(sum_over_ranks(number)[0])
         if checkpoint is not None:
             self._restore(checkpoint)

@@ -129,7 +129,8 @@ class Line:
             if run_epoch is not None:
                 run_epoch.check()
 
-        return Worker(self._rank, world, report, should_stop, check_lease)
+        epoch = run_epoch.number if run_epoch is not None else None
+        return Worker(self._rank, world, report, should_stop, check_lease, epoch)
 
     def give_signs_of_life(self) -> None:
         """Until the rank is over, or refused. A late desk is no reason to end: the training thread tells of it."""

@@ -35,6 +35,8 @@ class Worker:
     check_lease: Callable[[], None] = lambda: None
     """Called on rank 0 before it commits anything (a checkpoint, an export). Raises RunProblem where another attempt at
     the run has taken over; without a lease it checks nothing."""
+    run_epoch: int | None = None
+    """The number of the run's holder for whom it writes (see `corpus.run_epoch`); None without a lease."""
 
     def agreed_to_stop(self) -> bool:
         """Whether any rank was asked to stop. A collective: every rank calls it at the same step boundary."""

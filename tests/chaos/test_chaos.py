@@ -16,7 +16,7 @@ def play(cell: Cell, template: Path, directory: Path) -> Outcome:
         pytest.skip(str(refused))
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", FAST, ids=lambda cell: cell.name)
 def test_the_run_is_finished_and_accepted_after_a_strike(cell, template, tmp_path):
     assert play(cell, template, tmp_path).problems == []

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
+from actors.attempts import read_attempts
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +137,9 @@ def test_a_run_stopped_in_ppo_goes_on_to_bitwise_the_same_weights_and_episodes(f
     assert trained < 4, "the signal came too late to stop anything"
     finish(start(tmp_path, "ppo", RECIPE))
     again = tmp_path / "runs" / "tiny"
+    begun, resumed = (attempt.run_epoch for attempt in read_attempts(again / "round-01" / "ppo"))
+    assert begun is not None
+    assert resumed == begun + 1  # each attempt names the command that held the run's lease
     for name in ("policy", "ema", "value"):
         one = load_file(run / "round-01" / "ppo" / name / "model.safetensors")
         other = load_file(again / "round-01" / "ppo" / name / "model.safetensors")
