@@ -120,7 +120,7 @@ def run_cell(cell: Cell, template: Path, directory: Path) -> Outcome:
             _audit(outcome, run)
     finally:
         outcome.seconds = time.monotonic() - began
-        left = endprocesses(directory)
+        left = end_processes(directory)
         if left:
             outcome.problems.append(f"{left} processes of the cell were still there a minute after its commands ended.")
     return outcome
@@ -210,7 +210,7 @@ _TALLIES = ("lost", "duplicated", "trained")
 # processes and disks ---------------------------------------------------------------------------------------------
 
 
-def endprocesses(directory: Path, patience_s: float = 60.0) -> int:
+def end_processes(directory: Path, patience_s: float = 60.0) -> int:
     """Waits for the end of every process that was started for the cell in `directory`; those that are still there then
     are killed. Returns how many those were."""
     give_up = time.monotonic() + patience_s
