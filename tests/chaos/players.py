@@ -28,8 +28,10 @@ def enter() -> None:
             if phases.engine() == "vLLM":
                 from vllm_engine import VllmEngine
 
-                generator.RolloutEngine = VllmEngine
-                return super()._start(model_directory, tokenizer, max_sequence_tokens)
+                start = super()._start
+                # Ray sends an actor's class by value: its methods look names up in a copy of their module's.
+                start.__func__.__globals__["RolloutEngine"] = VllmEngine
+                return start(model_directory, tokenizer, max_sequence_tokens)
             from models.build import load_tokenizer
 
             self._tokenizer = load_tokenizer(tokenizer)
