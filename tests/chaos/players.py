@@ -1,5 +1,6 @@
 """The actors of a PPO stage, each the real one, which also says who it is and lingers in its phases."""
 
+import inspect
 from typing import Any
 
 import phases
@@ -30,7 +31,7 @@ def enter() -> None:
 
                 start = super()._start
                 # Ray sends an actor's class by value: its methods look names up in a copy of their module's.
-                start.__func__.__globals__["RolloutEngine"] = VllmEngine
+                inspect.unwrap(start.__func__).__globals__["RolloutEngine"] = VllmEngine
                 return start(model_directory, tokenizer, max_sequence_tokens)
             from models.build import load_tokenizer
 
