@@ -55,7 +55,7 @@ test-demo: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m long
 
 chaos: $(VENV)/.installed-test
-	$(BIN)/pytest -q -m chaos tests/chaos -k any_strike
+	$(BIN)/pytest -q -m chaos tests/chaos
 
 MINUTES ?= 30
 soak: $(VENV)/.installed-test

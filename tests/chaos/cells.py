@@ -63,6 +63,8 @@ OTHERS = [
     Cell("node", "generating", "SIGKILL"),
 ]
 REAL = [Cell(role, "generating", "SIGKILL", "vLLM") for role in ROLES]
+CAMPAIGNS = {"torch": [*KILLS, *STOPS], "vLLM": REAL}
+"""Cells that are played on one run, one after another, by the engine of its generators."""
 ALL = [*KILLS, *STOPS, *OTHERS, *REAL]
 
 FAST = [Cell("learner", "checkpointing", "SIGKILL"), Cell("stream", "generating", "SIGKILL")]

@@ -1,8 +1,8 @@
 """The driver of a cell: the real PPO stage on a run directory, with the players of this directory.
 
 `python drive.py RUN` ends as `amenable run` does: exit code 0, or a sentence on standard error and its exit code.
-With `--nodes` the Ray session is a cluster that may lose a node; with `--soak` the run goes on until it is stopped, and
-no role's budget of restarts is ever spent.
+With `--nodes` the Ray session is a cluster that may lose a node; `--updates=N` makes the run as long, with a budget of
+restarts that is never spent.
 """
 
 import sys
@@ -30,16 +30,16 @@ from amenable.stages.context import Context, Stage
 from learners import ppo as train_loop
 
 ENDLESS = 1_000_000
-"""Updates, or restarts, that no soak comes to."""
+"""Restarts that nothing comes to."""
 
 
-def drive(root: Path, address: str | None, endless: bool) -> None:
+def drive(root: Path, address: str | None, updates: int | None) -> None:
     """Runs the PPO stage of the run in `root`, or goes on with it."""
     phases.register("driver")
     players.enter()
     train_loop.train_ppo = learner.train
     ppo.PUBLICATION_DEADLINE_S = 60.0
-    recipe = recipe_of(root, ENDLESS, ENDLESS) if endless else recipe_of(root)
+    recipe = recipe_of(root) if updates is None else recipe_of(root, updates, ENDLESS)
     run = RunDirectory(root)
     reads = {"seed": recipe.seed, "ppo": recipe.ppo.model_dump(mode="json")}
     stage = Stage("ppo", StageSpec("ppo", run.round(1).ppo, reads), ppo.run)
@@ -75,10 +75,12 @@ def cluster_that_loses_a_node() -> Iterator[str]:
 
 def main() -> int:
     """Returns the exit code."""
+    lengths = [int(each.removeprefix("--updates=")) for each in sys.argv if each.startswith("--updates=")]
+    updates = lengths[0] if lengths else None
     nodes = cluster_that_loses_a_node() if "--nodes" in sys.argv else nullcontext(None)
     try:
         with nodes as address, interruption.listening(), ending(False, lambda: "ppo"):
-            drive(Path(sys.argv[1]), address, "--soak" in sys.argv)
+            drive(Path(sys.argv[1]), address, updates)
     except typer.Exit as end:
         return end.exit_code
     return 0

@@ -117,7 +117,7 @@ def run_cell(cell: Cell, template: Path, directory: Path) -> Outcome:
             if not strike.landed:
                 outcome.problems.append(f"The strike did not land: {strike.problem}.")
             _end(cell, outcome, command, directory, run, options)
-            _audit(outcome, run)
+            audit(outcome, run, UPDATES * BATCH_SIZE)
     finally:
         outcome.seconds = time.monotonic() - began
         left = end_processes(directory)
@@ -187,8 +187,8 @@ def damage(cell: Cell, checkpoints: Path) -> int:
     return int(names[-1].split("-")[1])
 
 
-def _audit(outcome: Outcome, run: Path) -> None:
-    """Adds what `amenable audit` does not accept, and what a finished run of the toy recipe would have otherwise."""
+def audit(outcome: Outcome, run: Path, slots: int) -> None:
+    """Adds what `amenable audit` does not accept, and what a finished run of `slots` slots would have otherwise."""
     try:
         [stage] = audit_run(run)
     except Exception as problem:  # noqa: BLE001 - whatever it is, the cell has failed by it
@@ -197,9 +197,9 @@ def _audit(outcome: Outcome, run: Path) -> None:
     lost, duplicated, trained = (sum(getattr(each, name) for each in stage.attempts) for name in _TALLIES)
     outcome.audit = f"{'accepted' if stage.accepted else 'not accepted'}, {lost} lost, {duplicated} duplicated"
     outcome.problems += stage.problems
-    if not stage.finished or (lost, duplicated, trained) != (0, 0, UPDATES * BATCH_SIZE):
+    if not stage.finished or (lost, duplicated, trained) != (0, 0, slots):
         outcome.problems.append(
-            f"Of {UPDATES * BATCH_SIZE} slots {trained} are trained, {lost} lost, {duplicated} duplicated; the stage "
+            f"Of {slots} slots {trained} are trained, {lost} lost, {duplicated} duplicated; the stage "
             f"is {'done' if stage.finished else 'not done'}."
         )
 

@@ -64,6 +64,15 @@ def registered(cell: Path | None = None) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal; False where there is none."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] == "T"
+
+
 def _await_player(role: str) -> None:
     """Until a process that plays `role`, who is to be struck, is there; for as long as the phase would be held open."""
     give_up = time.monotonic() + HOLD_S
@@ -73,12 +82,15 @@ def _await_player(role: str) -> None:
 
 def linger(role: str, phase: str, update: int) -> None:
     """Where the plan wants `role` to hold `phase` open, says that it is and waits until somebody has struck, or
-    HOLD_S. Does so once a cell, and not before update FROM_UPDATE."""
+    HOLD_S. Does so once a plan, and not before update FROM_UPDATE."""
     cell = cell_directory()
     plan = cell / "plan.json"
     if update < FROM_UPDATE or not plan.exists():
         return
-    wanted = json.loads(plan.read_text())
+    try:
+        wanted = json.loads(plan.read_text())
+    except FileNotFoundError:  # it was over just now
+        return
     if (wanted["holder"], wanted["phase"]) != (role, phase):
         return
     _await_player(wanted["target"])

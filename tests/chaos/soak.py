@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import phases
+from campaign import newest_checkpoint
 from cells import ROLES, WORKERS
 from growth import Growth, Sample, growth_of
 from harness import Command, end_processes, processes
 from striking import had_effect
 
 from evaluation.audit import audit_run
-from learners.checkpoint_place import CheckpointPlace
 
 EVERY_S = (20.0, 45.0)
 """Seconds between two strikes, at least and at most. The run must also have saved a checkpoint in between."""
@@ -32,6 +32,9 @@ EVERY_S = (20.0, 45.0)
 SAMPLE_S = 5.0
 STANDSTILL_S = 300.0
 """Seconds without a new checkpoint after which the soak has failed."""
+
+ENDLESS = "--updates=1000000"
+"""More than half an hour has."""
 
 STRIKES = [(role, signal.SIGKILL) for role in ROLES] + [(role, signal.SIGSTOP) for role in WORKERS]
 
@@ -63,7 +66,7 @@ class _Soaking:
         self.outcome = Soak()
 
     def play(self) -> Soak:
-        command, outcome = Command(self._directory, self._run, "--soak"), self.outcome
+        command, outcome = Command(self._directory, self._run, ENDLESS), self.outcome
         try:
             command = self._until_time_is_up(command)
             outcome.seconds = time.monotonic() - self._began
@@ -97,7 +100,7 @@ class _Soaking:
                 if command.wait() not in (1, -signal.SIGKILL) or "Traceback" in command.said:
                     self.outcome.problems.append(f"The command ended with {command.wait()}: {command.said[-2000:]}")
                 end_processes(self._directory)
-                command = Command(self._directory, self._run, "--soak")
+                command = Command(self._directory, self._run, ENDLESS)
                 self.outcome.commands += 1
             if now - sampled_at > SAMPLE_S:
                 self._sample()
@@ -112,8 +115,7 @@ class _Soaking:
 
     def _saved(self) -> int:
         """The newest whole checkpoint's update."""
-        names = CheckpointPlace(self._run / "round-01" / "ppo" / "checkpoints").complete()
-        return int(names[-1].split("-")[1]) if names else 0
+        return newest_checkpoint(self._run)
 
     def _strike(self) -> None:
         role, number = self._random.choice(STRIKES)

@@ -89,12 +89,7 @@ def had_effect(pid: int, ticks: str, number: signal.Signals) -> bool:
         present = started_ticks(pid)
         if number == signal.SIGKILL and present != ticks:
             return True
-        if number == signal.SIGSTOP and present == ticks and _state(pid) == "T":
+        if number == signal.SIGSTOP and present == ticks and phases.is_stopped(pid):
             return True
         time.sleep(0.005)
     return False
-
-
-def _state(pid: int) -> str:
-    status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    return status.rpartition(")")[2].split()[0]

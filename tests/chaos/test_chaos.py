@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from cells import ALL, FAST, Cell
+from campaign import Campaign
+from cells import CAMPAIGNS, FAST, OTHERS, Cell
 from harness import Outcome, run_cell
 
 pytestmark = pytest.mark.timeout(900)
@@ -23,8 +24,17 @@ def test_the_run_is_finished_and_accepted_after_a_strike(cell, template, tmp_pat
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("cell", ALL, ids=lambda cell: cell.name)
-def test_the_run_is_finished_and_accepted_after_any_strike(cell, template, tmp_path, played):
+@pytest.mark.timeout(3 * 3600)
+@pytest.mark.parametrize("engine", CAMPAIGNS)
+def test_one_run_is_finished_and_accepted_after_strike_upon_strike(engine, template, tmp_path, played):
+    outcomes = Campaign(CAMPAIGNS[engine], template, tmp_path / "campaign").play()
+    played.extend(outcomes)
+    assert {outcome.cell.name: outcome.problems for outcome in outcomes if outcome.problems} == {}
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("cell", OTHERS, ids=lambda cell: cell.name)
+def test_the_run_is_finished_and_accepted_after_damage(cell, template, tmp_path, played):
     outcome = play(cell, template, tmp_path)
     played.append(outcome)
     assert outcome.problems == []

@@ -126,7 +126,7 @@ def test_a_cell_whose_strike_did_not_land_fails_though_the_run_is_finished(tmp_p
             return 0
 
     monkeypatch.setattr(harness, "Command", Finished)
-    monkeypatch.setattr(harness, "_audit", lambda outcome, run: None)
+    monkeypatch.setattr(harness, "audit", lambda *given: None)
     (tmp_path / "template").mkdir()
     outcome = harness.run_cell(Cell("learner", "idle", "SIGKILL"), tmp_path / "template", tmp_path / "cell")
     assert (outcome.landed, outcome.ended) == (False, "finished")

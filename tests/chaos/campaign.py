@@ -1,0 +1,157 @@
+"""Plays many cells on one run, one after another: each begins where the run has recovered from the one before.
+
+So a strike meets a run that has been struck before, and the run that is audited in the end has survived all of them.
+"""
+
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import phases
+from cells import Cell
+from harness import Command, Outcome, audit, end_processes
+from striking import await_phase, strike_process
+from toy_recipe import BATCH_SIZE
+
+from learners.checkpoint_place import CheckpointPlace
+
+RECOVERY_S = 300.0
+"""Seconds after a strike in which the struck role must be there again and a checkpoint saved."""
+
+UPDATES_A_CELL = 14
+"""Updates of the run for each cell: more than a strike and what follows it take."""
+
+
+class Campaign:
+    """One run, in `directory`, which is its own. `template` is a run that has all that PPO reads."""
+
+    def __init__(self, cells: Sequence[Cell], template: Path, directory: Path) -> None:
+        [engine] = {cell.engine for cell in cells}
+        self._directory, self._run = directory, directory / "run"
+        self._updates = UPDATES_A_CELL * len(cells)
+        (directory / "processes").mkdir(parents=True)
+        shutil.copytree(template, self._run)
+        (directory / "engine").write_text(engine)
+        self._outcomes = [Outcome(cell) for cell in cells]
+        self._command = self._start()
+
+    def play(self) -> list[Outcome]:
+        """What came of each cell. What is wrong with the run as a whole is a problem of the last one."""
+        last = self._outcomes[-1]
+        try:
+            for outcome in self._outcomes:
+                began = time.monotonic()
+                self._play(outcome)
+                outcome.seconds = time.monotonic() - began
+            code = self._command.wait()
+            if code != 0:
+                last.problems.append(f"The command ended with {code}: {self._command.said[-2000:]}")
+            audit(last, self._run, self._updates * BATCH_SIZE)
+        finally:
+            left = end_processes(self._directory)
+        if left:
+            last.problems.append(f"{left} processes were still there a minute after the last command ended.")
+        for outcome in self._outcomes:
+            outcome.audit = last.audit
+        return self._outcomes
+
+    def _start(self) -> Command:
+        return Command(self._directory, self._run, f"--updates={self._updates}")
+
+    def _play(self, outcome: Outcome) -> None:
+        cell, directory = outcome.cell, self._directory
+        if self._command.is_over():  # the cell before this one has ended it against its will, and says so
+            self._command = self._start()
+        if not self._await(lambda: self._saved() >= phases.FROM_UPDATE and self._count(cell.target) > 0):
+            outcome.problems.append(f"No {cell.target} was there to be struck: {self._command.said[-2000:]}")
+            return
+        players = Counter({role: self._count(role) for role in (cell.target, "generator")})
+        plan = {"holder": cell.holder, "phase": cell.phase, "target": cell.target}
+        phases.write_new(directory / "plan.json", plan)
+        opened = await_phase(directory, cell.phase, RECOVERY_S, self._command.is_over)
+        if opened:
+            number = signal.SIGSTOP if cell.how == "SIGSTOP" else signal.SIGKILL
+            strike = strike_process(directory, cell.target, cell.phase, number)
+            outcome.landed = strike.landed
+            if not strike.landed:
+                outcome.problems.append(f"The strike did not land: {strike.problem}.")
+        else:
+            outcome.problems.append("The strike did not land: the phase was never open.")
+        self._forget(opened)
+        (self._recover if cell.survives else self._resume)(outcome, players)
+
+    def _recover(self, outcome: Outcome, players: Counter[str]) -> None:
+        """The command itself goes on: whoever was struck is replaced, and something is saved after that."""
+        role, saved = outcome.cell.target, self._saved()
+        outcome.ended = "went on"
+        whole = self._await(lambda: self._replaced(role, players[role]) and self._saved() > saved)
+        if self._command.is_over():
+            outcome.ended, outcome.said = "stopped", self._command.sentence
+            outcome.problems.append(f"The command was to survive this, and ended: {outcome.said}")
+        elif not whole:
+            outcome.problems.append(f"Nothing was saved with another {role} within {RECOVERY_S:.0f} s of the strike.")
+
+    def _resume(self, outcome: Outcome, players: Counter[str]) -> None:
+        """The command ends, with a sentence unless it was killed itself; the same command goes on."""
+        killed, saved = outcome.cell.role == "driver", self._saved()
+        code = self._command.wait()
+        outcome.said, outcome.ended = self._command.sentence, "killed" if killed else "stopped"
+        if code != (-signal.SIGKILL if killed else 1):
+            outcome.problems.append(f"The command was to end, and ended with {code}: {self._command.said[-2000:]}")
+        elif not killed and ("Traceback" in self._command.said or not outcome.said.endswith(".")):
+            outcome.problems.append(f"The command ended without a sentence: {self._command.said[-2000:]}")
+        left = end_processes(self._directory)
+        if left:
+            outcome.problems.append(f"{left} processes were still there a minute after the command had ended.")
+        if code == 0:
+            return
+        self._command = self._start()
+        if self._await(lambda: self._saved() > saved):
+            outcome.ended += ", resumed"
+        else:
+            outcome.problems.append(f"The same command again saved nothing: {self._command.said[-2000:]}")
+
+    def _forget(self, opened: dict) -> None:
+        """Ends the plan of a cell, once whoever held its phase open has gone on or died."""
+        with suppress(FileNotFoundError):
+            (self._directory / "plan.json").unlink()
+        holder = opened.get("pid")
+        living = {each["pid"] for playing in phases.registered(self._directory).values() for each in playing}
+        give_up = time.monotonic() + 2 * phases.HOLD_S
+        while holder in living and not (self._directory / "closed").exists() and time.monotonic() < give_up:
+            time.sleep(0.05)
+            living = {each["pid"] for playing in phases.registered(self._directory).values() for each in playing}
+        for name in ("opened.json", "struck", "closed"):
+            with suppress(FileNotFoundError):
+                (self._directory / name).unlink()
+
+    def _await(self, holds: Callable[[], bool]) -> bool:
+        """Until it holds; False where it does not within RECOVERY_S, or before the command is over."""
+        give_up = time.monotonic() + RECOVERY_S
+        while not holds():
+            if time.monotonic() > give_up or self._command.is_over():
+                return False
+            time.sleep(0.1)
+        return True
+
+    def _count(self, role: str) -> int:
+        return len(phases.registered(self._directory).get(role, []))
+
+    def _replaced(self, role: str, as_before: int) -> bool:
+        """Whether as many as before play `role`, none of whom is stopped."""
+        playing = phases.registered(self._directory).get(role, [])
+        return len(playing) >= as_before and not any(phases.is_stopped(each["pid"]) for each in playing)
+
+    def _saved(self) -> int:
+        """The newest whole checkpoint's update."""
+        return newest_checkpoint(self._run)
+
+
+def newest_checkpoint(run: Path) -> int:
+    """The update of the newest whole checkpoint of a run, 0 where there is none."""
+    names = CheckpointPlace(run / "round-01" / "ppo" / "checkpoints").complete()
+    return int(names[-1].split("-")[1]) if names else 0

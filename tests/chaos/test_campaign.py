@@ -1,0 +1,109 @@
+"""A campaign tells a strike that was recovered from apart from one that was not; processes stand in for roles."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import campaign
+import phases
+import pytest
+from campaign import Campaign
+from cells import CAMPAIGNS, KILLS, REAL, STOPS, Cell
+from harness import end_processes
+
+RUN = """
+import os, subprocess, sys, time, phases
+# The command: a worker, which is made anew if `recovers`, and a checkpoint now and then.
+role, recovers = sys.argv[1], sys.argv[2] == "yes"
+worker = subprocess.Popen([sys.executable, "-c", sys.argv[3], role])
+phases.register("driver")
+checkpoints = phases.cell_directory() / "saved"
+saved = int(checkpoints.read_text()) if checkpoints.exists() else 2
+while saved < 400:
+    if worker.poll() is not None or phases.is_stopped(worker.pid):
+        if not recovers:
+            sys.exit("The worker is gone.")
+        worker.kill()
+        worker.wait()
+        worker = subprocess.Popen([sys.executable, "-c", sys.argv[3], role])
+    saved += 1
+    checkpoints.write_text(str(saved))
+    time.sleep(0.1)
+"""
+
+WORKER = """
+import sys, time, phases
+phases.register(sys.argv[1])
+while True:
+    phases.linger(sys.argv[1], "generating", phases.FROM_UPDATE)
+    time.sleep(0.01)
+"""
+
+
+class StandIn:
+    """A command whose one worker is replaced where it is gone, or which ends then, with a sentence."""
+
+    started: ClassVar[list["StandIn"]] = []
+
+    def __init__(self, directory: Path, role: str, recovers: bool) -> None:
+        path = os.pathsep.join([str(Path(__file__).parent), os.getcwd()])
+        given = {**os.environ, phases.VARIABLE: str(directory), "PYTHONPATH": path}
+        line = [sys.executable, "-c", RUN, role, "yes" if recovers else "no", WORKER]
+        self._process = subprocess.Popen(line, env=given, stderr=subprocess.PIPE, text=True)
+        self.said = self.sentence = "The worker is gone."
+        self.started.append(self)
+
+    def is_over(self) -> bool:
+        return self._process.poll() is not None
+
+    def wait(self) -> int | None:
+        return self._process.wait(60)
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """Plays cells on a stand-in."""
+    (tmp_path / "template").mkdir()
+    saved = tmp_path / "campaign" / "saved"
+    monkeypatch.setattr(campaign, "RECOVERY_S", 6.0)
+    monkeypatch.setattr(campaign, "audit", lambda *given: None)
+    monkeypatch.setattr(campaign, "newest_checkpoint", lambda run: int(saved.read_text() or 0) if saved.exists() else 0)
+
+    def played(cells: list[Cell], recovers: bool):
+        start = lambda self: StandIn(self._directory, cells[0].role, recovers)  # noqa: E731
+        monkeypatch.setattr(Campaign, "_start", start)
+        monkeypatch.setattr(campaign, "end_processes", lambda directory: 0)
+        made = Campaign(cells, tmp_path / "template", tmp_path / "campaign")
+        monkeypatch.setattr(made._command, "wait", lambda: 0, raising=False)
+        try:
+            for outcome in made._outcomes:
+                made._play(outcome)
+        finally:
+            for each in StandIn.started:
+                each._process.kill()
+            end_processes(tmp_path / "campaign", patience_s=0)
+        return made._outcomes
+
+    return played
+
+
+def test_a_worker_that_is_replaced_is_recovered_from_strike_after_strike(play):
+    outcomes = play([Cell("scorer", "generating", "SIGKILL"), Cell("scorer", "generating", "SIGSTOP")], recovers=True)
+    assert [(each.landed, each.ended, each.problems) for each in outcomes] == [(True, "went on", [])] * 2
+
+
+def test_a_command_that_ends_by_a_worker_s_death_has_failed_the_cell(play):
+    [outcome] = play([Cell("scorer", "generating", "SIGKILL")], recovers=False)
+    assert (outcome.landed, outcome.ended) == (True, "stopped")
+    assert outcome.problems == ["The command was to survive this, and ended: The worker is gone."]
+
+
+def test_a_phase_that_is_never_open_fails_its_cell(play):
+    [outcome] = play([Cell("scorer", "publishing", "SIGKILL")], recovers=True)
+    assert outcome.problems[0] == "The strike did not land: the phase was never open."
+
+
+def test_campaigns_play_every_kill_and_stop_once():
+    assert {"torch": [*KILLS, *STOPS], "vLLM": REAL} == CAMPAIGNS
