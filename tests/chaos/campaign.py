@@ -22,8 +22,9 @@ from learners.checkpoint_place import CheckpointPlace
 RECOVERY_S = 300.0
 """Seconds after a strike in which the struck role must be there again and a checkpoint saved."""
 
-UPDATES_A_CELL = 14
-"""Updates of the run for each cell: more than a strike and what follows it take."""
+UPDATES_A_CELL = 10
+"""Updates of the run for each cell: more than a strike and what follows it need. The learner goes no further before
+the next cell, or the run would be over before its cells are."""
 
 
 class Campaign:
@@ -47,6 +48,7 @@ class Campaign:
                 began = time.monotonic()
                 self._play(outcome)
                 outcome.seconds = time.monotonic() - began
+            (self._directory / "brake").unlink(missing_ok=True)
             code = self._command.wait()
             if code != 0:
                 last.problems.append(f"The command ended with {code}: {self._command.said[-2000:]}")
@@ -70,6 +72,7 @@ class Campaign:
             outcome.problems.append(f"No {cell.target} was there to be struck: {self._command.said[-2000:]}")
             return
         players = Counter({role: self._count(role) for role in (cell.target, "generator")})
+        self._let_go_on()
         plan = {"holder": cell.holder, "phase": cell.phase, "target": cell.target}
         phases.write_new(directory / "plan.json", plan)
         opened = await_phase(directory, cell.phase, RECOVERY_S, self._command.is_over)
@@ -83,6 +86,12 @@ class Campaign:
             outcome.problems.append("The strike did not land: the phase was never open.")
         self._forget(opened)
         (self._recover if cell.survives else self._resume)(outcome, players)
+
+    def _let_go_on(self) -> None:
+        """By UPDATES_A_CELL updates, less two that a restart may take back."""
+        brake = self._directory / "brake.new"
+        brake.write_text(str(self._saved() + UPDATES_A_CELL - 2))
+        brake.rename(self._directory / "brake")
 
     def _recover(self, outcome: Outcome, players: Counter[str]) -> None:
         """The command itself goes on: whoever was struck is replaced, and something is saved after that."""

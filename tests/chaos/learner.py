@@ -19,6 +19,7 @@ def train(job: ppo.PpoJob, worker: Any) -> dict[str, Any]:
 
 def _publish(loop: Any) -> dict[str, float]:
     """At staleness 0 nothing is under way before the next publication: the stage is idle."""
+    phases.brake(loop._progress.update)
     phases.linger("learner", "idle", loop._progress.update)
     return publish(loop)
 

@@ -2,7 +2,7 @@
 
 Every process of a cell finds the cell's directory in the environment. `plan.json` there says which phase is wanted, and
 who is to hold it open; `opened.json` is written by the process that entered it, `closed` when it went on; `struck` by
-whoever struck. Without a plan nothing lingers. `engine` says which engine the generators have.
+whoever struck. Without a plan nothing lingers. `brake` says with which update the learner waits; `engine` says which engine the generators have.
 """
 
 import json
@@ -18,6 +18,9 @@ VARIABLE = "AMENABLE_CHAOS_CELL"
 
 HOLD_S = 10.0
 """Seconds that a phase is held open for whoever is to strike."""
+
+BRAKE_S = 90.0
+"""Seconds that an update is put off at most."""
 
 FROM_UPDATE = 2
 """Updates that are trained before a phase is held: there is a checkpoint to go back to by then."""
@@ -78,6 +81,19 @@ def _await_player(role: str) -> None:
     give_up = time.monotonic() + HOLD_S
     while role not in registered() and time.monotonic() < give_up:
         time.sleep(0.05)
+
+
+def brake(update: int) -> None:
+    """Where `brake` says so, waits with this update until it says another number, or is gone."""
+    brake = cell_directory() / "brake"
+    give_up = time.monotonic() + BRAKE_S
+    while time.monotonic() < give_up:
+        try:
+            if update < int(brake.read_text()):
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(0.02)
 
 
 def linger(role: str, phase: str, update: int) -> None:
