@@ -2,7 +2,8 @@
 
 Every process of a cell finds the cell's directory in the environment. `plan.json` there says which phase is wanted, and
 who is to hold it open; `opened.json` is written by the process that entered it, `closed` when it went on; `struck` by
-whoever struck. Without a plan nothing lingers. `brake` says with which update the learner waits; `engine` says which engine the generators have.
+whoever struck. Without a plan nothing lingers. `brake` says with which update the learner waits; `engine` says which
+engine the generators have.
 """
 
 import json
