@@ -10,6 +10,8 @@ import re
 import struct
 from pathlib import Path
 
+import numpy as np
+
 from corpus.problems import RunProblem
 from models.snapshot import Entry, Snapshot, verify
 
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"attempt-(\d+)-update-(\d+)\.safetensors")
 _PARTIAL = ".partial"
+_LONGEST_HEADER_BYTES = 100 << 20  # as safetensors has it
 
 
 class SnapshotFiles:
@@ -41,29 +44,17 @@ class SnapshotFiles:
         Versions only grow within a run, so what is newer than `snapshot` is of another one and goes too.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._path(snapshot.version)
-        partial = path.with_suffix(_PARTIAL)
-        try:
-            with partial.open("wb") as file:
-                header = _header(snapshot)
-                file.write(struct.pack("<Q", len(header)) + header)
-                file.write(snapshot.buffer.data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)  # so that a full disk has room again
-            raise
+        write_snapshot(self.path(snapshot.version), snapshot)
         _sync(self._directory)
         older = [version for version in self.versions() if version < snapshot.version]
         for version in {*self.versions()} - {snapshot.version, *older[len(older) - self._kept + 1 :]}:
-            self._path(version).unlink()
+            self.path(version).unlink()
 
     def newest(self) -> Snapshot | None:
         """The newest snapshot that is whole; a damaged one is warned of and passed over. None where there is none."""
         for version in reversed(self.versions()):
             try:
-                return _load(self._path(version))
+                return load_snapshot(self.path(version))
             except (RunProblem, OSError) as problem:
                 log.warning("weights on disk are passed over: %s", problem)
         return None
@@ -73,9 +64,26 @@ class SnapshotFiles:
         for path in self._directory.glob(f"*{_PARTIAL}"):
             path.unlink()
 
-    def _path(self, version: Version) -> Path:
+    def path(self, version: Version) -> Path:
+        """The file of `version`, whether it is there or not."""
         attempt, update = version
         return self._directory / f"attempt-{attempt}-update-{update:06d}.safetensors"
+
+
+def write_snapshot(path: Path, snapshot: Snapshot) -> None:
+    """Make `snapshot` appear at `path` whole or not at all. Raises OSError."""
+    partial = path.with_suffix(_PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            header = _header(snapshot)
+            file.write(struct.pack("<Q", len(header)) + header)
+            file.write(snapshot.buffer.data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # so that a full disk has room again
+        raise
 
 
 def _header(snapshot: Snapshot) -> bytes:
@@ -89,20 +97,33 @@ def _header(snapshot: Snapshot) -> bytes:
     return text + b" " * (-len(text) % 8)
 
 
-def _load(path: Path) -> Snapshot:
-    from safetensors import SafetensorError, safe_open
+def load_snapshot(path: Path) -> Snapshot:
+    """The snapshot in the file at `path`. Raises RunProblem where it is none or is damaged, OSError where it cannot be
+    read."""
+    snapshot = map_snapshot(path)
+    verify(snapshot)
+    return Snapshot(snapshot.version, np.array(snapshot.buffer), snapshot.manifest, snapshot.checksum)
 
+
+def map_snapshot(path: Path) -> Snapshot:
+    """The snapshot in a file whose bytes were checked already; its buffer is the file itself, read as it is needed.
+
+    Raises RunProblem where it is no snapshot, OSError where it cannot be read.
+    """
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = {name: json.loads(text) for name, text in file.metadata().items()}
-            buffer = file.get_tensor("buffer")
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _LONGEST_HEADER_BYTES:
+                raise ValueError("its header is too long")
+            header = json.loads(file.read(length))
+        metadata = {name: json.loads(text) for name, text in header["__metadata__"].items()}
+        start, end = header["buffer"]["data_offsets"]
+        buffer = np.memmap(path, np.uint8, "r", offset=8 + length + start, shape=(end - start,))
         manifest = [Entry(name, tuple(shape), dtype, offset) for name, shape, dtype, offset in metadata["manifest"]]
         attempt, update = metadata["version"]
-        snapshot = Snapshot((attempt, update), buffer, manifest, metadata["checksum"])
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Snapshot((attempt, update), buffer, manifest, metadata["checksum"])
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunProblem(f"{path} is no weight snapshot ({error}).") from error
-    verify(snapshot)
-    return snapshot
 
 
 def _sync(directory: Path) -> None:

@@ -4,8 +4,8 @@ A thin shell over `actors.ledger`: it adds waiting with deadlines, the rows them
 
 Nothing in it grows with the length of a run. Rows are those of slots that are admitted and not trained: at most
 (max_staleness + 1) batches, because no version is admitted beyond what is trained. A change is one event that all who
-wait for it share; a failure is kept once, and so is the name of a generator that was released (restarts have a budget). Who
-waits are one call a generator, for a lease, and one a learner rank, for a batch, each until its deadline.
+wait for it share; a failure is kept once, and so is the name of a generator that was released (restarts have a budget).
+Who waits are one call a generator, for a lease, and one a learner rank, for a batch, each until its deadline.
 """
 
 import asyncio

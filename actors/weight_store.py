@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from actors.published import PublishedFiles
 from actors.snapshot_files import SnapshotFiles, Version
 from models.snapshot import Snapshot, verify
 
@@ -41,12 +42,19 @@ class WeightStore:
         """Snapshots are on disk in `directory`, which is this store's alone; nowhere where it is None."""
         self._references: OrderedDict[Version, Any] = OrderedDict()
         self._files = SnapshotFiles(Path(directory), KEPT) if directory is not None else None
+        self._published: PublishedFiles | None = None
+        self._publish_every = 0
         self._lock = threading.Lock()
         self._next: Snapshot | None = None
         self._writing = False
         self._disk_problem: str | None = None
         if self._files is not None:
             self._files.remove_partial()
+
+    def publish_to(self, directory: str, identity: str, every: int, kept: int) -> None:
+        """From now on leave the last `kept` snapshots of every so many updates in `directory` too, for services
+        elsewhere (actors/published.py). `identity` is the hash of the stage."""
+        self._published, self._publish_every = PublishedFiles(Path(directory), identity, kept), every
 
     def put(self, snapshot: Snapshot) -> list[Any]:
         """Check and keep `snapshot`; returns its reference (in a list, so that Ray does not resolve it on the way)."""
@@ -103,6 +111,8 @@ class WeightStore:
             problem = None
             try:
                 files.save(snapshot)
+                if self._published is not None and snapshot.version[1] % self._publish_every == 0:
+                    self._published.save(snapshot, files.path(snapshot.version))
             except Exception as error:  # noqa: BLE001 - the run goes on without; its checkpoint has the weights too
                 problem = f"the weights of update {snapshot.version[1]} could not be written to disk: {error}"
                 log.warning(problem)

@@ -14,6 +14,7 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPING = "Stopping after a checkpoint; once more to stop at once."
 _requested = threading.Event()
+_said = STOPPING
 
 
 class Interrupted(Exception):
@@ -46,8 +47,11 @@ def listen() -> None:
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Within it SIGINT and SIGTERM ask for a stop; afterwards they do what they did before, and the flag is down."""
+def listening(says: str = STOPPING) -> Iterator[None]:
+    """Within it SIGINT and SIGTERM ask for a stop, at which a person is told `says`; afterwards they do what they did
+    before, and the flag is down."""
+    global _said
+    _said = says
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     _requested.clear()
     listen()
@@ -64,4 +68,4 @@ def _heed(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     _requested.set()
     # A handler may interrupt a print in the middle, and then print would fail: write to the descriptor itself.
-    os.write(2, f"\n{STOPPING}\n".encode())
+    os.write(2, f"\n{_said}\n".encode())

@@ -18,6 +18,7 @@ from learners.optimizer import OptimizerSettings
 from learners.ppo_settings import PpoSettings
 from learners.reward_model_settings import RewardModelSettings
 from models.settings import TinyLlamaSettings
+from serving.settings import ServingSettings
 
 
 def _run_directory_for(values: dict[str, Any]) -> str:
@@ -188,6 +189,9 @@ class Recipe(_Slice):
     reward: RewardSettings = Field(default=RewardSettings(), description="What PPO is rewarded with.")
     ppo: PpoSettings = Field(default=PpoSettings(), description="PPO-ptx.")
     evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="The final evaluation.")
+    serving: ServingSettings = Field(
+        default=ServingSettings(), description="The service of `amenable serve RUN`, and what PPO leaves for it."
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -27,7 +27,7 @@ WORKING_COPIES = "AMENABLE_WORKING_COPIES"
 
 _MARKS_OF_A_RUN = {"recipe.yaml", "lineage.json", LEASE_FILE, LOCK_FILE}
 _MARKS_IN_A_STORE = ("recipe.yaml", "lineage.json", LEASES)
-_ON_ONE_SIDE = frozenset({"checkpoints", "weights", "ray-train", LEASE_FILE, LOCK_FILE, LEASES})
+_ON_ONE_SIDE = frozenset({"checkpoints", "weights", "ray-train", "published", "serving", LEASE_FILE, LOCK_FILE, LEASES})
 """What working copy and store do not share: checkpoints go to the store by themselves, the rest is of no use there."""
 
 

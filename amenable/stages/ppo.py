@@ -1,7 +1,9 @@
 """The PPO stage: stream, weight store and conductor around the generators, scorers and learners of the run."""
 
+import uuid
 from typing import Any
 
+from amenable.json_files import write_json
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
 from amenable.stages.judge import gold_total
@@ -10,6 +12,8 @@ from amenable.stages.supervised import LOGS
 from corpus.problems import UsageProblem
 
 PUBLICATION_DEADLINE_S = 300.0
+STORE_FILE = "store.json"
+"""In the stage's own directory while PPO trains: the Ray name of the weight store's actor, and its cluster."""
 WEIGHTS = "weights"
 """Directory, in the stage's own, of the snapshots that the weight store keeps while PPO trains."""
 
@@ -51,7 +55,11 @@ def run(context: Context, spec: StageSpec) -> Finished:
     )
     # Actor handles are typed as their classes by Ray's decorator, which type checkers do not follow.
     stream: Any = EpisodeStream.remote(plan)  # pyright: ignore[reportAttributeAccessIssue]
-    store: Any = WeightStore.remote(str(spec.directory / WEIGHTS))  # pyright: ignore[reportAttributeAccessIssue]
+    store_name = f"weights-{uuid.uuid4().hex}"
+    store: Any = WeightStore.options(name=store_name).remote(  # pyright: ignore[reportAttributeAccessIssue]
+        str(spec.directory / WEIGHTS)
+    )
+    offer_weights(context, spec, store, store_name)
     conductor: Any = Conductor.remote(  # pyright: ignore[reportAttributeAccessIssue]
         stream, store, PUBLICATION_DEADLINE_S, recipe.deadline_s, recipe.fleet, str(spec.directory)
     )
@@ -105,11 +113,29 @@ def run(context: Context, spec: StageSpec) -> Finished:
         asked = {"the conductor": conductor.survivors.remote()}
         context.crew.keep_only(context.crew.wait_for(asked, "the conductor to say who is left")["the conductor"])
     finally:
+        (spec.directory / STORE_FILE).unlink(missing_ok=True)
         for actor in (conductor, store, stream):
             ray.kill(actor)
     names = ("policy", "ema", "value", "best", "attempts", "episodes", "evaluations.jsonl")
     made = [spec.directory / name for name in names]
     return Finished([*made, *(spec.directory / name for name in LOGS)], result)
+
+
+def offer_weights(context: Context, spec: StageSpec, store: Any, name: str) -> None:
+    """Tells services of this run where published weights are: in the store's actor, whose Ray name is `name`, and in
+    RUN/published."""
+    import ray
+
+    from actors.published import PUBLISHED
+
+    settings = context.recipe.serving
+    if settings.publish_every:
+        place = str(context.run.root / PUBLISHED)
+        told = store.publish_to.remote(place, context.identity(spec), settings.publish_every, settings.published_kept)
+        context.crew.wait_for({"the weight store": told}, "the weight store to begin to publish")
+    runtime = ray.get_runtime_context()
+    said = {"actor": name, "namespace": runtime.namespace, "cluster": runtime.gcs_address}
+    write_json(spec.directory / STORE_FILE, said)
 
 
 def value_start(context: Context) -> str:

@@ -1,0 +1,224 @@
+"""`amenable serve`, `pin` and `tokens`: the service of a run, what it serves as `policy`, and who may use it."""
+
+import getpass
+import ipaddress
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from amenable import interruption
+from amenable.run_directory import RunDirectory
+from corpus.problems import RunProblem, UsageProblem
+
+SERVE_ENVIRONMENT = {
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    # The gateway is asynchronous and waits for engines in other processes: a thread of its own would only be one more
+    # place where every message has to wait.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""Set before Ray starts, unless the person has set them."""
+
+ENDING = "Ending the service when the requests under way are answered; once more to end it at once."
+
+LOOK_S = 1.0
+"""Seconds between two looks at whether the service is still there."""
+
+
+def served_run(run: str) -> RunDirectory:
+    """The run meant by `run`, which must be a directory that this machine and the replicas share. Raises
+    UsageProblem."""
+    directory = RunDirectory.find(run)
+    if directory.stored is not None:
+        raise UsageProblem(
+            f"{directory.name} is in an object store; a service follows files: name a copy of the run in a directory."
+        )
+    return directory
+
+
+def check_listening(host: str, port: int, has_tokens: bool) -> None:
+    """Raises UsageProblem where `host` is more than this machine and nobody needs a token, or is no address, or the
+    port is taken."""
+    if not has_tokens and not _is_loopback(host):
+        raise UsageProblem(
+            f"--host {host} is reachable from other machines, and there are no tokens: make one with "
+            "amenable tokens add FILE NAME and give --token-file FILE."
+        )
+    if not 0 < port < 65536:
+        raise UsageProblem(f"--port {port} should be 1 to 65535.")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UsageProblem(f"The service cannot listen on {host}, port {port} ({error.strerror}).") from None
+
+
+def serve(
+    run: RunDirectory,
+    host: str,
+    port: int,
+    address: str | None,
+    token_file: Path | None,
+    ready: Callable[[dict[str, Any]], None],
+) -> None:
+    """Serves the run until a stop is asked for. `ready` is told where, once every replica has generated a token.
+
+    Raises UsageProblem where it cannot be served so, RunProblem where it does not start or does not go on.
+    """
+    from serving.access import TOKENS_VARIABLE, Access
+
+    access = Access(run.root, token_file)  # a file that is none is told of at once
+    check_listening(host, port, not access.open)
+    for name, value in SERVE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from cluster.session import session
+    from serving.application import APPLICATION, Arguments, Names, ServingSettings, build
+
+    names = Names(run.root)
+    names.skeleton()
+    settings = ServingSettings.model_validate(names.recipe().get("serving", {}))
+    if address is not None and os.environ.get(TOKENS_VARIABLE) and token_file is None:
+        raise UsageProblem(f"Replicas in a cluster do not see {TOKENS_VARIABLE} of this shell: give --token-file FILE.")
+    arguments = Arguments(run=str(run.root), token_file=None if token_file is None else str(token_file.absolute()))
+    cpus = settings.max_replicas * settings.threads * settings.engines + 1
+    with session(address, cpus=cpus), _serving(host, port, address is None):
+        from ray import serve as ray_serve
+
+        interruption.listen()  # ray.init has taken SIGTERM for itself
+        _start(build(arguments.model_dump(mode="json")), run.name, settings.start_deadline_s)
+        shown = f"[{host}]" if ":" in host else host
+        ready({"run": run.name, "url": f"http://{shown}:{port}", "open": access.open})
+        while not interruption.wait(LOOK_S):
+            status = ray_serve.status().applications.get(APPLICATION)
+            if status is None or str(status.status.value) in ("DEPLOY_FAILED", "DELETING", "NOT_STARTED"):
+                raise RunProblem(f"The service of {run.name} has ended: {_reason(APPLICATION) or 'it was removed'}")
+
+
+def _start(application: Any, run: str, deadline_s: float) -> None:
+    """Until every replica is ready. On a thread of its own, because Ray Serve's call knows no deadline and no Ctrl-C.
+
+    Raises RunProblem where it does not start, or not in time, Interrupted where a stop is asked for meanwhile.
+    """
+    from ray import serve as ray_serve
+
+    from serving.application import APPLICATION
+
+    failures: list[Exception] = []
+
+    def start() -> None:
+        try:
+            ray_serve.run(application, name=APPLICATION, route_prefix="/", logging_config=_quiet())
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits
+            failures.append(error)
+
+    starting = threading.Thread(target=start, name="serve-run", daemon=True)
+    give_up = time.monotonic() + deadline_s
+    starting.start()
+    while starting.is_alive():
+        starting.join(LOOK_S)
+        interruption.stop_if_requested("the start of the service")
+        if time.monotonic() > give_up and starting.is_alive():
+            raise RunProblem(
+                f"The service of {run} was not ready within {deadline_s:.0f} s (serving.start_deadline_s): "
+                f"{_reason(APPLICATION) or 'Ray Serve does not say why.'}"
+            )
+    if failures:
+        said = _reason(APPLICATION) or str(failures[0])
+        raise RunProblem(f"The service of {run} did not start: {said}") from failures[0]
+
+
+@contextmanager
+def _serving(host: str, port: int, own: bool) -> Iterator[None]:
+    """Ray Serve for the block. In a session of our own it ends with it; in a cluster only the application does."""
+    from ray import serve as ray_serve
+    from ray.serve.config import HTTPOptions
+
+    from serving.application import APPLICATION
+
+    ray_serve.start(
+        proxy_location="HeadOnly" if own else "EveryNode",
+        http_options=HTTPOptions(host=host, port=port),
+        logging_config=_quiet(),
+    )
+    try:
+        yield
+    finally:
+        if own:
+            ray_serve.shutdown()
+        else:
+            ray_serve.delete(APPLICATION)
+
+
+def _quiet() -> dict[str, Any]:
+    return {"enable_access_log": False, "log_level": "WARNING"}
+
+
+def _reason(application: str) -> str:
+    """What Ray Serve says of an application that is not well."""
+    from ray import serve as ray_serve
+
+    status = ray_serve.status().applications.get(application)
+    if status is None:
+        return ""
+    said = [each.message for each in status.deployments.values() if each.message] or [status.message]
+    return " ".join(" ".join(said).split())[-1500:]
+
+
+def pin(run: RunDirectory, version: str | None) -> dict[str, Any]:
+    """Ask the replicas of the run's service to serve `version` ("newest", "policy@12" or "12") as `policy`; only look
+    where it is None. Returns `wish` and `replicas`, what those that have spoken lately serve. Raises UsageProblem."""
+    from dataclasses import asdict
+
+    from serving.desired import read_reports, read_wish, write_wish
+    from serving.names import Names
+
+    wish = read_wish(run.root)
+    if version is not None:
+        pinned = None if version == "newest" else version if version.startswith("policy@") else f"policy@{version}"
+        if pinned is not None and Names(run.root).find(pinned) is None:
+            there = [name for name in Names(run.root).all() if name.startswith("policy@")]
+            raise UsageProblem(
+                f"{run.name} has no published version {version}; it has {', '.join(there) or 'none'}, or newest."
+            )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        wish = write_wish(run.root, pinned, wish.counter, f"{getpass.getuser()} on {socket.gethostname()}", now)
+    return {"wish": asdict(wish), "replicas": read_reports(run.root)}
+
+
+def told(answer: dict[str, Any]) -> str:
+    """What `pin` returned, for a person."""
+    wish = answer["wish"]
+    wanted = wish["pinned"] or "the newest weights"
+    lines = [f"Wanted as policy: {wanted}" + (f", by {wish['who']} at {wish['when']}." if wish["who"] else ".")]
+    for replica, says in answer["replicas"].items():
+        held = ", ".join(f"{slot['model']} {slot['version']}" for slot in says["slots"] if slot["model"])
+        lines.append(f"{replica}: {held or 'nothing'}" + (f" ({says['problem']})" if says["problem"] else ""))
+    return "\n".join(lines if answer["replicas"] else [*lines, "No replica has spoken lately."])
+
+
+def scopes_of(text: str) -> frozenset[Any]:
+    """The scopes in "read,score". Raises UsageProblem for all else."""
+    from serving.page.backend import Scope
+
+    scopes = frozenset(part.strip() for part in text.split(","))
+    if not scopes <= set(get_args(Scope)):
+        raise UsageProblem(f"--scopes {text!r} should be some of {', '.join(get_args(Scope))}, with commas between.")
+    return scopes
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

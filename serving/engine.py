@@ -1,0 +1,344 @@
+"""An engine slot: one vLLM engine with vLLM's own OpenAI application, which takes the weights of any model of the run.
+
+Invariants:
+- A request is answered by the model that it named: other models are only put in once the slot's requests have ended.
+- Newer weights of the same model go in between two engine steps, and requests go on; their keys and values are computed
+  again, the prefix cache is emptied, and each response says which version wrote which tokens.
+- A slot whose weights could not be changed half-way is broken, and its replica is replaced.
+
+vLLM is imported when an engine is made: the import takes seconds.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from corpus.problems import RunProblem
+from serving.names import Weights
+from serving.settings import ServingSettings
+from serving.versions import CURRENT, Annotating, Send, Spans, tracked
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # engines share cores with others on small machines
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TORCH_COMPILE_DISABLE": "1",  # without CUDA graphs only a few small sampler functions would be compiled
+}
+"""Set before vllm is imported, unless the person has set them; the engine's processes inherit them."""
+
+PREFILL_TOKENS = 4096
+"""Prompt tokens that one engine step reads at most (never less than one whole sequence)."""
+
+HEARTBEAT_S = 1.0
+"""Seconds between two questions to an engine's loop, which it answers between two steps."""
+
+LEAVE_S = 5.0
+"""Seconds for a request whose client has left to be taken out of the engine."""
+
+log = logging.getLogger(__name__)
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class EngineSlot:
+    """One engine. Its methods run on the event loop that it was started on."""
+
+    def __init__(self, number: int, settings: ServingSettings, context_tokens: int) -> None:
+        self.number = number
+        self.holds: str | None = None
+        """The name whose weights are in the engine; None while another model is being put in."""
+        self.version = ""
+        """The version of these weights."""
+        self.loading: str | None = None
+        """The name that is being put in, in place of another."""
+        self.in_flight = 0
+        """Requests under way."""
+        self.used_at = 0.0
+        """When the last request came, by the monotonic clock."""
+        self.served_since_load = 0
+        """Requests since the present model was put in."""
+        self.loaded_at = 0.0
+        """When that was, by the monotonic clock."""
+        self.broken: str | None = None
+        """Why the engine is not to be used any more."""
+        self.beat_at = time.monotonic()
+        """When the engine's loop last answered."""
+        self.stood_still_s: list[float] = []
+        """Seconds for which generation stood still, for each change of weights."""
+        self._settings, self._context_tokens = settings, context_tokens
+        self._shapes: Shapes = {}
+        self._changing = asyncio.Lock()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._engine: Any = None
+        self._app: FastAPI | None = None
+        self._heart: asyncio.Task[None] | None = None
+
+    @property
+    def app(self) -> "FastAPI":
+        """vLLM's application."""
+        assert self._app is not None, "the engine is not started"
+        return self._app
+
+    async def start(self, name: str, weights: Weights, skeleton: Path) -> None:
+        """Make the engine, with these weights, and have it generate a token. `skeleton` has config and tokenizer.
+
+        Raises RunProblem where vLLM cannot serve the model.
+        """
+        directory = weights.directory or skeleton
+        try:
+            await self._make(directory)
+        except (ValueError, OSError, RuntimeError) as error:
+            said = " ".join(str(error).split())[:400]
+            raise RunProblem(f"vLLM cannot serve the model in {directory}: {said}") from error
+        self._shapes = await asyncio.to_thread(_shapes_of, sorted(directory.glob("*.safetensors")))
+        if weights.directory is None:
+            await self.take(name, weights)
+        else:
+            await asyncio.to_thread(weights.check)
+            await self._engine.update_weight_version(weights.version)
+            self._now_holds(name, weights.version)
+        await self.one_token()
+        self._heart = asyncio.create_task(self._beat())
+
+    async def take(self, name: str, weights: Weights, *, newer: bool = False) -> None:
+        """Put `weights` in and call them `name`. Requests go on where that is the model's name already; those of
+        another model are waited for. With `newer` nothing is done where the slot holds another model by then.
+
+        Raises RunProblem where the weights are damaged or do not fit, the former ones staying, or where the requests
+        did not end in time; where the engine could not take them the slot is broken.
+        """
+        await asyncio.to_thread(weights.check)
+        shapes = await asyncio.to_thread(_shapes_of, weights.files())
+        odd = _difference(shapes, self._shapes)
+        if odd is not None:
+            raise RunProblem(f"The weights of {name} ({weights.version}) do not fit this service's engines: {odd}.")
+        async with self._changing:
+            former = self.holds
+            if newer and former != name:
+                return
+            if former not in (None, name):
+                self.loading, self.holds = name, None
+            try:
+                async with asyncio.timeout(self._settings.load_deadline_s):
+                    if former != name:
+                        await self._idle.wait()
+                    await self._swap(weights)
+            except TimeoutError:
+                if self.broken is None and self.loading is not None:
+                    self.holds = former
+                raise RunProblem(
+                    f"Engine {self.number} did not take the weights of {name} ({weights.version}) within "
+                    f"{self._settings.load_deadline_s:g} s: its requests did not end, or vLLM does not answer."
+                ) from None
+            finally:
+                self.loading = None
+            self._now_holds(name, weights.version)
+
+    async def handle(self, scope: Any, body: bytes, send: Send, n: int, headers: list[tuple[bytes, bytes]]) -> int:
+        """Answer one request by vLLM's application; `headers` are added to the answer. Returns how many tokens were
+        generated; raises what the application raises. A caller that is cancelled has its request aborted."""
+        spans, gone = Spans(n), asyncio.Event()
+        annotating = Annotating(send, spans, self.version, headers)
+        self.in_flight += 1
+        self.served_since_load += 1
+        self._idle.clear()
+        self.used_at = time.monotonic()
+        token = CURRENT.set(spans)
+        answering = asyncio.create_task(self.app(scope, _once(body, gone), annotating))
+        CURRENT.reset(token)
+        try:
+            await asyncio.shield(answering)
+        except asyncio.CancelledError:
+            # vLLM's application ends a request whose client has left; being cancelled it would leave it running.
+            annotating.close()
+            gone.set()
+            await asyncio.wait({answering}, timeout=LEAVE_S)
+            answering.cancel()
+            raise
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._idle.set()
+        return spans.tokens
+
+    async def one_token(self) -> None:
+        """Generate a token. Raises RunProblem where the engine cannot, or not in time."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        prompt: TokensPrompt = {"prompt_token_ids": [0]}
+        try:
+            async with asyncio.timeout(self._settings.start_deadline_s):
+                async for _ in self._engine.generate(prompt, SamplingParams(max_tokens=1), f"ready-{time.time_ns()}"):
+                    pass
+        except TimeoutError:
+            raise RunProblem(
+                f"Engine {self.number} generated no token in {self._settings.start_deadline_s:g} s."
+            ) from None
+
+    def check(self, stall_s: float) -> None:
+        """Raises RunProblem where the engine is dead, broken, or has given no sign of life for `stall_s`."""
+        if self.broken is not None:
+            raise RunProblem(f"Engine {self.number} is broken: {self.broken}")
+        if self._engine is None or self._engine.errored:
+            raise RunProblem(f"Engine {self.number} has died.")
+        silent_s = time.monotonic() - self.beat_at
+        if silent_s > stall_s:
+            raise RunProblem(f"The loop of engine {self.number} has not answered for {silent_s:.0f} s.")
+
+    def close(self) -> None:
+        """End the engine's processes."""
+        if self._heart is not None:
+            self._heart.cancel()
+        if self._engine is not None:
+            self._engine.shutdown()
+
+    async def _make(self, directory: Path) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ["OMP_NUM_THREADS"] = str(self._settings.threads)
+        from serving.worker import REPLICA_VARIABLE
+
+        os.environ[REPLICA_VARIABLE] = str(os.getpid())
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        args = arguments(directory, self._settings, self._context_tokens)
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+        self._engine = engine
+        vars(engine)["generate"] = tracked(engine.generate)
+        tasks = await engine.get_supported_tasks()
+        app = build_app(args, tasks)
+        await init_app_state(engine, app.state, args, tasks)
+        app.state.server = SimpleNamespace(should_exit=False)  # vLLM's own is told so where its engine has died
+        self._app = app
+
+    async def _swap(self, weights: Weights) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        started = time.perf_counter()
+        paths = [str(path) for path in weights.files()]
+        update = {"safetensors": paths} if weights.snapshot is None else {"snapshot": paths[0]}
+        try:
+            # As AsyncLLM.pause_generation, without the time it sleeps so that outputs come before it returns.
+            await self._engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
+            await self._engine.start_weight_update()
+            await self._engine.update_weights(WeightTransferUpdateRequest(update_info=update))
+            await self._engine.finish_weight_update(weight_version=weights.version)
+            await self._engine.resume_generation()
+        except BaseException as error:
+            self.broken = f"it stopped in the midst of taking weights {weights.version} ({error!r})."
+            raise
+        self.stood_still_s.append(time.perf_counter() - started)
+
+    def _now_holds(self, name: str, version: str) -> None:
+        if self.holds != name:
+            self.served_since_load, self.loaded_at = 0, time.monotonic()
+            from vllm.entrypoints.openai.models.protocol import BaseModelPath
+
+            models: Any = self.app.state.openai_serving_models
+            models.base_model_paths[:] = [BaseModelPath(name=name, model_path=name)]
+        self.holds, self.version = name, version
+
+    async def _beat(self) -> None:
+        """Ask the engine's loop for its version again and again: it answers between two steps, and a loop that hangs
+        does not. No request is queued for it."""
+        while not self._engine.errored:
+            try:
+                async with asyncio.timeout(self._settings.stall_s):
+                    await self._engine.get_weight_version()
+                    self.beat_at = time.monotonic()
+            except Exception as error:  # noqa: BLE001 - a heart that stops is what `check` sees
+                log.warning("engine %d did not answer: %r", self.number, error)
+            await asyncio.sleep(HEARTBEAT_S)
+        self.broken = "vLLM's processes have died."
+
+
+def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -> Any:
+    """The arguments of `vllm serve` for one engine of the service."""
+    from vllm.config import WeightTransferConfig
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from serving.worker import BACKEND
+
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", str(directory)])
+    given = {
+        "served_model_name": ["policy"],
+        "dtype": settings.dtype,
+        "max_model_len": context_tokens,
+        "max_num_seqs": settings.max_concurrent,
+        "enforce_eager": settings.gpus == 0,
+        "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
+        "generation_config": "vllm",  # not the model's own sampling defaults
+        "max_logprobs": max(settings.limits.logprobs, 1),
+        # A prompt is read in one step: vLLM takes back the draw of an unfinished prompt, which a CPU generator with a
+        # seed cannot do.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(PREFILL_TOKENS, context_tokens),
+        "async_scheduling": False,  # else a batch in flight is labelled with the next weights' version
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "disable_fastapi_docs": True,
+        "trust_remote_code": False,
+        "allowed_origins": [],
+        "worker_extension_cls": "serving.worker.Extension",
+        "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+    }
+    for name, value in given.items():
+        if not hasattr(args, name):
+            raise RunProblem(f"This version of vLLM has no argument {name}.")
+        setattr(args, name, value)
+    return args
+
+
+def _once(body: bytes, gone: asyncio.Event) -> Any:
+    """An ASGI `receive` with one whole body, after which the client is there until `gone`."""
+    given = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+def _shapes_of(files: list[Path]) -> Shapes:
+    """Names and shapes of the tensors in safetensors files, or in one weight snapshot."""
+    from safetensors import safe_open
+
+    from actors.snapshot_files import map_snapshot
+
+    found: Shapes = {}
+    for path in files:
+        with safe_open(path, framework="numpy") as file:
+            if list(file.keys()) == ["buffer"]:
+                found.update({entry.name: tuple(entry.shape) for entry in map_snapshot(path).manifest})
+            else:
+                found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+    return found
+
+
+def _difference(one: Shapes, other: Shapes) -> str | None:
+    """What keeps weights of the shapes `one` from the place of `other`; a tied unembedding may be there or not."""
+    for name in sorted({*one, *other} - {"lm_head.weight"}):
+        if one.get(name) != other.get(name):
+            return f"{name} is {one.get(name, 'missing')} where {other.get(name, 'nothing')} is expected"
+    return None

@@ -1,0 +1,77 @@
+"""What a service puts into vLLM's worker processes: weights from files, and an end when the replica has died.
+
+vLLM imports this module in the worker, by its name, before the engine is made.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+from actors.snapshot_files import map_snapshot
+from actors.snapshot_transfer import SnapshotTransferEngine
+from models.snapshot import unpack
+
+BACKEND = "amenable_files"
+REPLICA_VARIABLE = "AMENABLE_REPLICA_PID"
+"""Environment variable: the process whose end ends the engine."""
+WATCH_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class FileTransferEngine(SnapshotTransferEngine):
+    """Loads weights from files that this machine has: an update is `{"snapshot": path}` or `{"safetensors": [path]}`.
+
+    Whoever sends it has checked the files.
+    """
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load the files' tensors into the model."""
+        super().update_weights({"weights": list(_weights(update_info))})
+
+
+def _weights(update_info: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    if "snapshot" in update_info:
+        yield from unpack(map_snapshot(Path(update_info["snapshot"])))
+        return
+    from safetensors import safe_open
+
+    for path in update_info["safetensors"]:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                yield name, file.get_tensor(name)
+
+
+class Extension:
+    """vLLM asks for a class, whose methods a worker would gain; all there is to do is done by importing it."""
+
+
+def _watch(replica: int) -> None:
+    """End vLLM's engine process and this one once the replica is gone; a killed replica cannot tell them to."""
+    try:
+        process = psutil.Process(replica)
+    except psutil.NoSuchProcess:
+        process = None
+    parent = os.getppid()
+    while process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(WATCH_S)
+    log.warning("the replica that this engine belongs to has ended; so does the engine")
+    if parent not in (replica, 1) and os.getppid() == parent:
+        os.kill(parent, signal.SIGKILL)
+    os._exit(1)
+
+
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, FileTransferEngine)
+_replica = int(os.environ.get(REPLICA_VARIABLE, "0"))
+if _replica not in (0, os.getpid()):
+    threading.Thread(target=_watch, args=(_replica,), name="watch replica", daemon=True).start()
