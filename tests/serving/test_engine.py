@@ -23,7 +23,7 @@ from serving.names import Names
 from serving.settings import ServingSettings
 from tests.serving.run_on_disk import CONTEXT, alive, descendants, make_llama, publish, write_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(900)]
 
 SETTINGS = ServingSettings(kv_cache_mib=16, max_concurrent=32, load_deadline_s=60)
 

@@ -15,7 +15,7 @@ from serving.feeds import KEPT, STORE_FILE, NewestOf, PublishedFeed, StoreFeed
 from serving.names import Names
 from tests.serving.run_on_disk import write_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.service]
 
 
 @pytest.fixture(scope="module")

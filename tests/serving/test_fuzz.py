@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from serving.gateway import ROUTES
 from tests.serving.served import Service, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(900)]
 
 REQUESTS = 500
 BODY_BYTES = 1 << 16

@@ -28,7 +28,7 @@ from tests.serving.page_visits import (
 )
 
 pytest_plugins = ["tests.serving.page_fixtures"]
-pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
+pytestmark = [pytest.mark.slow, pytest.mark.service, NEEDS_CHROMIUM]
 
 
 # the login ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from amenable.cli import app
 from tests.serving.run_on_disk import CONTEXT, alive, descendants, make_llama, publish
 from tests.serving.served import Service, serving, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(900)]
 
 TOKENS = [5, 9, 33, 60, 12, 7, 41]
 
