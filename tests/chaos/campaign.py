@@ -73,12 +73,13 @@ class Campaign:
             return
         players = Counter({role: self._count(role) for role in (cell.target, "generator")})
         self._let_go_on()
-        plan = {"holder": cell.holder, "phase": cell.phase, "target": cell.target}
+        number = self._outcomes.index(outcome)
+        plan = {"holder": cell.holder, "phase": cell.phase, "target": cell.target, "number": number}
         phases.write_new(directory / "plan.json", plan)
-        opened = await_phase(directory, cell.phase, RECOVERY_S, self._command.is_over)
+        opened = self._await_phase(cell.phase, number)
         if opened:
-            number = signal.SIGSTOP if cell.how == "SIGSTOP" else signal.SIGKILL
-            strike = strike_process(directory, cell.target, cell.phase, number)
+            how = signal.SIGSTOP if cell.how == "SIGSTOP" else signal.SIGKILL
+            strike = strike_process(directory, cell.target, cell.phase, how)
             outcome.landed = strike.landed
             if not strike.landed:
                 outcome.problems.append(f"The strike did not land: {strike.problem}.")
@@ -86,6 +87,18 @@ class Campaign:
             outcome.problems.append("The strike did not land: the phase was never open.")
         self._forget(opened)
         (self._recover if cell.survives else self._resume)(outcome, players)
+
+    def _await_phase(self, phase: str, number: int) -> dict:
+        """What the process says that opened the phase for plan `number`; empty where none has in time. One that had
+        read an earlier plan may come late, and is not meant."""
+        give_up = time.monotonic() + RECOVERY_S
+        while time.monotonic() < give_up:
+            await_phase(self._directory, phase, give_up - time.monotonic(), self._command.is_over)
+            opened = phases.opened(self._directory)
+            if not opened or opened["number"] == number:
+                return opened
+            (self._directory / "opened.json").unlink(missing_ok=True)
+        return {}
 
     def _let_go_on(self) -> None:
         """By UPDATES_A_CELL updates, less two that a restart may take back."""

@@ -111,9 +111,19 @@ def linger(role: str, phase: str, update: int) -> None:
     if (wanted["holder"], wanted["phase"]) != (role, phase):
         return
     _await_player(wanted["target"])
-    if not write_new(cell / "opened.json", {"role": role, "phase": phase, "pid": os.getpid(), "at": time.time()}):
+    mine = {"role": role, "phase": phase, "pid": os.getpid(), "at": time.time(), "number": wanted.get("number")}
+    if not write_new(cell / "opened.json", mine):
         return
     give_up = time.monotonic() + HOLD_S
     while not (cell / "struck").exists() and time.monotonic() < give_up:
         time.sleep(0.01)
-    write_new(cell / "closed", {"at": time.time()})
+    if opened(cell).get("number") == mine["number"]:
+        write_new(cell / "closed", {"at": time.time()})
+
+
+def opened(cell: Path) -> dict[str, Any]:
+    """What the process has said that opened a phase; empty where none has."""
+    try:
+        return json.loads((cell / "opened.json").read_text())
+    except FileNotFoundError:
+        return {}

@@ -105,5 +105,17 @@ def test_a_phase_that_is_never_open_fails_its_cell(play):
     assert outcome.problems[0] == "The strike did not land: the phase was never open."
 
 
+def test_a_process_that_comes_late_to_an_earlier_plan_opens_nothing(play, monkeypatch):
+    late = {"role": "scorer", "phase": "publishing", "pid": 1, "at": 0.0, "number": 7}
+    start = Campaign._let_go_on
+    monkeypatch.setattr(
+        Campaign,
+        "_let_go_on",
+        lambda self: (start(self), phases.write_new(self._directory / "opened.json", late)),
+    )
+    [outcome] = play([Cell("scorer", "generating", "SIGKILL")], recovers=True)
+    assert (outcome.landed, outcome.problems) == (True, [])
+
+
 def test_campaigns_play_every_kill_and_stop_once():
     assert {"torch": [*KILLS, *STOPS], "vLLM": REAL} == CAMPAIGNS
