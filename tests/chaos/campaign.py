@@ -141,12 +141,12 @@ class Campaign:
         """Ends the plan of a cell, once whoever held its phase open has gone on or died."""
         with suppress(FileNotFoundError):
             (self._directory / "plan.json").unlink()
-        holder = opened.get("pid")
-        living = {each["pid"] for playing in phases.registered(self._directory).values() for each in playing}
-        give_up = time.monotonic() + 2 * phases.HOLD_S
-        while holder in living and not (self._directory / "closed").exists() and time.monotonic() < give_up:
+        holder, give_up = opened.get("pid"), time.monotonic() + 2 * phases.HOLD_S
+        while not (self._directory / "closed").exists() and time.monotonic() < give_up:
+            playing = phases.registered(self._directory).values()
+            if holder not in {each["pid"] for players in playing for each in players}:
+                break
             time.sleep(0.05)
-            living = {each["pid"] for playing in phases.registered(self._directory).values() for each in playing}
         for name in ("opened.json", "struck", "closed"):
             with suppress(FileNotFoundError):
                 (self._directory / name).unlink()

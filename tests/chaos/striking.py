@@ -1,6 +1,5 @@
 """Strikes a process, or the disk, while a phase is open, and knows whether it did."""
 
-import json
 import os
 import signal
 import time
@@ -36,14 +35,14 @@ def await_phase(cell: Path, phase: str, deadline_s: float, over: Callable[[], bo
         if time.monotonic() > give_up or over():
             return {}
         time.sleep(0.01)
-    opened = json.loads((cell / "opened.json").read_text())
+    opened = phases.opened(cell)
     return opened if opened["phase"] == phase else {}
 
 
 def strike_process(cell: Path, role: str, phase: str, number: signal.Signals, pid: int | None = None) -> Strike:
     """Sends a signal to the process of `role` while `phase` is open: to the one that holds it open, where it is of that
     role, else to the first one of the role, or to `pid`."""
-    opened = json.loads((cell / "opened.json").read_text())
+    opened = phases.opened(cell)
     if opened["phase"] != phase:
         return Strike(f"the phase that was open is {opened['phase']}, not {phase}")
     players = {each["pid"]: each["ticks"] for each in phases.registered(cell).get(role, [])}
