@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check e2e commands parts test-demo test-service chaos soak hh bench docs lint types unit install install-test clean help
+.PHONY: demo test check commands parts test-demo test-service chaos soak hh bench docs lint types unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
@@ -26,7 +26,9 @@ help:
 demo: $(VENV)/.installed
 	@$(BIN)/amenable run recipes/demo.yaml
 
-test: check e2e
+# Two at a time, the longest first: what starts whole commands, beside it the rest one after another.
+test: lint
+	@$(MAKE) --no-print-directory -j2 commands types unit parts
 
 check: lint
 	@$(MAKE) --no-print-directory -j2 types unit
@@ -42,17 +44,15 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/basedpyright --level error
 
-# Two at once: one starts whole commands, the other actors, learners and engines of its own; each waits much of its time.
-e2e: $(VENV)/.installed-test
-	@$(MAKE) --no-print-directory -j2 commands parts
-
+# Whole commands.
 commands: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m "slow and not long and not service" tests/end_to_end tests/chaos
 
+# Actors, learners and engines, each by itself.
 parts: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m "slow and not long and not service" --ignore=tests/end_to_end --ignore=tests/chaos
 
-test-service: $(VENV)/.installed-test
+test-service: $(VENV)/.installed-lm-eval
 	$(BIN)/pytest -q -m service tests/serving
 
 test-demo: $(VENV)/.installed-test
@@ -84,6 +84,10 @@ $(VENV)/.installed: requirements/cpu.lock requirements/install pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements/test.lock
 	@PYTHON=$(PYTHON) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX) bash requirements/install test
+	@touch $@
+
+$(VENV)/.installed-lm-eval: $(VENV)/.installed-test requirements/lm-eval.lock
+	@PYTHON=$(PYTHON) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX) bash requirements/install lm-eval
 	@touch $@
 
 clean:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_engine import make_model, reference_logprobs, save_model, snapshot_of
+from toy_engine import reference_logprobs, save_model, snapshot_of
 
 from actors.rollout_engine import Request, RolloutEngine
 from actors.settings import RolloutSettings
 from corpus.problems import RunProblem
+from tests.toy_llama import make_llama
 
 pytestmark = pytest.mark.slow  # vLLM's import alone takes seconds
 
@@ -64,7 +65,7 @@ def test_ipc_connects_once_and_offers_every_publication_with_the_snapshots_names
     sender = ipc_sender(engines)
     assert engines.connected == [{"packed": False}]
     for update in (0, 1):
-        snapshot = snapshot_of(make_model(update, CONTEXT), update)
+        snapshot = snapshot_of(make_llama(update, CONTEXT), update)
         sender.send(snapshot, engines.offers.append)
         offer = engines.offers[update]
         assert offer["names"] == [entry.name for entry in snapshot.manifest]
@@ -78,7 +79,7 @@ def test_ipc_connects_once_and_offers_every_publication_with_the_snapshots_names
 def test_what_delivery_raises_reaches_the_learner_and_the_next_one_is_none_the_worse(gpu):
     engines = Engines()
     sender = ipc_sender(engines)
-    snapshot = snapshot_of(make_model(0, CONTEXT), 3)
+    snapshot = snapshot_of(make_llama(0, CONTEXT), 3)
 
     def late(offer: dict[str, Any]) -> None:
         raise RunProblem("After 5 s these generators have yet to load weights 0.3: generator-1.")
@@ -127,7 +128,7 @@ def engines_by_transport(tmp_path_factory):
 def error_nats(engine: RolloutEngine, seed: int) -> float:
     """How far the engine's log-probabilities are from those of transformers with the weights of `seed`."""
     [completion] = engine.run([Request("r", [5, 9, 33, 60], 12, 1.0, seed=1)])
-    exact = reference_logprobs(make_model(seed, CONTEXT), [5, 9, 33, 60], completion.tokens, 1.0)
+    exact = reference_logprobs(make_llama(seed, CONTEXT), [5, 9, 33, 60], completion.tokens, 1.0)
     return float(np.abs(completion.logprobs - exact).max())
 
 
@@ -135,23 +136,23 @@ def test_an_engine_takes_what_ipc_offers_in_mid_response_and_snapshots_too(engin
     engine, connected = engines_by_transport["ipc"], Engines()
     sender = ipc_sender(connected)
     engine.connect(connected.connected[0])
-    engine.load(snapshot_of(make_model(0, CONTEXT), 0), "0.0")  # as one that starts later: from the weight store
+    engine.load(snapshot_of(make_llama(0, CONTEXT), 0), "0.0")  # as one that starts later: from the weight store
     assert error_nats(engine, 0) < 5e-5
     engine.submit(Request("long", [5, 9, 33], 40, 1.0, seed=2))
     engine.step()
-    snapshot = snapshot_of(make_model(1, CONTEXT), 1)
+    snapshot = snapshot_of(make_llama(1, CONTEXT), 1)
     sender.send(snapshot, lambda offer: engine.load(snapshot, "0.1", offer))
     [completion] = [done for _ in iter(lambda: engine.pending, 0) for done in engine.step()]
     assert completion.spans[-1].version == "0.1"
     assert error_nats(engine, 1) < 5e-5
     assert error_nats(engine, 0) > 1e-2
-    engine.load(snapshot_of(make_model(2, CONTEXT), 2), "sample")  # as for held-out prompts
+    engine.load(snapshot_of(make_llama(2, CONTEXT), 2), "sample")  # as for held-out prompts
     assert error_nats(engine, 2) < 5e-5
 
 
 def test_an_offer_that_is_not_of_the_snapshot_is_refused_before_the_engine_is_touched(engines_by_transport, gpu):
     engine, connected = engines_by_transport["ipc"], Engines()
-    snapshot = snapshot_of(make_model(0, CONTEXT), 0)
+    snapshot = snapshot_of(make_llama(0, CONTEXT), 0)
     engine.load(snapshot, "0.0")
     ipc_sender(connected).send(snapshot, connected.offers.append)
     [offer] = connected.offers
@@ -215,9 +216,9 @@ def test_nccl_meets_at_the_rendezvous_and_broadcasts_while_the_engine_receives(e
     assert [each["rank_offset"] for each in (first, second, third)] == [1, 2, 3]  # vLLM's own client gives all rank 1
     sender = GpuSender("nccl", CPU, lambda info: engine.connect(connections(info, 3)[1]), meeting, packed=False)
     assert joined == [("10.0.0.7", 2345, 2, 4)]
-    engine.load(snapshot_of(make_model(0, CONTEXT), 0), "0.0")
+    engine.load(snapshot_of(make_llama(0, CONTEXT), 0), "0.0")
     assert error_nats(engine, 0) < 5e-5
-    snapshot = snapshot_of(make_model(1, CONTEXT), 1)
+    snapshot = snapshot_of(make_llama(1, CONTEXT), 1)
     sender.send(snapshot, lambda offer: engine.load(snapshot, "0.1", offer))
     assert group.sent.empty()
     assert error_nats(engine, 1) < 5e-5

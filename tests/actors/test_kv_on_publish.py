@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_engine import make_model, save_model, snapshot_of
+from toy_engine import save_model, snapshot_of
 
 from actors.rollout_engine import Completion, Request, RolloutEngine, probe_request
 from actors.settings import RolloutSettings
+from tests.toy_llama import make_llama
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +37,7 @@ def engines(directory: Path) -> Iterator[dict[str, RolloutEngine]]:
     """One of either kind, and one that never holds any weights but those of seed 1."""
     engines = {"keep": made(directory, "keep"), "recompute": made(directory, "recompute")}
     engines["fresh"] = made(directory, "recompute")
-    engines["fresh"].load(snapshot_of(make_model(1, CONTEXT), 1), "0.1")
+    engines["fresh"].load(snapshot_of(make_llama(1, CONTEXT), 1), "0.1")
     yield engines
     for engine in engines.values():
         engine.close()
@@ -58,7 +59,7 @@ def drain(engine: RolloutEngine) -> dict[str, Completion]:
 def published_in_mid_response(engine: RolloutEngine, *others: Request) -> tuple[dict[str, Completion], int, int]:
     """Weights of seed 1 loaded after some steps of "running", with `others` waiting; what came of all, and the cached
     tokens before and after the load."""
-    engine.load(snapshot_of(make_model(0, CONTEXT), 0), "0.0")
+    engine.load(snapshot_of(make_llama(0, CONTEXT), 0), "0.0")
     engine.submit(request("running"))
     engine.submit(request("neighbour", seed=4))
     for other in others:
@@ -66,7 +67,7 @@ def published_in_mid_response(engine: RolloutEngine, *others: Request) -> tuple[
     for _ in range(STEPS):
         engine.step()
     before = engine.cached_tokens
-    engine.load(snapshot_of(make_model(1, CONTEXT), 1), "0.1")
+    engine.load(snapshot_of(make_llama(1, CONTEXT), 1), "0.1")
     after = engine.cached_tokens
     return drain(engine), before, after
 
@@ -107,8 +108,8 @@ def test_kept_the_rest_of_a_response_reads_what_the_old_weights_wrote(engines):
         tokens = torch.tensor([[*PROMPT, *completion.tokens]])
         cached = len(PROMPT) + start - 1  # the last token of the old weights is read by the new ones
         with torch.no_grad():
-            old = make_model(0, CONTEXT)(tokens[:, :cached], use_cache=True).past_key_values
-            logits = make_model(1, CONTEXT)(tokens[:, cached:-1], past_key_values=old).logits[0]
+            old = make_llama(0, CONTEXT)(tokens[:, :cached], use_cache=True).past_key_values
+            logits = make_llama(1, CONTEXT)(tokens[:, cached:-1], past_key_values=old).logits[0]
         rest = tokens[0, cached + 1 :]
         expected = torch.log_softmax(logits, -1).gather(1, rest[:, None])[:, 0].numpy()
         np.testing.assert_allclose(completion.logprobs[start:], expected, atol=CLOSE_NATS)
@@ -143,6 +144,6 @@ def test_without_the_salt_a_request_that_begins_would_read_what_older_weights_wr
 def test_kept_other_weights_by_the_name_of_earlier_ones_read_nothing_of_theirs(engines):
     engine = engines["keep"]
     for seed in (0, 1):  # as the weights that held-out prompts are answered under, which all have one name
-        engine.load(snapshot_of(make_model(seed, CONTEXT), seed), "sample")
+        engine.load(snapshot_of(make_llama(seed, CONTEXT), seed), "sample")
         [completion] = engine.run([request("held-out", seed=8)])
     assert np.abs(completion.logprobs - under_fresh_weights(engines, completion)).max() < CLOSE_NATS

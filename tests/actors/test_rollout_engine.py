@@ -13,6 +13,7 @@ from actors.rollout_engine import Request, RolloutEngine, probe_request
 from actors.settings import RolloutSettings
 from corpus.problems import RunProblem, UsageProblem
 from models.snapshot import Snapshot, pack
+from tests import toy_llama
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,7 @@ CONTEXT = 64
 
 
 def make_model(seed: int):
-    return toy_engine.make_model(seed, CONTEXT)
+    return toy_llama.make_llama(seed, CONTEXT)
 
 
 @pytest.fixture(scope="module")

@@ -7,29 +7,7 @@ import numpy as np
 import torch
 
 from models.snapshot import Snapshot, pack
-
-WORDS = 97
-
-
-def make_model(seed: int, context: int) -> Any:
-    """Other weights for every seed."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=96,
-        max_position_embeddings=context,
-        tie_word_embeddings=True,
-        initializer_range=0.08,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config).eval()
+from tests.toy_llama import WORDS, make_llama
 
 
 def save_model(path: Path, context: int) -> Path:
@@ -43,7 +21,7 @@ def save_model(path: Path, context: int) -> Path:
         tokenizer_object=words, pad_token="w0", eos_token="w1", bos_token="w2", unk_token="w3"
     )
     tokenizer.save_pretrained(path)
-    make_model(0, context).save_pretrained(path)
+    make_llama(0, context).save_pretrained(path)
     return path
 
 

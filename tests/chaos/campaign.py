@@ -13,7 +13,7 @@ from pathlib import Path
 
 import phases
 from cells import Cell
-from harness import Command, Outcome, audit, end_processes
+from harness import END_S, Command, Outcome, audit, end_processes
 from striking import await_phase, strike_process
 from toy_recipe import BATCH_SIZE
 
@@ -56,7 +56,7 @@ class Campaign:
         finally:
             left = end_processes(self._directory)
         if left:
-            last.problems.append(f"{left} processes were still there a minute after the last command ended.")
+            last.problems.append(f"{END_S:.0f} s after the last command ended, still there: {', '.join(left)}.")
         for outcome in self._outcomes:
             outcome.audit = last.audit
         return self._outcomes
@@ -128,7 +128,7 @@ class Campaign:
             outcome.problems.append(f"The command ended without a sentence: {self._command.said[-2000:]}")
         left = end_processes(self._directory)
         if left:
-            outcome.problems.append(f"{left} processes were still there a minute after the command had ended.")
+            outcome.problems.append(f"{END_S:.0f} s after the command had ended, still there: {', '.join(left)}.")
         if code == 0:
             return
         self._command = self._start()

@@ -26,6 +26,9 @@ ROOT = HERE.parents[1]
 COMMAND_DEADLINE_S = 400.0
 """Seconds for one command: to the end of the run, or to its stop."""
 DISK_BYTES = 24 << 20
+END_S = 90.0
+"""Seconds for all processes of a command that has ended to end too. Where Ray's own control service was killed with
+it, Ray's agents try to reach that for one minute before they give up."""
 
 
 @dataclass
@@ -122,7 +125,7 @@ def run_cell(cell: Cell, template: Path, directory: Path) -> Outcome:
         outcome.seconds = time.monotonic() - began
         left = end_processes(directory)
         if left:
-            outcome.problems.append(f"{left} processes of the cell were still there a minute after its commands ended.")
+            outcome.problems.append(f"{END_S:.0f} s after the cell's commands ended, still there: {', '.join(left)}.")
     return outcome
 
 
@@ -210,17 +213,29 @@ _TALLIES = ("lost", "duplicated", "trained")
 # processes and disks ---------------------------------------------------------------------------------------------
 
 
-def end_processes(directory: Path, patience_s: float = 60.0) -> int:
+def end_processes(directory: Path, patience_s: float = END_S) -> list[str]:
     """Waits for the end of every process that was started for the cell in `directory`; those that are still there then
-    are killed. Returns how many those were."""
+    are killed. Returns what those were."""
     give_up = time.monotonic() + patience_s
     while processes(directory) and time.monotonic() < give_up:
         time.sleep(0.2)
-    left = processes(directory)
+    left = {pid: _description(pid) for pid in processes(directory)}
     for pid in left:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return len(left)
+    return list(left.values())
+
+
+def _description(pid: int) -> str:
+    """What a process is, for a person: its number, command, parent, state, and where in the kernel it waits."""
+    try:
+        of = Path(f"/proc/{pid}")
+        command = of.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        status = dict(line.split(":", 1) for line in of.joinpath("status").read_text().splitlines())
+        parent, state, waits = status["PPid"].strip(), status["State"].strip(), of.joinpath("wchan").read_text()
+    except OSError:
+        return f"{pid} (ended meanwhile)"
+    return f"{pid} ({command[:200]}; parent {parent}, state {state}, in {waits or '?'})"
 
 
 def processes(directory: Path) -> list[int]:

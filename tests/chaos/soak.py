@@ -21,7 +21,7 @@ import phases
 from campaign import newest_checkpoint
 from cells import ROLES, WORKERS
 from growth import Growth, Sample, growth_of
-from harness import Command, end_processes, processes
+from harness import END_S, Command, end_processes, processes
 from striking import had_effect
 
 from evaluation.audit import audit_run
@@ -78,7 +78,7 @@ class _Soaking:
         finally:
             left = end_processes(self._directory)
         if left:
-            outcome.problems.append(f"{left} processes were still there a minute after the last command ended.")
+            outcome.problems.append(f"{END_S:.0f} s after the last command ended, still there: {', '.join(left)}.")
         self._audit()
         outcome.growth = growth_of(self._samples, outcome.seconds)
         outcome.problems += [f"The memory of {each.role} grew: {each}." for each in outcome.growth if not each.bounded]

@@ -74,7 +74,7 @@ def play(tmp_path, monkeypatch):
     def played(cells: list[Cell], recovers: bool):
         start = lambda self: StandIn(self._directory, cells[0].role, recovers)  # noqa: E731
         monkeypatch.setattr(Campaign, "_start", start)
-        monkeypatch.setattr(campaign, "end_processes", lambda directory: 0)
+        monkeypatch.setattr(campaign, "end_processes", lambda directory: [])
         made = Campaign(cells, tmp_path / "template", tmp_path / "campaign")
         monkeypatch.setattr(made._command, "wait", lambda: 0, raising=False)
         try:

@@ -1,11 +1,8 @@
 """The whole program from the command line, at a size that learns nothing and goes through everything."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,42 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from actors.attempts import read_attempts
+from tests.end_to_end.commands import RECIPE, UPDATES, finish, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-ROOT = Path(__file__).parents[2]
-RECIPE = str(Path(__file__).parent / "tiny.yaml")
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "amenable", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == code, (process.returncode, out[-1000:], err[-3000:])
-    return out, err
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the tiny recipe has been run."""
-    folder = tmp_path_factory.mktemp("tiny")
-    out, _ = finish(start(folder, "run", RECIPE, "--json"))
-    assert json.loads(out)["run"] == "tiny"  # nothing but the answer on standard output
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(folder: Path) -> Path:
-    return folder / "runs" / "tiny"
 
 
 def metrics(run: Path) -> list[dict]:
@@ -114,7 +78,7 @@ def without_ppo(folder: Path, target: Path) -> Path:
 
 
 def test_with_staleness_1_tokens_are_at_most_one_update_old_and_some_are(folder: Path, tmp_path: Path):
-    finish(start(without_ppo(folder, tmp_path), "ppo", RECIPE, "ppo.max_staleness=1", "ppo.updates=6", "--json"))
+    finish(start(without_ppo(folder, tmp_path), "ppo", RECIPE, "ppo.max_staleness=1", "--json"))
     ages = set()
     for update, table in enumerate(episodes(tmp_path / "runs" / "tiny")):
         ages |= {update - span["update"] for row in table["version_spans"].to_pylist() for span in row}
@@ -134,7 +98,7 @@ def test_a_run_stopped_in_ppo_goes_on_to_bitwise_the_same_weights_and_episodes(f
     _, err = finish(process, code=130)
     assert "the same command continues" in err
     trained = log.read_text().count("\n")
-    assert trained < 4, "the signal came too late to stop anything"
+    assert trained < UPDATES, "the signal came too late to stop anything"
     finish(start(tmp_path, "ppo", RECIPE))
     again = tmp_path / "runs" / "tiny"
     begun, resumed = (attempt.run_epoch for attempt in read_attempts(again / "round-01" / "ppo"))

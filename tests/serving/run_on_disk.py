@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tests import toy_llama
+from tests.toy_llama import WORDS
+
 CONTEXT = 64
-WORDS = 97
 
 
 def commit(stage: Path, values: dict[str, Any] | None = None) -> None:
@@ -47,24 +49,7 @@ def write_recipe(root: Path, **serving: Any) -> None:
 
 def make_llama(seed: int) -> Any:
     """Other weights for every seed."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=96,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        initializer_range=0.08,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config).eval()
+    return toy_llama.make_llama(seed, CONTEXT)
 
 
 def make_tokenizer() -> Any:

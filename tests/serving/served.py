@@ -83,6 +83,14 @@ def serving(directory: Path, **settings: Any) -> Iterator[Service]:
     recipe's `serving`. It is asked to end, and afterwards nothing of it is left."""
     run = write_run(directory / "run", kv_cache_mib=16, max_concurrent=32, follow_s=0.1, **settings)
     publish(run, 1, seed=21)
+    with serve(run, directory) as service:
+        yield service
+
+
+@contextmanager
+def serve(run: Path, directory: Path) -> Iterator[Service]:
+    """The command for the block, on `run`; tokens and logs lie in `directory`. It is asked to end, and afterwards
+    nothing of it is left."""
     file = directory / "tokens.json"
     tokens = {scope: new_token(file, scope, frozenset({scope})) for scope in ("read", "score", "operate")}  # pyright: ignore
     token = new_token(file, "all", ALL)
