@@ -5,8 +5,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import psutil
 import ray
 
 from cluster.address import check_cluster
@@ -26,6 +27,12 @@ ENVIRONMENT = {
 
 CONNECT_DEADLINE_S = 45.0
 """Seconds for a cluster whose port answers to take this command in. Ray itself tries for nine minutes."""
+
+STARTS = 3
+"""Times that a local session is tried. Ray gives its processes 30 s, which is short on a machine that is busy."""
+
+_TOO_SLOW = "timed out during startup"
+"""In what ray.init says where these seconds were not enough (ray/_private/node.py)."""
 
 _LOOK_S = 0.2
 """Seconds between two looks at whether a stop is asked for."""
@@ -60,19 +67,27 @@ def session(
 def _start_local(cpus: int, object_store_mib: int) -> None:
     # A local session is this process's own; a token would be written into the person's home for nothing.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    try:
-        ray.init(
-            address="local",  # else Ray takes a cluster that it finds on this machine, or RAY_ADDRESS
-            num_cpus=cpus,
-            _node_ip_address="127.0.0.1",  # nothing of a local session is reachable from elsewhere
-            include_dashboard=False,
-            object_store_memory=object_store_mib << 20,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            namespace="amenable",
-        )
-    except Exception as error:  # Ray raises a plain one where its processes are slow to start
-        raise RunProblem(f"Could not start a local Ray session: {error}") from error
+    for left in reversed(range(STARTS)):
+        before = {each.pid for each in psutil.Process().children(recursive=True)}
+        try:
+            ray.init(
+                address="local",  # else Ray takes a cluster that it finds on this machine, or RAY_ADDRESS
+                num_cpus=cpus,
+                _node_ip_address="127.0.0.1",  # nothing of a local session is reachable from elsewhere
+                include_dashboard=False,
+                object_store_memory=object_store_mib << 20,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace="amenable",
+            )
+            return
+        except Exception as error:  # Ray raises a plain one where its processes are slow to start
+            if _TOO_SLOW not in str(error) or not left:
+                raise RunProblem(f"Could not start a local Ray session: {error}") from error
+            for each in psutil.Process().children(recursive=True):
+                if each.pid not in before:
+                    with suppress(psutil.NoSuchProcess):
+                        each.kill()
 
 
 def _join(address: str, meanwhile: Callable[[], None]) -> None:

@@ -1,6 +1,8 @@
 """Where a cluster is said to be, who answers there, and that nobody is waited for without an end."""
 
+import signal
 import socket
+import subprocess
 import threading
 import time
 
@@ -98,3 +100,34 @@ def test_a_local_session_is_its_own_whatever_cluster_this_machine_has(silent, mo
     with silent.session(None, cpus=3):
         pass
     assert (given["address"], given["num_cpus"]) == ("local", 3)
+
+
+def slow_start(tries: list[subprocess.Popen], succeeds_at: int, says: str):
+    """A ray.init whose processes are not there in time, before try `succeeds_at`."""
+
+    def init(**_):
+        tries.append(subprocess.Popen(["sleep", "60"]))
+        if len(tries) < succeeds_at:
+            raise Exception(f"The current node {says}.")  # as Ray does
+
+    return init
+
+
+def test_a_local_session_that_is_slow_to_start_is_tried_again_and_what_was_begun_is_ended(silent, monkeypatch):
+    tries = []
+    monkeypatch.setattr(silent.ray, "init", slow_start(tries, 2, "timed out during startup"))
+    with silent.session(None, cpus=1):
+        first, second = tries
+        assert first.wait(10) == -signal.SIGKILL
+        assert second.poll() is None
+    second.kill()
+
+
+@pytest.mark.parametrize(("says", "count"), [("timed out during startup", 3), ("has no room", 1)])
+def test_a_local_session_that_does_not_start_ends_in_a_sentence(silent, monkeypatch, says, count):
+    tries = []
+    monkeypatch.setattr(silent.ray, "init", slow_start(tries, 9, says))
+    with pytest.raises(RunProblem, match=f"local Ray session: The current node {says}"), silent.session(None, cpus=1):
+        pass
+    assert len(tries) == count
+    tries[-1].kill()

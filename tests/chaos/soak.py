@@ -178,7 +178,7 @@ def main() -> int:
         print(f"{each.role:16} {each.first:12.1f} {each.last:12.1f} {each.peak:8.1f} {each.samples:8d}")
     for problem in soak.problems:
         print("problem:", problem)
-    print(json.dumps({**asdict(soak), "passed": not soak.problems}))
+    print(json.dumps({**asdict(soak), "strikes": dict(soak.strikes), "passed": not soak.problems}))
     return 1 if soak.problems else 0
 
 

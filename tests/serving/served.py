@@ -126,7 +126,8 @@ def serve(run: Path, directory: Path) -> Iterator[Service]:
             line = process.stdout.readline()
             assert line, (logs / "command").read_text()[-4000:]
             said += line
-        assert json.loads(said)["url"] == f"http://127.0.0.1:{port}"
+        answer = json.loads(said)
+        assert answer.get("url") == f"http://127.0.0.1:{port}", answer
         service = Service(run, port, token, logs, process, tokens)
         yield service
         below = descendants(process.pid)
