@@ -96,11 +96,13 @@ def _command(
 
     progress = Progress(json=as_json)
     with ending(as_json, progress.where) as answer, listening():
+        from amenable.early_checks import check_alone
+        from amenable.permanent_failure import loaded
         from amenable.recipe import Recipe
         from amenable.recipe_loading import load_recipe
 
         elsewhere = [f"run_directory={json.dumps(run, ensure_ascii=False)}"] if run is not None else []
-        settings = load_recipe(recipe, [*(overrides or []), *elsewhere], Recipe)
+        settings = loaded(lambda: load_recipe(recipe, [*(overrides or []), *elsewhere], Recipe), check_alone, run)
         with progress:
             found = work(settings, progress)
         answer(found)
