@@ -279,6 +279,39 @@ def pin(
             typer.echo(told(found))
 
 
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    measured: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="Calibrate by what this run measured in its PPO.")
+    ] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="The device: a name of cluster/hardware.yaml, or a file with one."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Plan for this model instead: a preset, a directory, or a name on the Hub.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what PPO of a recipe takes: roles, memory, generators, time, GPU-hours and cost, and why."""
+    with ending(as_json, lambda: "the plan") as answer:
+        from amenable.plan import answer as as_plain
+        from amenable.plan import planned, told
+        from amenable.recipe import Recipe
+        from amenable.recipe_loading import load_recipe
+
+        found = planned(load_recipe(recipe, list(overrides or []), Recipe), measured, hardware, model)
+        answer(as_plain(found))
+        if not as_json:
+            typer.echo(told(found))
+
+
 tokens = typer.Typer(
     help="Who may use a service: tokens with scopes, of which the file keeps hashes.",
     no_args_is_help=True,
