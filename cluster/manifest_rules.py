@@ -19,7 +19,7 @@ KUEUE = "kueue.x-k8s.io/queue-name"
 START_PARAMETERS = {"num-cpus": "CPU", "num-gpus": "GPU", "memory": "memory"}
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 ATTEMPT = "AMENABLE_ATTEMPT"
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_KEY")
+SECRET_NAME = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASSWORD|CREDENTIALS?|API_?KEY|ACCESS_KEY)(_|$)")
 
 POD_MONITOR_KEYS = {"selector", "podMetricsEndpoints", "namespaceSelector", "jobLabel", "podTargetLabels"}
 ENDPOINT_KEYS = {"port", "path", "interval", "scrapeTimeout", "relabelings", "metricRelabelings"}

@@ -12,6 +12,7 @@ from amenable.plan import WORLD_WORDS, planned
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe
 from cluster.calibration import measured
+from cluster.ppo_time import Constants
 from corpus.problems import UsageProblem
 from learners.metrics import read_metrics
 
@@ -167,6 +168,17 @@ def test_a_run_with_too_few_updates_cannot_calibrate(tmp_path):
     metrics.unlink()
     with pytest.raises(UsageProblem, match="no metrics of PPO yet"):
         planned(recipe_of("tiny"), str(run), None, None)
+
+
+def test_a_run_whose_generators_work_beside_the_learner_says_nothing_of_engine_steps(tmp_path):
+    run = tmp_path / "beside"
+    shutil.copytree(RECORDED / "tiny", run)
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("ppo:\n", "ppo:\n  max_staleness: 1\n"))
+    beside = planned(load_recipe(recipe, [], Recipe), str(run), None, None).constants
+    turns = planned(recipe_of("tiny"), str(RECORDED / "tiny"), None, None).constants
+    assert beside.engine_step_s == Constants().engine_step_s != turns.engine_step_s
+    assert beside.train_share == turns.train_share
 
 
 def test_the_command_states_the_error_against_the_run():

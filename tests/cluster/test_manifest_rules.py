@@ -193,6 +193,17 @@ def test_every_pod_is_hardened_and_graceful(kind, change, says):
     assert says in refused(kind, lambda document: change(head_of(document)["template"]["spec"]))
 
 
+@pytest.mark.parametrize(
+    "name", ["WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN", "AMENABLE_TOKENS", "REDIS_PASSWORD"]
+)
+def test_what_sounds_like_a_secret_is_taken_for_one_and_nothing_else(name):
+    def add(variable: str) -> Callable[[Document], None]:
+        return lambda document: container_of(group_of(document))["env"].append({"name": variable, "value": "x"})
+
+    assert f"{name} should come from a Secret" in refused("RayJob", add(name))
+    assert refused("RayJob", add("TOKENIZERS_FAST")) == ""
+
+
 def test_the_submitters_pod_is_hardened_too():
     def change(document: Document) -> None:
         document["spec"]["submitterPodTemplate"]["spec"]["securityContext"] = {}

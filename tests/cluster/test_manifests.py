@@ -103,6 +103,16 @@ def test_drain_and_grace_are_above_the_time_of_a_checkpoint():
             assert ASKED.checkpoint_s < drain_s < template["spec"]["terminationGracePeriodSeconds"]
 
 
+def test_pods_have_the_environment_that_a_local_sessions_workers_inherit():
+    from cluster.session import ENVIRONMENT
+
+    for spec in clusters(documents()):
+        for _, template in pods(spec):
+            [container] = template["spec"]["containers"]
+            given = {each["name"]: each.get("value") for each in container["env"]}
+            assert {name: given.get(name) for name in ENVIRONMENT} == ENVIRONMENT
+
+
 def test_kueue_is_asked_where_a_queue_is_named():
     label = "kueue.x-k8s.io/queue-name"
     assert label not in one("RayJob", documents())["metadata"]["labels"]
