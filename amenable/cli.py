@@ -96,11 +96,13 @@ def _command(
 
     progress = Progress(json=as_json)
     with ending(as_json, progress.where) as answer, listening():
+        from amenable.early_checks import check_alone
+        from amenable.permanent_failure import loaded
         from amenable.recipe import Recipe
         from amenable.recipe_loading import load_recipe
 
         elsewhere = [f"run_directory={json.dumps(run, ensure_ascii=False)}"] if run is not None else []
-        settings = load_recipe(recipe, [*(overrides or []), *elsewhere], Recipe)
+        settings = loaded(lambda: load_recipe(recipe, [*(overrides or []), *elsewhere], Recipe), check_alone, run)
         with progress:
             found = work(settings, progress)
         answer(found)
@@ -275,6 +277,76 @@ def pin(
         answer(found)
         if not as_json:
             typer.echo(told(found))
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    measured: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="Calibrate by what this run measured in its PPO.")
+    ] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="The device: a name of cluster/hardware.yaml, or a file with one."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Plan for this model instead: a preset, a directory, or a name on the Hub.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what PPO of a recipe takes: roles, memory, generators, time, GPU-hours and cost, and why."""
+    with ending(as_json, lambda: "the plan") as answer:
+        from amenable.plan import answer as as_plain
+        from amenable.plan import planned, told
+        from amenable.recipe import Recipe
+        from amenable.recipe_loading import load_recipe
+
+        found = planned(load_recipe(recipe, list(overrides or []), Recipe), measured, hardware, model)
+        answer(as_plain(found))
+        if not as_json:
+            typer.echo(told(found))
+
+
+@app.command()
+def manifests(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    image: Annotated[str | None, typer.Option(metavar="IMAGE", help="The image of every pod, best by digest.")] = None,
+    storage: Annotated[
+        str, typer.Option(metavar="DIR", help="Where runs are kept: below /shared, or s3://…, gs://….")
+    ] = "/shared/runs",
+    claim: Annotated[
+        str, typer.Option(metavar="NAME", help="The PersistentVolumeClaim that pods mount at /shared.")
+    ] = "amenable-runs",
+    parts: Annotated[
+        str, typer.Option(metavar="PARTS", help="Some of train,serve,interactive: RayJob, RayService, RayCluster.")
+    ] = "train,serve,interactive",
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Kueue's queue for the job.")] = None,
+    spot: Annotated[bool, typer.Option(help="Let generators run on spot nodes.")] = True,
+    hardware: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="The device that is planned with, as in amenable plan.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model that is planned for, as in amenable plan.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe's Kubernetes manifests (KubeRay), made from its plan, to standard output."""
+    with ending(as_json, lambda: "the manifests") as answer:
+        from amenable.manifests import parts_of, rendered
+        from amenable.recipe import Recipe
+        from amenable.recipe_loading import load_recipe
+
+        settings = load_recipe(recipe, list(overrides or []), Recipe)
+        text = rendered(settings, image, storage, claim, parts_of(parts), queue, spot, hardware, model)
+        answer({"manifests": text})
+        if not as_json:
+            typer.echo(text, nl=False)
 
 
 tokens = typer.Typer(
