@@ -5,6 +5,7 @@ With `--nodes` the Ray session is a cluster that may lose a node; `--updates=N` 
 restarts that is never spent.
 """
 
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import learner
 import phases
 import players
+import ray
 import typer
 from toy_recipe import recipe_of
 
@@ -59,17 +61,26 @@ def cluster_that_loses_a_node() -> Iterator[str]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     far: Any = cluster.add_node(num_cpus=4)
 
+    joined: list[subprocess.Popen[bytes]] = []
+
     def make_room() -> None:
         give_up = time.monotonic() + 240
         while "learner" not in phases.registered() and time.monotonic() < give_up:
             time.sleep(0.1)
-        cluster.add_node(num_cpus=6)
+        # By the command, since Cluster adds nodes from the main thread alone.
+        start = [str(Path(sys.executable).parent / "ray"), "start", f"--address={cluster.address}", "--num-cpus=6"]
+        joined.append(subprocess.Popen([*start, "--block"], stdout=subprocess.DEVNULL))
+        while len([node for node in ray.nodes() if node["Alive"]]) < 3 and time.monotonic() < give_up:
+            time.sleep(0.1)
         phases.register("node", far.all_processes["raylet"][0].process.pid)
 
     threading.Thread(target=make_room, daemon=True).start()
     try:
         yield str(cluster.address)
     finally:
+        for node in joined:
+            node.terminate()
+            node.wait(60)
         cluster.shutdown()
 
 
