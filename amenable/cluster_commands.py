@@ -1,4 +1,4 @@
-"""The commands about jobs of a cluster: submit, resume, status, list, logs, stop. `cli` adds them to the program."""
+"""The commands about clusters: submit, resume, status, list, logs, stop, doctor. `cli` adds them to the program."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amenable.arguments import AsJson, Overrides, RecipeName, Variables
-from amenable.ending import INTERRUPTED, ending
+from amenable.arguments import Address, AsJson, Overrides, RecipeName, RunPath, Variables
+from amenable.ending import INTERRUPTED, RUN_PROBLEM, ending
 
 if TYPE_CHECKING:
     from amenable.submit import Prepared
@@ -43,7 +43,7 @@ Run = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands to the program."""
-    for command in (submit, resume, status, logs, stop):
+    for command in (submit, resume, status, logs, stop, doctor):
         app.command()(command)
     app.command("list")(list_runs)
 
@@ -201,6 +201,37 @@ def stop(
         answer(found)
         if not as_json:
             typer.echo(told_stop(found))
+
+
+def doctor(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A recipe that is to run; without, the machines are looked at."),
+    ] = None,
+    overrides: Overrides = None,
+    run: RunPath = None,
+    address: Address = None,
+    variables: Variables = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether this machine, or a cluster, can run a recipe: versions, devices, imports, storage, room. Exit code 1
+    where it cannot."""
+    from amenable.interruption import listening
+    from amenable.progress import Progress
+
+    progress = Progress(json=as_json)
+    with ending(as_json, lambda: "the examination") as answer, listening("Ending the examination; once more at once."):
+        from amenable.doctor import as_json as plain
+        from amenable.doctor import examined, told
+        from cluster.checks import failed
+
+        with progress:
+            findings = examined(recipe, overrides or [], run, address, variables or [], progress)
+        answer(plain(findings))
+        if not as_json:
+            typer.echo(told(findings))
+        if failed(findings):
+            raise typer.Exit(RUN_PROBLEM)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 from amenable import interruption
 from amenable.crew import Crew
+from amenable.doctor import check_before_start
 from amenable.early_checks import check_early, check_source, check_variables
 from amenable.progress import Progress
 from amenable.recipe import Recipe
@@ -139,6 +140,9 @@ def run_pipeline(
         Crew(recipe, run.root / "ray-train", progress, address, lease.run_epoch) as crew,
     ):
         context = Context(recipe, run, progress, crew, lease.check)
+        if address is not None:
+            crew.join()
+            check_before_start(recipe, variables, progress)
         with _kept(context):
             run.write_recipe(recipe)
             summaries: dict[str, StageSummary] = {}

@@ -218,7 +218,8 @@ def _client(url: str) -> Any:
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             # Ray's own waits for ever where a server takes the connection and says nothing.
-            return super()._do_request(method, endpoint, **({"timeout": ANSWER_S} | options))
+            options.setdefault("timeout", ANSWER_S)
+            return super()._do_request(method, endpoint, **options)
 
     parts = urlsplit(url)
     assert parts.hostname is not None, "dashboard_url has looked"
