@@ -4,6 +4,7 @@ Whoever may see Ray's dashboard may read all three. A secret belongs into the en
 processes, where a run finds it by its name.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 from corpus.problems import UsageProblem
 
 _SECRET_NAME = re.compile(
-    r"(^|[._-])(token|secret|password|passwd|pwd|passphrase|credentials?|bearer|api_?key|access_?key|secret_?key|"
-    r"private_?key|auth_?key)([._-](id|file_content))?$",
+    r"((^|[._-])(token|secret|password|passwd|passphrase|credentials?|bearer|api_?key|access_?key|secret_?key|"
+    r"private_?key|auth_?key)|[._-]pwd)([._-](id|file_content))?$",
     re.IGNORECASE,
 )
-"""Names whose values are secrets. In full words, so that tokens.max_prompt_tokens is none."""
+"""Names whose values are secrets. In full words, so that tokens.max_prompt_tokens is none; nor is a shell's PWD."""
 
 _SHAPES = {
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
@@ -48,8 +49,13 @@ def secret_shape(text: str) -> str | None:
 
 
 def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of `environment` whose names are those of secrets and whose values are long enough to look for."""
-    return {name: value for name, value in environment.items() if is_secret_name(name) and len(value) >= LEAST_LETTERS}
+    """The variables of `environment` whose names are those of secrets and whose values are long enough to look for. One
+    that names a file is none: the file is."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if is_secret_name(name) and len(value) >= LEAST_LETTERS and not os.path.exists(value)
+    }
 
 
 def check_no_secret(told: Any, environment: Mapping[str, str], where: str = "") -> None:

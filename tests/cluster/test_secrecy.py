@@ -63,9 +63,9 @@ def test_no_field_of_a_recipe_is_taken_for_a_secret():
 
 
 def test_names_of_secrets_are_whole_words():
-    for name in ("HF_TOKEN", "token", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "WANDB_API_KEY", "db.password"):
+    for name in ("HF_TOKEN", "token", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "DB_PWD", "db.password"):
         assert is_secret_name(name), name
-    for name in ("tokens", "context_tokens", "TOKENIZERS_PARALLELISM", "keyboard", "author", "secretary"):
+    for name in ("tokens", "context_tokens", "TOKENIZERS_PARALLELISM", "keyboard", "author", "PWD", "OLDPWD"):
         assert not is_secret_name(name), name
     assert secret_shape("https://host:8265/a") is None
 
@@ -81,3 +81,14 @@ def test_a_variable_is_named_and_never_given():
         with pytest.raises(UsageProblem, match="was given something else") as caught:
             check_variable(given)
         assert not given or given not in str(caught.value)
+
+
+def test_a_variable_that_names_a_file_is_no_secret(tmp_path):
+    key = tmp_path / "key.json"
+    told = {"working_dir": str(key)}
+    environment = {"GOOGLE_APPLICATION_CREDENTIALS": str(key)}
+    key.write_text("{}")
+    check_no_secret(told, environment)
+    key.unlink()
+    with pytest.raises(UsageProblem, match="value of GOOGLE_APPLICATION_CREDENTIALS"):
+        check_no_secret(told, environment)
