@@ -38,11 +38,13 @@ def bundles_of(recipe: Recipe) -> list[Bundle]:
     """What the processes of a run reserve while PPO trains, when all roles are there: one bundle a process. Learners
     are those of Ray Train's placement group; its controller and the run's other actors reserve nothing."""
     learners, rollouts, scoring = recipe.learners, recipe.rollouts, recipe.scoring
-    processes = scoring.scorers + (0 if scoring.fused else scoring.references)
+    hosts = ("scoring",) * scoring.scorers
+    if not scoring.fused:
+        hosts = ("reward",) * scoring.scorers + ("reference",) * scoring.references
     return [
         *[Bundle("learner", learners.threads, learners.gpus)] * learners.workers,
         *[Bundle("generator", rollouts.threads, rollouts.gpus)] * rollouts.generators,
-        *[Bundle("scoring", scoring.threads, scoring.gpus)] * processes,
+        *(Bundle(role, scoring.threads, scoring.gpus) for role in hosts),
     ]
 
 

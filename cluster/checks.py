@@ -140,24 +140,37 @@ def check_storage(
     return Finding("storage", found.state, f"{place}: {found.says}")
 
 
-def check_memory(
-    needs: Mapping[str, int], devices_mib: Mapping[str, Sequence[int]], share: Mapping[str, float]
-) -> list[Finding]:
-    """Whether each role's estimate fits: `needs` is bytes of one process by role, `share` how much of a device it
-    reserves (1: all), `devices_mib` the memory of the devices it could run on. One finding a role."""
-    found = []
-    for role, need in needs.items():
-        have = [round(mib * min(share[role], 1.0)) << 20 for mib in devices_mib[role]]
-        estimate = f"{role} is reckoned to take {_gib(need)}"
-        if not have:
-            found.append(Finding("memory", "unknown", f"{estimate}; no device is there yet to compare with"))
-        elif need > max(have):
-            found.append(
-                Finding("memory", "failed", f"{estimate}, and its share of the largest device is {_gib(max(have))}")
-            )
-        else:
-            found.append(Finding("memory", "ok", f"{estimate} of {_gib(max(have))}"))
-    return found
+@dataclass(frozen=True)
+class Need:
+    """What one process of a role is reckoned to take: bytes of its device (of its node, where it has no GPU), bytes of
+    its node's memory beside that, and the GPUs it reserves."""
+
+    role: str
+    device_bytes: int
+    node_bytes: int = 0
+    gpus: float = 0.0
+
+
+def check_memory(needs: Sequence[Need], places: Mapping[int, str], facts: Facts) -> Finding:
+    """Whether the processes fit where there is room for them: each into its share of a GPU, and all of a node's into
+    its memory. `places` are the nodes of the processes, by their position in `needs`."""
+    told = ", ".join(f"{role} {_gib(size)}" for role, size in {need.role: need.device_bytes for need in needs}.items())
+    if len(places) < len(needs) or not set(places.values()) <= set(facts):
+        return Finding("memory", "unknown", f"reckoned: {told}; not all have a node yet to compare with")
+    wrong = []
+    for at, node in places.items():
+        need = needs[at]
+        if need.gpus:
+            have = round(need.gpus * min((device.memory_mib for device in facts[node].devices), default=0)) << 20
+            if need.device_bytes > have:
+                wrong.append(f"{need.role} takes {_gib(need.device_bytes)}, and its GPUs of {node} have {_gib(have)}")
+    for node in dict.fromkeys(places.values()):
+        there = [needs[at] for at, place in places.items() if place == node]
+        size = sum(need.node_bytes if need.gpus else need.device_bytes + need.node_bytes for need in there)
+        if size > facts[node].memory_bytes:
+            roles = ", ".join(dict.fromkeys(need.role for need in there))
+            wrong.append(f"{roles} take {_gib(size)} together, and {node} has {_gib(facts[node].memory_bytes)}")
+    return _finding("memory", list(dict.fromkeys(wrong)), f"reckoned: {told}")
 
 
 def failed(findings: Sequence[Finding]) -> list[Finding]:

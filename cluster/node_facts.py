@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 MODULES = ("torch", "transformers", "deepspeed", "vllm", "learners.rank", "actors.generator", "actors.scoring")
 """What workers import: the stack, and the rooms of this program that run on nodes."""
@@ -48,7 +49,7 @@ class NodeFacts:
     missing_variables: tuple[str, ...] = ()
     """Of the environment variables that were asked for, those that are not set, or empty."""
     memory_bytes: int = 0
-    """Memory of the node."""
+    """Memory of the node, or of the container that its Ray processes are in."""
 
 
 def gather(packages: Sequence[str], modules: Sequence[str], variables: Sequence[str]) -> NodeFacts:
@@ -67,7 +68,7 @@ def gather(packages: Sequence[str], modules: Sequence[str], variables: Sequence[
         cuda=cuda,
         usable_gpus=usable,
         missing_variables=tuple(name for name in variables if not os.environ.get(name)),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=memory_here(),
     )
 
 
@@ -79,6 +80,15 @@ def installed(package: str) -> str | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def memory_here(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes of memory that processes here may use: the machine's, or the control group's `limit` where that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(limit.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # there is none, or it says "max"
+        return machine
 
 
 def devices_in(output: str) -> tuple[Device, ...]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.checks import (
+    Need,
     check_answers,
     check_devices,
     check_driver,
@@ -16,7 +17,7 @@ from cluster.checks import (
     check_variables,
     failed,
 )
-from cluster.node_facts import Device, NodeFacts, devices_in, gather
+from cluster.node_facts import Device, NodeFacts, devices_in, gather, memory_here
 from cluster.supported import Supported
 
 SUPPORTED = Supported(">=3.11,<3.12", {"ray": "==2.60.0", "torch": "==2.13.0", "vllm": "==0.32.0"})
@@ -122,12 +123,27 @@ def test_storage_fails_where_an_operation_does_or_a_node_sees_another_disk():
     assert "not one place for all nodes: files are not seen from or by n2 (it is not there); mount" in apart.says
 
 
-def test_a_role_that_needs_more_than_its_share_of_a_device_fails():
-    needs = {"learner": 50 << 30, "generator": 30 << 30, "scoring": 1 << 30}
-    devices = {"learner": [81920], "generator": [81920, 40960], "scoring": []}
-    found = check_memory(needs, devices, {"learner": 0.5, "generator": 0.5, "scoring": 1.0})
-    assert [finding.state for finding in found] == ["failed", "ok", "unknown"]
-    assert found[0].says == "learner is reckoned to take 50.0 GiB, and its share of the largest device is 40.0 GiB"
+def test_memory_is_that_of_a_share_of_a_gpu_and_of_the_whole_node():
+    learner, generator = Need("learner", 60 << 30, 40 << 30, 1.0), Need("generator", 30 << 30, 20 << 30, 0.5)
+    places = {0: "n1", 1: "n1"}
+    sound = check_memory([learner, generator], places, FACTS)
+    assert (sound.state, sound.says) == ("ok", "reckoned: learner 60.0 GiB, generator 30.0 GiB")
+    too_large = check_memory([learner, replace(generator, device_bytes=41 << 30)], places, FACTS)
+    assert (too_large.state, too_large.says) == ("failed", "generator takes 41.0 GiB, and its GPUs of n1 have 39.8 GiB")
+    together = check_memory([learner, replace(generator, node_bytes=25 << 30)], places, FACTS)
+    assert (together.state, together.says) == (
+        "failed",
+        "learner, generator take 65.0 GiB together, and n1 has 64.0 GiB",
+    )
+    assert check_memory([learner, replace(generator, node_bytes=25 << 30)], {0: "n1", 1: "n2"}, FACTS).state == "ok"
+
+
+def test_processes_without_a_gpu_share_their_nodes_memory():
+    needs = [Need("learner", 40 << 30), Need("generator", 30 << 30)]
+    assert check_memory(needs, {0: "n1", 1: "n1"}, FACTS).state == "failed"
+    assert check_memory(needs, {0: "n1", 1: "n2"}, FACTS).state == "ok"
+    assert check_memory(needs, {0: "n1"}, FACTS).state == "unknown"
+    assert check_memory(needs, {0: "n1", 1: "new"}, FACTS).state == "unknown"
 
 
 def test_facts_are_gathered_here_and_a_module_that_ends_the_process_is_a_fact(monkeypatch, tmp_path):
@@ -150,3 +166,13 @@ def test_what_nvidia_smi_prints_is_read():
     )
     with pytest.raises(ValueError, match="unpack"):
         devices_in("No devices were found")
+
+
+def test_memory_is_the_containers_where_that_is_less(tmp_path):
+    limit = tmp_path / "memory.max"
+    machine = memory_here(limit)
+    assert machine > 1 << 28
+    limit.write_text("max\n")
+    assert memory_here(limit) == machine
+    limit.write_text("268435456\n")
+    assert memory_here(limit) == 1 << 28
