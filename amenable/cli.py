@@ -88,11 +88,13 @@ def _command(
 
     progress = Progress(json=as_json)
     with ending(as_json, progress.where) as answer, listening():
+        from amenable.early_checks import check_alone
+        from amenable.permanent_failure import loaded
         from amenable.recipe import Recipe
         from amenable.recipe_loading import load_recipe
 
         elsewhere = [f"run_directory={json.dumps(run, ensure_ascii=False)}"] if run is not None else []
-        settings = load_recipe(recipe, [*(overrides or []), *elsewhere], Recipe)
+        settings = loaded(lambda: load_recipe(recipe, [*(overrides or []), *elsewhere], Recipe), check_alone, run)
         with progress:
             found = work(settings, progress)
         answer(found)
@@ -267,6 +269,39 @@ def pin(
 
         found = asked(served_run(run), version)
         answer(found)
+        if not as_json:
+            typer.echo(told(found))
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    measured: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="Calibrate by what this run measured in its PPO.")
+    ] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="The device: a name of cluster/hardware.yaml, or a file with one."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Plan for this model instead: a preset, a directory, or a name on the Hub.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what PPO of a recipe takes: roles, memory, generators, time, GPU-hours and cost, and why."""
+    with ending(as_json, lambda: "the plan") as answer:
+        from amenable.plan import answer as as_plain
+        from amenable.plan import planned, told
+        from amenable.recipe import Recipe
+        from amenable.recipe_loading import load_recipe
+
+        found = planned(load_recipe(recipe, list(overrides or []), Recipe), measured, hardware, model)
+        answer(as_plain(found))
         if not as_json:
             typer.echo(told(found))
 

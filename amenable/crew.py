@@ -19,7 +19,8 @@ from corpus.run_epoch import RunEpoch
 class Crew:
     """Learner group, generators and scoring processes of one run. Use as a context manager.
 
-    `run_epoch` is the holder of the run's lease for whom the learners write; None where they write nothing.
+    `run_epoch` is the holder of the run's lease for whom the learners write; None where they write nothing. `hold` is
+    told of the GPUs that a role holds from now on.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class Crew:
         progress: Progress,
         address: str | None,
         run_epoch: RunEpoch | None = None,
+        hold: Callable[[str, float], None] = lambda role, gpus: None,
     ) -> None:
         self._recipe = recipe
+        self._hold = hold
         self._storage = storage
         self._progress = progress
         self._address = address
@@ -98,6 +101,7 @@ class Crew:
             from learners.group import LearnerGroup, Patience
 
             settings = self._recipe.learners
+            self._hold("learners", settings.workers * settings.gpus)
             self._learners = LearnerGroup(
                 settings.workers,
                 settings.threads,
@@ -152,6 +156,11 @@ class Crew:
             for call in spec.start:
                 self._starting[name] = call.on(self._generators[name])
         self._generators = {name: self._generators[name] for name in names}
+        self.generators_serve(len(names))
+
+    def generators_serve(self, count: int) -> None:
+        """Note that so many generators hold their GPUs from now on: they come and go while PPO trains."""
+        self._hold("generators", count * self._recipe.rollouts.gpus)
 
     def generators(self, model_directory: str, tokenizer: str, max_sequence_tokens: int) -> dict[str, Any]:
         """The generators by name, ready. Waits for them up to the start deadline."""
@@ -220,6 +229,7 @@ class Crew:
             self._ray()
             spec = self.scoring_spec()
             self._scoring = {name: self._scoring.get(name) or spec.make(name) for name in names}
+            self._hold("scoring", count * settings.gpus)
         return self._scoring
 
     def scoring_pools(self) -> tuple[dict[str, Any], dict[str, Any]]:

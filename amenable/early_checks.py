@@ -16,15 +16,20 @@ from corpus.problems import UsageProblem
 _PORTS = {"http": 80, "https": 443}
 
 
+def check_alone(recipe: Recipe) -> None:
+    """Raises UsageProblem for what a recipe says that cannot be, wherever it runs and whatever is there."""
+    _check_lengths(recipe)
+    _check_transport(recipe)
+
+
 def check_early(recipe: Recipe, address: str | None = None) -> None:
     """Raises UsageProblem for a base model, corpus, reward or cluster address that is not there or cannot serve, for
     stages whose sequences are too short for their data, and for GPUs that a local session (no `address`) cannot have.
     """
     if address is not None:
         cluster_place(address)
-    _check_lengths(recipe)
+    check_alone(recipe)
     _check_corpus(recipe)
-    _check_transport(recipe)
     if address is None:
         _check_gpus(recipe)
     if recipe.model.base is not None:

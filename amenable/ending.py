@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from amenable.interruption import Interrupted
+from amenable.interruption import Interrupted, LimitReached
 from amenable.remote_problems import problem_in
 from cluster.address import Unreachable
 from corpus.problems import RunProblem, UsageProblem
@@ -31,8 +31,8 @@ def ending(as_json: bool, where: Callable[[], str]) -> Iterator[Callable[[dict[s
 
     Yields the function that gives the command's answer. With `as_json` the answer goes to standard output as JSON, and
     all else that is printed meanwhile goes to standard error; a problem is an answer too: `{"problem": …, "kind":
-    "usage" | "run" | "unreachable" | "interrupted"}`. Without, the answer is not printed. `where` tells where an
-    interruption struck.
+    "usage" | "run" | "unreachable" | "interrupted" | "limit"}`. Without, the answer is not printed. `where` tells where
+    an interruption struck.
     """
     stdout = sys.stdout
 
@@ -48,6 +48,8 @@ def ending(as_json: bool, where: Callable[[], str]) -> Iterator[Callable[[dict[s
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         try:
             yield answer
+        except LimitReached as stop:
+            raise end("limit", str(stop), INTERRUPTED) from None
         except Interrupted as stop:
             sentence = f"Interrupted at {stop}; the same command continues."
             raise end("interrupted", sentence, INTERRUPTED) from None

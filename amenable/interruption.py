@@ -24,9 +24,18 @@ class Interrupted(Exception):
     """
 
 
+class LimitReached(Interrupted):
+    """The same, because a limit of the recipe was reached. Its text is the whole sentence for a person."""
+
+
 def requested() -> bool:
     """True once a person or the system has asked the run to stop."""
     return _requested.is_set()
+
+
+def request() -> None:
+    """Asks the run to stop at its next checkpoint, as the first signal does."""
+    _requested.set()
 
 
 def wait(seconds: float) -> bool:

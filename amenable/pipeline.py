@@ -12,6 +12,9 @@ from amenable import interruption
 from amenable.crew import Crew
 from amenable.doctor import check_before_start
 from amenable.early_checks import check_early, check_source, check_variables
+from amenable.gpu_budget import FILE as GPU_HOURS
+from amenable.gpu_budget import GpuBudget
+from amenable.permanent_failure import recorded
 from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.run_directory import RunDirectory
@@ -135,15 +138,16 @@ def run_pipeline(
         stages = stages[: names.index(until) + 1]
     progress.plan([stage.name for stage in stages])
     run.create()
+    budget = GpuBudget(run.root / GPU_HOURS, recipe.limits.gpu_hours)
     with (
         run.lease() as lease,
-        Crew(recipe, run.root / "ray-train", progress, address, lease.run_epoch) as crew,
+        Crew(recipe, run.root / "ray-train", progress, address, lease.run_epoch, budget.hold) as crew,
     ):
         context = Context(recipe, run, progress, crew, lease.check)
         if address is not None:
             crew.join()
             check_before_start(recipe, variables, progress)
-        with _kept(context):
+        with _kept(context), budget.counting(lease.check):
             run.write_recipe(recipe)
             summaries: dict[str, StageSummary] = {}
             for stage in stages:
@@ -190,7 +194,8 @@ def _run_stage(context: Context, stage: Stage) -> StageSummary:
     if beginning.resumes or beginning.set_aside:
         progress.note(beginning.why)
     context.store()
-    finished = stage.body(context, stage.spec)
+    with recorded(context.recipe, stage.name):
+        finished = stage.body(context, stage.spec)
     context.check_lease()  # and once more just before the commit: hashes of large files take minutes
     record = complete(
         stage.spec, finished.files, time.monotonic() - began, finished.values, may_commit=context.check_lease

@@ -132,6 +132,18 @@ class EvaluationSettings(_Slice):
     )
 
 
+class LimitSettings(_Slice):
+    """What a run may use up before it stops, with a checkpoint to go on from."""
+
+    gpu_hours: float | None = Field(
+        default=None,
+        gt=0,
+        description="GPU-hours of the whole run, all its attempts together: the GPUs that its roles hold, for as long "
+        "as they hold them. Once they are used up the run stops after a checkpoint; with a higher limit the same "
+        "command continues. House option; off.",
+    )
+
+
 class Recipe(_Slice):
     """What a run is told. Frozen; a key that is not listed here is refused."""
 
@@ -192,6 +204,7 @@ class Recipe(_Slice):
     serving: ServingSettings = Field(
         default=ServingSettings(), description="The service of `amenable serve RUN`, and what PPO leaves for it."
     )
+    limits: LimitSettings = Field(default=LimitSettings(), description="When the run stops of itself.")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -215,7 +228,22 @@ class Recipe(_Slice):
             raise ValueError(
                 f"ppo.batch_size {self.ppo.batch_size} does not divide over learners.workers {self.learners.workers}"
             )
+        if self.limits.gpu_hours is not None and self.gpus == 0:
+            raise ValueError(
+                f"limits.gpu_hours {self.limits.gpu_hours:g} can never be reached, because no role has a GPU; leave it "
+                "out, or give learners.gpus, rollouts.gpus or scoring.gpus"
+            )
         return self
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that all roles hold together, as many generators as the recipe says."""
+        scoring = self.scoring
+        return (
+            self.learners.workers * self.learners.gpus
+            + self.rollouts.generators * self.rollouts.gpus
+            + (scoring.scorers + (0 if scoring.fused else scoring.references)) * scoring.gpus
+        )
 
     @property
     def synthetic(self) -> bool:

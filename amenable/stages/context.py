@@ -87,6 +87,8 @@ class Context:
         def show(progress: Progress) -> None:
             values = {_SHOWN[name]: value for name, value in progress.values.items() if name in _SHOWN}
             self.progress.update(progress.done, progress.total, progress.unit, values)
+            if SERVING in progress.values:
+                self.crew.generators_serve(round(progress.values[SERVING]))
 
         try:
             return self.crew.ready_learners().run(run, job, show, interruption.requested)
@@ -97,6 +99,9 @@ class Context:
         """The hash of all that the stage reads."""
         return stage_hash(spec)
 
+
+SERVING = "fleet/generators_serving"
+"""PPO's metric of how many generators there are."""
 
 _SHOWN = {
     "loss": "loss",
