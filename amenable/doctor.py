@@ -10,13 +10,14 @@ from typing import Any
 
 from amenable import interruption
 from amenable.early_checks import check_early
+from amenable.plan import planned
 from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe
 from amenable.run_directory import RunDirectory
-from cluster.checks import Finding, check_answers, failed
+from cluster.checks import Finding, Need, check_answers, check_memory, failed
 from cluster.node_facts import MODULES, Device, NodeFacts
-from cluster.packing import Bundle, Room
+from cluster.packing import Bundle, Room, pack
 from cluster.room import check_room, spoken
 from cluster.secrecy import check_variable
 from cluster.supported import STACK, supported
@@ -24,6 +25,15 @@ from cluster.under_job import address_here, check_run_directory
 from corpus.problems import RunProblem
 
 HERE = "this machine"
+
+ROLES = {
+    "learners": "learner",
+    "generators": "generator",
+    "reward and reference": "scoring",
+    "reward": "reward",
+    "reference": "reference",
+}
+"""What a process of the plan's roles is called here."""
 
 FACTS_DEADLINE_S = 300.0
 """Seconds for this machine to import the stack. House default, as for a node of a cluster."""
@@ -45,6 +55,20 @@ def bundles_of(recipe: Recipe) -> list[Bundle]:
         *[Bundle("learner", learners.threads, learners.gpus)] * learners.workers,
         *[Bundle("generator", rollouts.threads, rollouts.gpus)] * rollouts.generators,
         *(Bundle(role, scoring.threads, scoring.gpus) for role in hosts),
+    ]
+
+
+def needs_of(recipe: Recipe) -> list[Need]:
+    """What each process of `bundles_of` is reckoned to take while PPO trains, in that order: the plan's estimate."""
+    roles = {ROLES[role.role]: role for role in planned(recipe, None, None, None).plan.roles}
+    return [
+        Need(
+            bundle.role,
+            roles[bundle.role].memory_total_bytes,
+            roles[bundle.role].node_memory_bytes,
+            bundle.gpus,
+        )
+        for bundle in bundles_of(recipe)
     ]
 
 
@@ -89,7 +113,9 @@ def examine_here(recipe: Recipe | None, variables: Sequence[str], progress: Prog
             # A local session offers the CPUs that the roles ask for, and they take turns on the cores there are.
             bundles = bundles_of(recipe)
             cpus = sum(bundle.cpus for bundle in bundles)
-            findings.append(check_room(bundles, [Room(HERE, cpus, gpus, cpus, gpus)], None))
+            room = Room(HERE, cpus, gpus, cpus, gpus)
+            findings.append(check_room(bundles, [room], None))
+            findings.append(check_memory(needs_of(recipe), pack(bundles, [room]).places, {HERE: facts}))
     if recipe is not None:
         findings += [try_here(place) for place in _places(RunDirectory(recipe.run_directory))]
     return findings
@@ -102,12 +128,14 @@ def examine_cluster(recipe: Recipe | None, variables: Sequence[str], progress: P
 
     found = capacity(_stop)
     with progress.waiting("every node to import what a run needs"):
-        findings = examine_nodes(found, supported(), variables, _stop)
+        findings, facts = examine_nodes(found, supported(), variables, _stop)
     if recipe is None:
         return findings
     with progress.waiting("every node to try the storage"):
         findings += [examine_storage(found, place, _stop) for place in _places(RunDirectory(recipe.run_directory))]
-    return [*findings, check_room(bundles_of(recipe), list(found.rooms.values()), found.groups)]
+    bundles, rooms = bundles_of(recipe), list(found.rooms.values())
+    findings.append(check_memory(needs_of(recipe), pack(bundles, rooms).places, facts))
+    return [*findings, check_room(bundles, rooms, found.groups)]
 
 
 def check_before_start(recipe: Recipe, variables: Sequence[str], progress: Progress) -> None:

@@ -158,14 +158,14 @@ def check_memory(needs: Sequence[Need], places: Mapping[int, str], facts: Facts)
     if len(places) < len(needs) or not set(places.values()) <= set(facts):
         return Finding("memory", "unknown", f"reckoned: {told}; not all have a node yet to compare with")
     wrong = []
-    for at, node in places.items():
+    for at, node in sorted(places.items()):
         need = needs[at]
         if need.gpus:
             have = round(need.gpus * min((device.memory_mib for device in facts[node].devices), default=0)) << 20
             if need.device_bytes > have:
                 wrong.append(f"{need.role} takes {_gib(need.device_bytes)}, and its GPUs of {node} have {_gib(have)}")
     for node in dict.fromkeys(places.values()):
-        there = [needs[at] for at, place in places.items() if place == node]
+        there = [need for at, need in enumerate(needs) if places[at] == node]
         size = sum(need.node_bytes if need.gpus else need.device_bytes + need.node_bytes for need in there)
         if size > facts[node].memory_bytes:
             roles = ", ".join(dict.fromkeys(need.role for need in there))

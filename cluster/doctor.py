@@ -69,16 +69,17 @@ def capacity(meanwhile: Meanwhile = lambda: None) -> Capacity:
 
 def examine_nodes(
     found: Capacity, supported: Supported, variables: Sequence[str], meanwhile: Meanwhile = lambda: None
-) -> list[Finding]:
-    """Findings about every node: whether it answers, its Python, packages, imports, GPUs, driver and environment."""
+) -> tuple[list[Finding], dict[str, NodeFacts]]:
+    """Findings about every node: whether it answers, its Python, packages, imports, GPUs, driver and environment; and
+    the facts of those that answered."""
     names = {number: room.node for number, room in found.rooms.items()}
     arguments = {number: (STACK, MODULES, tuple(variables)) for number in names}
     facts, problems = _on_nodes(gather, arguments, names, FACTS_DEADLINE_S, meanwhile)
     findings = [check_answers(list(names.values()), problems)]
     if not facts:
-        return findings
+        return findings, {}
     gpus = {room.node: room.total_gpus for room in found.rooms.values()}
-    return [*findings, *findings_of(facts, supported, gpus, variables)]
+    return [*findings, *findings_of(facts, supported, gpus, variables)], facts
 
 
 def findings_of(

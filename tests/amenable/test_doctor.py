@@ -1,6 +1,7 @@
 """amenable doctor: what a recipe's roles reserve, what is told, and that a run does not start where it cannot."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 from amenable import doctor as commanded
 from amenable.cli import app
 from amenable.crew import Crew
-from amenable.doctor import bundles_of, check_before_start, examine_cluster
+from amenable.doctor import bundles_of, check_before_start, examine_cluster, needs_of
 from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe
@@ -32,6 +33,7 @@ SOUND = NodeFacts(
         "numpy": "2.3.5",
     },
     {"torch": ""},
+    memory_bytes=64 << 30,
 )
 ROOM = Room("n1", 8, 0, 8, 0)
 
@@ -93,6 +95,7 @@ def test_a_sound_cluster_passes_and_is_left_as_it_was(cluster, tmp_path):
         "driver",
         "environment",
         "storage",
+        "memory",
         "placement",
     ]
     check_before_start(recipe(tmp_path), [], Progress(json=True))
@@ -167,3 +170,19 @@ def test_this_machine_is_looked_at_in_a_process_that_may_break(monkeypatch):
 def test_the_packaged_demo_finds_room_on_a_small_node(tmp_path):
     asked = load_recipe("demo", [], Recipe)
     assert sum(bundle.cpus for bundle in bundles_of(asked)) <= 4
+
+
+@pytest.mark.parametrize("scoring", [{}, {"fused": False, "references": 2}])
+def test_every_bundle_has_an_estimate_of_its_memory_in_the_same_order(tmp_path, scoring):
+    asked = recipe(tmp_path, scoring=scoring, rollouts={"gpus": 0.5})
+    needs = needs_of(asked)
+    assert [(need.role, need.gpus) for need in needs] == [(each.role, each.gpus) for each in bundles_of(asked)]
+    assert all(need.device_bytes > 100 << 20 for need in needs)
+
+
+def test_a_run_does_not_start_where_its_roles_need_more_memory_than_a_node_has(cluster, tmp_path):
+    cluster.facts = replace(SOUND, memory_bytes=2 << 30)
+    with pytest.raises(
+        RunProblem, match=r"memory: learner, generator, scoring take \d+\.\d GiB together, and n1 has 2\.0"
+    ):
+        check_before_start(recipe(tmp_path), [], Progress(json=True))
