@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check e2e commands parts test-demo test-service chaos soak hh bench docs lint types unit install install-test clean help
+.PHONY: demo test check e2e commands parts test-demo test-service chaos soak hh bench docs image sbom lint types unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
@@ -22,6 +22,8 @@ help:
 	@echo "make soak    half an hour of PPO with a kill every half minute (MINUTES=…)"
 	@echo "make hh      the run on real human comparisons (HH_PATH=…)"
 	@echo "make bench   the PPO benchmark of bench/README.md"
+	@echo "make image   the container image (BASE=…@sha256:…, TARGET=cpu or cuda); needs Docker"
+	@echo "make sbom    a bill of materials (CycloneDX) of what is installed, in dist/sbom.json"
 
 demo: $(VENV)/.installed
 	@$(BIN)/amenable run recipes/demo.yaml
@@ -74,6 +76,21 @@ bench: $(VENV)/.installed
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/make.py
+
+TARGET ?= cpu
+BASE ?=
+image:
+	@[ -n "$(BASE)" ] || { echo "Name a Debian image with Python 3.11 by its digest: BASE=python:3.11-slim-bookworm@sha256:…"; exit 2; }
+	docker build -f cluster/docker/Dockerfile --target $(TARGET) --build-arg BASE=$(BASE) -t amenable:0.1.0-$(TARGET) .
+
+# In an environment of its own: its packages would not agree with the lock's.
+CYCLONEDX ?= 7.5.0
+sbom: $(VENV)/.installed
+	@$(BIN)/python -m venv $(VENV)/sbom
+	@$(VENV)/sbom/bin/python -m pip install -qq cyclonedx-bom==$(CYCLONEDX)
+	@mkdir -p dist
+	@$(VENV)/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/sbom.json $(BIN)/python
+	@echo "dist/sbom.json: $$(grep -c '"bom-ref"' dist/sbom.json) components."
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

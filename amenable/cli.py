@@ -306,6 +306,43 @@ def plan(
             typer.echo(told(found))
 
 
+@app.command()
+def manifests(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    image: Annotated[str | None, typer.Option(metavar="IMAGE", help="The image of every pod, best by digest.")] = None,
+    storage: Annotated[
+        str, typer.Option(metavar="DIR", help="Where runs are kept: below /shared, or s3://…, gs://….")
+    ] = "/shared/runs",
+    claim: Annotated[
+        str, typer.Option(metavar="NAME", help="The PersistentVolumeClaim that pods mount at /shared.")
+    ] = "amenable-runs",
+    parts: Annotated[
+        str, typer.Option(metavar="PARTS", help="Some of train,serve,interactive: RayJob, RayService, RayCluster.")
+    ] = "train,serve,interactive",
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Kueue's queue for the job.")] = None,
+    spot: Annotated[bool, typer.Option(help="Let generators run on spot nodes.")] = True,
+    hardware: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="The device that is planned with, as in amenable plan.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model that is planned for, as in amenable plan.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe's Kubernetes manifests (KubeRay), made from its plan, to standard output."""
+    with ending(as_json, lambda: "the manifests") as answer:
+        from amenable.manifests import parts_of, rendered
+        from amenable.recipe import Recipe
+        from amenable.recipe_loading import load_recipe
+
+        settings = load_recipe(recipe, list(overrides or []), Recipe)
+        text = rendered(settings, image, storage, claim, parts_of(parts), queue, spot, hardware, model)
+        answer({"manifests": text})
+        if not as_json:
+            typer.echo(text, nl=False)
+
+
 tokens = typer.Typer(
     help="Who may use a service: tokens with scopes, of which the file keeps hashes.",
     no_args_is_help=True,

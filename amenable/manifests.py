@@ -1,0 +1,117 @@
+"""`amenable manifests`: a recipe's Kubernetes manifests for KubeRay, made from its plan."""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amenable.recipe_loading import recipe_hash, resolved
+from corpus.problems import RunProblem, UsageProblem
+from corpus.storage import is_object_store
+
+if TYPE_CHECKING:
+    from amenable.recipe import Recipe
+    from cluster.manifests import Part
+
+LEAST_DEADLINE_S = 24 * 3600
+DEADLINE_OVER_PLAN = 4
+"""The job is ended after so many times the hours that the plan gives PPO: the other stages, retries and what a plan
+does not know. House default."""
+
+
+def rendered(
+    recipe: "Recipe",
+    image: str | None,
+    storage: str,
+    claim: str,
+    parts: tuple["Part", ...],
+    queue: str | None,
+    spot: bool,
+    hardware: str | None,
+    model: str | None,
+) -> str:
+    """The manifests of `recipe` as one YAML of several documents.
+
+    `image` is every pod's; None is what the Dockerfile's examples make. `storage` is where the run's directory is made:
+    a path below /shared, where the PersistentVolumeClaim `claim` is mounted, or an address in an object store. Raises
+    UsageProblem where the recipe names files that pods cannot see, or the arguments do not fit; RunProblem where what
+    was made breaks a rule, which is a fault of this program.
+    """
+    import yaml
+
+    from amenable.plan import planned
+    from cluster.manifest_rules import problems
+    from cluster.manifests import SHARED, RunManifests, render
+    from cluster.worker_groups import serving_group, worker_groups
+
+    stored = is_object_store(storage)
+    if not stored and not f"{storage}/".startswith(f"{SHARED}/"):
+        raise UsageProblem(
+            f"--storage {storage} should be below {SHARED}, where pods mount the volume, or an address in an object "
+            "store."
+        )
+    _check_places(recipe)
+    found = planned(recipe, None, hardware, model)
+    shares = found.shares
+    nodes = found.hardware[0].devices_per_node
+    asked = RunManifests(
+        run=recipe.name,
+        recipe=resolved(recipe),
+        recipe_hash=recipe_hash(recipe)[:16],
+        image=image or f"amenable:{version('amenable')}-{'cuda' if recipe.gpus else 'cpu'}",
+        run_directory=f"{storage.rstrip('/')}/{recipe.name}",
+        claim=claim,
+        groups=worker_groups(found.plan, shares, nodes, recipe.fleet.max_generators),
+        # The service follows files in a directory.
+        serving=None if stored else serving_group(found.plan, recipe.serving, shares.scorers),
+        replicas=(recipe.serving.min_replicas, recipe.serving.max_replicas),
+        concurrent_requests=recipe.serving.limits.concurrent,
+        checkpoint_s=recipe.learners.stop_grace_s,
+        deadline_s=max(LEAST_DEADLINE_S, round(DEADLINE_OVER_PLAN * 3600 * found.plan.hours)),
+        queue=queue,
+        spot=spot,
+    )
+    documents = render(asked, parts)
+    wrong = problems(documents)
+    if wrong:
+        raise RunProblem(f"The manifests that were made would be refused: {'; '.join(wrong)}.")
+
+    class Dumper(yaml.SafeDumper):
+        """Writes text of several lines as such, so that a recipe in a ConfigMap can be read."""
+
+    def block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    Dumper.add_representer(str, block)
+    return yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def parts_of(text: str) -> tuple["Part", ...]:
+    """The parts in "train,serve". Raises UsageProblem for all else."""
+    from cluster.manifests import PARTS
+
+    given = [part.strip() for part in text.split(",")]
+    if not set(given) <= set(PARTS):
+        raise UsageProblem(f"--parts {text!r} should be some of {', '.join(PARTS)}, with commas between.")
+    return tuple(part for part in PARTS if part in given)
+
+
+def _check_places(recipe: "Recipe") -> None:
+    """Raises UsageProblem for a path of the recipe that only this machine knows."""
+    from amenable.stages.data import addresses
+    from corpus.readers import HUB
+
+    places = [("a source of the corpus", each) for each in addresses(recipe) if not each.startswith(HUB)]
+    if _looks_local(recipe.model.base):
+        places.append(("model.base", str(recipe.model.base)))
+    for key, place in places:
+        if "://" not in place and not os.path.isabs(place):
+            raise UsageProblem(
+                f"{place} ({key}) is relative to this machine's directory, which pods do not have; give an absolute "
+                "path on the volume that they mount at /shared, or an address."
+            )
+
+
+def _looks_local(base: str | None) -> bool:
+    """A directory here, as `models.build` would take it; a name of the Hub is none."""
+    return base is not None and (base.startswith((".", "~", os.sep)) or base.count("/") > 1 or Path(base).is_dir())

@@ -1,0 +1,123 @@
+"""How a recipe's roles are packed into pods: one worker group a role, as many pods of it as its processes need.
+
+Learners are packed, as many ranks to a pod as a node has devices; a generator has a pod of its own, so that one can be
+lost without the others; scoring processes have one each. Ray places a role wherever its bundle fits: pods are cut
+to the bundles, and nothing else ties a role to its group.
+"""
+
+import math
+from dataclasses import dataclass
+
+from cluster.memory import GIB
+from cluster.plan import Plan, RolePlan, Share, Shares
+from serving.settings import ServingSettings
+
+NODE_BYTES_OF_A_GPU_PROCESS = 4 * GIB
+"""Memory of its node that a process on a GPU takes for libraries and pinned buffers. An assumption."""
+
+SPARE = 1.25
+"""Memory of a pod over what its processes are reckoned to need."""
+
+OBJECTS = 2
+"""Snapshots of the weights in a pod's object store at a time: the weight store keeps the last two."""
+
+LEAST_OBJECT_STORE_BYTES = 2 * GIB
+LEAST_POD_BYTES = 4 * GIB
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """Pods of one kind. `ray_cpus` are what Ray may hand out there; the container has one more, for Ray itself."""
+
+    name: str
+    pods: int
+    most_pods: int
+    ray_cpus: int
+    gpus: int
+    memory_gib: int
+    object_store_gib: int
+    is_spot_allowed: bool = False
+
+    @property
+    def cpus(self) -> int:
+        """Cores of the container."""
+        return self.ray_cpus + 1
+
+
+def worker_groups(plan: Plan, shares: Shares, devices_per_node: int, most_generators: int) -> list[WorkerGroup]:
+    """The groups of a training cluster: learners, generators, scoring. `most_generators` is how far the run may be
+    scaled out."""
+    roles = {role.role: role for role in plan.roles}
+    snapshot = roles["generators"].memory_bytes["weights"]
+    scoring = [share for share in (shares.scorers, shares.references) if share is not None]
+    largest = max(
+        (role for role in plan.roles if role.role not in ("learners", "generators")),
+        key=lambda role: role.memory_total_bytes,
+    )
+    ranks = _ranks_in_a_pod(shares.learners, devices_per_node)
+    return [
+        # Ray Train's controller and the run's other actors ask for nothing; one CPU more lets none of them wait.
+        _group("learners", shares.learners, ranks, roles["learners"], snapshot, spare_cpus=1),
+        _group("generators", shares.generators, 1, roles["generators"], snapshot, most=most_generators, is_spot=True),
+        _group(
+            "scoring", Share(sum(s.processes for s in scoring), scoring[0].cpus, scoring[0].gpus), 1, largest, snapshot
+        ),
+    ]
+
+
+def _ranks_in_a_pod(learners: Share, devices_per_node: int) -> int:
+    """The most ranks that divide the group evenly and fit one node's devices."""
+    room = max(1, int(devices_per_node / learners.devices))
+    return max(ranks for ranks in range(1, min(room, learners.processes) + 1) if learners.processes % ranks == 0)
+
+
+def _group(
+    name: str,
+    share: Share,
+    in_a_pod: int,
+    role: RolePlan,
+    snapshot_bytes: int,
+    spare_cpus: int = 0,
+    most: int = 0,
+    is_spot: bool = False,
+) -> WorkerGroup:
+    pods = -(-share.processes // in_a_pod)
+    objects = max(LEAST_OBJECT_STORE_BYTES, OBJECTS * snapshot_bytes)
+    needs = in_a_pod * _node_bytes(share, role)
+    return WorkerGroup(
+        name=name,
+        pods=pods,
+        most_pods=max(pods, most),
+        ray_cpus=in_a_pod * share.cpus + spare_cpus,
+        gpus=math.ceil(in_a_pod * share.gpus),
+        memory_gib=math.ceil(max(LEAST_POD_BYTES, SPARE * needs + objects) / GIB),
+        object_store_gib=math.ceil(objects / GIB),
+        is_spot_allowed=is_spot,
+    )
+
+
+def _node_bytes(share: Share, role: RolePlan) -> int:
+    """Memory of the node that one process takes: all of it without a GPU, else what lies beside the device."""
+    if share.gpus == 0:
+        return role.memory_total_bytes
+    return NODE_BYTES_OF_A_GPU_PROCESS + role.node_memory_bytes
+
+
+def serving_group(plan: Plan, serving: ServingSettings, reward: Share) -> WorkerGroup:
+    """The pods of the live endpoint: one a replica, as many as there may be, since no autoscaler adds any. One more
+    CPU, and what a scoring process has of a GPU, are for the reward model beside the engines."""
+    scores_gpus = reward.gpus if serving.score else 0.0
+    engines = serving.engines
+    if serving.gpus > 0:
+        needs = engines * NODE_BYTES_OF_A_GPU_PROCESS
+    else:
+        needs = max(engines * plan.serving.engine_bytes, int(serving.memory_budget_gib * GIB))
+    return WorkerGroup(
+        name="serving",
+        pods=serving.max_replicas,
+        most_pods=serving.max_replicas,
+        ray_cpus=serving.threads * engines + 1,
+        gpus=math.ceil(serving.gpus + scores_gpus),
+        memory_gib=math.ceil(max(LEAST_POD_BYTES, SPARE * needs + LEAST_OBJECT_STORE_BYTES) / GIB),
+        object_store_gib=math.ceil(LEAST_OBJECT_STORE_BYTES / GIB),
+    )

@@ -1,0 +1,122 @@
+"""`amenable manifests`: what it writes from a recipe's plan, and what it refuses."""
+
+import json
+import math
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from amenable.cli import app
+from amenable.recipe import Recipe
+from amenable.recipe_loading import load_recipe, resolved
+from cluster.manifest_rules import problems
+
+PAPER = ["paper", "--model", "gpt3-1.3b"]
+
+
+def command(*words: str):
+    return CliRunner().invoke(app, ["manifests", *words])
+
+
+def documents(*words: str) -> dict[str, dict]:
+    """What the command writes, by kind; of several of one kind the last."""
+    ended = command(*words)
+    assert ended.exit_code == 0, ended.output
+    found = list(yaml.safe_load_all(ended.stdout))
+    assert problems(found) == []
+    return {document["kind"]: document for document in found}
+
+
+def groups(job: dict) -> dict[str, dict]:
+    return {group["groupName"]: group for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
+
+
+def gpus(group: dict) -> int:
+    [container] = group["template"]["spec"]["containers"]
+    return group["replicas"] * int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
+
+
+@pytest.mark.parametrize("recipe", ["demo", "throughput"])
+def test_packaged_recipes_give_manifests_that_keep_every_rule(recipe):
+    found = documents(recipe)
+    assert {"RayJob", "RayService", "RayCluster", "NetworkPolicy", "PodMonitor", "ServiceAccount"} <= found.keys()
+    text = found["ConfigMap"]["data"]["recipe.yaml"]
+    assert text == resolved(load_recipe(recipe, [], Recipe))
+
+
+def test_gpus_of_the_pods_are_those_of_the_recipe():
+    job = documents(*PAPER)["RayJob"]
+    assert {name: gpus(group) for name, group in groups(job).items()} == {"learners": 8, "generators": 4, "scoring": 2}
+    assert groups(job)["learners"]["replicas"] == 1
+    assert "cuda" in job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["image"]
+    two_nodes = groups(documents(*PAPER, "learners.workers=16")["RayJob"])["learners"]
+    assert (two_nodes["replicas"], gpus(two_nodes)) == (2, 16)
+
+
+def test_ray_has_the_cpus_that_the_roles_ask_for():
+    job = documents(*PAPER, "learners.threads=4", "rollouts.threads=3", "scoring.threads=2")["RayJob"]
+    cpus = {name: int(group["rayStartParams"]["num-cpus"]) for name, group in groups(job).items()}
+    assert cpus == {"learners": 8 * 4 + 1, "generators": 3, "scoring": 2}
+
+
+def test_ranks_that_share_a_gpu_share_a_pod_and_other_parts_round_up():
+    job = documents("demo", "learners.workers=2", "learners.gpus=0.5", "rollouts.gpus=0.25")["RayJob"]
+    found = {name: gpus(group) for name, group in groups(job).items()}
+    assert found == {"learners": 1, "generators": 1, "scoring": 0}
+
+
+def test_generators_can_be_scaled_to_where_the_recipe_says():
+    group = groups(documents("demo", "fleet.max_generators=5")["RayJob"])["generators"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (1, 1, 5)
+
+
+def test_grace_and_deadline_come_from_recipe_and_plan():
+    job = documents(*PAPER, "learners.stop_grace_s=900")["RayJob"]
+    [learners] = [groups(job)["learners"]["template"]["spec"]]
+    assert learners["terminationGracePeriodSeconds"] > 900
+    hours = json.loads(CliRunner().invoke(app, ["plan", *PAPER, "--json"]).stdout)["plan"]["hours"]
+    assert math.isclose(job["spec"]["activeDeadlineSeconds"], 4 * 3600 * hours, abs_tol=1)
+
+
+def test_storage_image_claim_queue_and_parts_are_what_was_asked_for():
+    found = documents(
+        "demo", "name=mine", "--storage", "s3://bucket/runs", "--image", "here/amenable:1", "--claim", "scratch",
+        "--queue", "team", "--parts", "train,serve", "--no-spot",
+    )  # fmt: skip
+    assert "RayCluster" not in found
+    assert "RayService" not in found  # it follows files in a directory
+    job = found["RayJob"]
+    assert "--run s3://bucket/runs/mine" in job["spec"]["entrypoint"]
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    pod = groups(job)["generators"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "here/amenable:1"
+    assert found["PersistentVolumeClaim"]["metadata"]["name"] == "scratch"
+    assert "tolerations" not in pod
+
+
+def test_json_has_the_same_text():
+    assert json.loads(command("demo", "--json").stdout)["manifests"] == command("demo").stdout
+
+
+def test_no_secret_of_this_machine_is_in_a_manifest(monkeypatch):
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "AMENABLE_TOKENS", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "canary-7f3a")
+    assert "canary" not in command("demo").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["hh"], "relative to this machine's directory"),
+        (["demo", "--storage", "runs"], "should be below /shared"),
+        (["demo", "--storage", "/sharedruns"], "should be below /shared"),
+        (["demo", "--parts", "train,server"], "--parts 'train,server' should be some of train, serve, interactive"),
+        (["demo", "ppo.clap=1"], "clap"),
+    ],
+)
+def test_what_is_wrong_is_a_sentence_and_exit_code_2(words, says):
+    ended = command(*words)
+    assert ended.exit_code == 2
+    assert says in ended.stderr
+    assert ended.stdout == ""

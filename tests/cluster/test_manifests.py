@@ -1,0 +1,309 @@
+"""Manifests: what is put in place, against KubeRay's schemas and Kubernetes' own, with a mutation of every kind."""
+
+import copy
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from asked_manifests import ASKED, GROUPS, documents, one
+from kuberay_schema import FILES, FOLDER, violations
+from typer.exceptions import TyperException
+
+from amenable.cli import app
+from cluster.manifest_rules import clusters, pods, problems
+from cluster.manifests import base_documents, kubernetes_name, render
+from serving.application import Arguments, Channel
+
+ROOT = Path(__file__).parents[2]
+OVERLAYS = sorted(path.parent for path in (ROOT / "cluster" / "k8s" / "overlays").glob("*/kustomization.yaml"))
+NATIVE = ("ServiceAccount", "PersistentVolumeClaim", "ConfigMap", "NetworkPolicy")
+
+needs_schemas = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="KubeRay's schemas are not there (../shared/data/kuberay-crds)"
+)
+needs_kustomize = pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl, which has kustomize")
+
+
+def built(overlay: Path) -> list[dict[str, Any]]:
+    run = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True, timeout=60)
+    return list(yaml.safe_load_all(run.stdout))
+
+
+def parsed(line: str) -> dict[str, Any]:
+    """The parameters that the program's own command line takes from a manifest's command; raises where it has none."""
+    words = shlex.split(line)
+    assert words[:3] == ["python", "-m", "amenable"]
+    group: Any = typer.main.get_command(app)
+    return group.commands[words[3]].make_context(words[3], words[4:]).params
+
+
+# what is put in place ----------------------------------------------------------------------------------------------
+
+
+def test_a_job_runs_the_recipe_in_a_directory_that_outlives_its_cluster():
+    found = documents()
+    job = one("RayJob", found)
+    given = parsed(job["spec"]["entrypoint"])
+    assert given["run"] == "/shared/runs/hh-8b"
+    assert given["address"] == "auto"
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in head["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in head["volumes"]}
+    assert given["recipe"] == "/etc/amenable/recipe.yaml"
+    assert volumes[mounts["/etc/amenable"]]["configMap"]["name"] == one("ConfigMap", found)["metadata"]["name"]
+    assert one("ConfigMap", found)["data"]["recipe.yaml"] == ASKED.recipe
+    claim = volumes[mounts["/shared"]]["persistentVolumeClaim"]["claimName"]
+    assert claim == one("PersistentVolumeClaim", found)["metadata"]["name"] == "runs"
+    assert job["spec"]["metadata"] == {"run": "hh-8b", "recipe": ASKED.recipe_hash}
+    assert job["spec"]["activeDeadlineSeconds"] == 90_000
+    assert job["spec"]["backoffLimit"] > 0
+
+
+def test_each_role_has_a_group_of_its_size():
+    groups = one("RayJob", documents())["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    for group, asked in zip(groups, GROUPS, strict=True):
+        assert (group["groupName"], group["replicas"], group["maxReplicas"]) == (
+            asked.name,
+            asked.pods,
+            asked.most_pods,
+        )
+        [container] = group["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        assert limits == container["resources"]["requests"]
+        assert limits["nvidia.com/gpu"] == str(asked.gpus)
+        assert int(limits["cpu"]) == int(group["rayStartParams"]["num-cpus"]) + 1
+        assert container["image"] == ASKED.image
+        assert group["template"]["metadata"]["labels"]["amenable-role"] == asked.name
+
+
+def test_generators_alone_may_run_on_spot_nodes():
+    def keys(found: list[dict[str, Any]]) -> dict[str, set[str]]:
+        groups = one("RayJob", found)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        return {
+            group["groupName"]: {each["key"] for each in group["template"]["spec"]["tolerations"]} for group in groups
+        }
+
+    gpu, spot = "nvidia.com/gpu", "cloud.google.com/gke-spot"
+    assert keys(documents())["learners"] == keys(documents())["scoring"] == {gpu}
+    assert spot in keys(documents())["generators"]
+    assert keys(documents(spot=False))["generators"] == {gpu}
+
+
+def test_drain_and_grace_are_above_the_time_of_a_checkpoint():
+    for spec in clusters(documents()):
+        for _, template in pods(spec):
+            [container] = template["spec"]["containers"]
+            environment = {each["name"]: each.get("value") for each in container["env"]}
+            drain_s = float(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            assert ASKED.checkpoint_s < drain_s < template["spec"]["terminationGracePeriodSeconds"]
+
+
+def test_kueue_is_asked_where_a_queue_is_named():
+    label = "kueue.x-k8s.io/queue-name"
+    assert label not in one("RayJob", documents())["metadata"]["labels"]
+    assert one("RayJob", documents(queue="team"))["metadata"]["labels"][label] == "team"
+
+
+def test_the_service_follows_the_run_with_tokens_from_a_secret():
+    service = one("RayService", documents())
+    [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["import_path"] == "serving.application:build"
+    arguments = Arguments.model_validate(application["args"])
+    [deployment] = application["deployments"]
+    assert Channel.model_validate(deployment["user_config"]).run == arguments.run == "/shared/runs/hh-8b"
+    assert deployment["autoscaling_config"]["max_replicas"] == 3
+    [group] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    place = next(m["mountPath"] for m in container["volumeMounts"] if m["name"] == "serving-tokens")
+    assert arguments.token_file == f"{place}/tokens.json"
+    volume = next(v for v in group["template"]["spec"]["volumes"] if v["name"] == "serving-tokens")
+    assert volume["secret"] == {"secretName": "amenable-serving-tokens"}
+
+
+def test_a_run_in_an_object_store_has_its_keys_by_reference_and_no_service():
+    found = documents(run_directory="s3://bucket/hh-8b", serving=None)
+    assert "RayService" not in {document["kind"] for document in found}
+    job = one("RayJob", found)
+    assert parsed(job["spec"]["entrypoint"])["run"] == "s3://bucket/hh-8b"
+    for _, template in pods(job["spec"]["rayClusterSpec"]):
+        [container] = template["spec"]["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": "amenable-object-store", "optional": True}}]
+        variables = {each["name"]: each.get("value") for each in container["env"]}
+        assert variables["AMENABLE_WORKING_COPIES"].startswith("/shared/")
+
+
+def test_parts_are_left_out_and_an_interactive_cluster_waits_for_a_person():
+    kinds = {document["kind"] for document in render(ASKED, ("train",))}
+    assert "RayJob" in kinds
+    assert kinds.isdisjoint({"RayService", "RayCluster"})
+    groups = one("RayCluster", documents())["spec"]["workerGroupSpecs"]
+    assert {group["replicas"] for group in groups} == {0}
+    assert [group["maxReplicas"] for group in groups] == [group.most_pods for group in GROUPS]
+
+
+@pytest.mark.parametrize(
+    ("run", "begins"),
+    [("demo", "demo"), ("HH.8b", "hh-8b-"), ("7b", "run-7b-"), ("a_b", "a-b-"), ("a-b", "a-b"), ("x" * 90, "x" * 30)],
+)
+def test_a_run_has_a_name_that_kubernetes_takes(run, begins):
+    name = kubernetes_name(run)
+    assert name.startswith(begins)
+    assert len(f"{name}-serve") <= 47
+    assert problems(documents(run=run)) == []
+
+
+def test_two_runs_never_share_a_name():
+    runs = ["a-b", "a_b", "a.b", "A-b", "x" * 90, "x" * 91]
+    assert len({kubernetes_name(run) for run in runs}) == len(runs)
+
+
+# against schemas ---------------------------------------------------------------------------------------------------
+
+
+@needs_schemas
+@pytest.mark.parametrize("kind", FILES)
+def test_ray_kinds_are_valid_by_kuberays_schemas(kind):
+    for found in (documents(), documents(run_directory="s3://bucket/x", queue="team"), base_documents()):
+        assert violations(one(kind, found)) == []
+
+
+@needs_schemas
+@pytest.mark.parametrize(
+    ("kind", "path", "key"),
+    [
+        ("RayJob", ["spec"], "backofLimit"),
+        ("RayJob", ["spec", "rayClusterSpec", "workerGroupSpecs", 0], "minReplica"),
+        ("RayService", ["spec"], "serveConfigV3"),
+        ("RayService", ["spec", "rayClusterConfig", "headGroupSpec", "template", "spec"], "serviceAcountName"),
+        ("RayCluster", ["spec", "headGroupSpec", "template", "spec", "containers", 0], "imagePullPolcy"),
+    ],
+)
+def test_a_typo_in_a_ray_kind_is_caught(kind, path, key):
+    document = copy.deepcopy(one(kind, documents()))
+    at = document
+    for part in path:
+        at = at[part]
+    at[key] = 1
+    assert any(key in violation for violation in violations(document))
+
+
+@needs_schemas
+def test_a_wrong_type_and_a_missing_head_are_caught():
+    document = copy.deepcopy(one("RayCluster", documents()))
+    document["spec"]["workerGroupSpecs"][0]["replicas"] = "one"
+    assert violations(document)
+    del document["spec"]["headGroupSpec"]
+    assert any("headGroupSpec" in violation for violation in violations(document))
+
+
+def native_problem(document: dict[str, Any]) -> str:
+    """What kubernetes-validate --strict says of a document; "" where it is valid."""
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    try:
+        validate.validate(document, "1.33", strict=True)
+    except validate.ValidationError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", NATIVE)
+def test_native_kinds_are_valid_by_kubernetes_own_schemas(kind):
+    found = [document for document in documents() if document["kind"] == kind]
+    assert found
+    assert [native_problem(document) for document in found] == [""] * len(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "key"),
+    [
+        ("ServiceAccount", [], "automountServiceAcountToken"),
+        ("PersistentVolumeClaim", ["spec"], "accesModes"),
+        ("ConfigMap", [], "dat"),
+        ("NetworkPolicy", ["spec"], "policyType"),
+    ],
+)
+def test_a_typo_in_a_native_kind_is_caught(kind, path, key):
+    document = copy.deepcopy(next(each for each in documents() if each["kind"] == kind))
+    at = document
+    for part in path:
+        at = at[part]
+    at[key] = "x"
+    assert key in native_problem(document)
+
+
+def test_pod_templates_are_valid_by_kubernetes_own_schema_of_a_pod():
+    """KubeRay's schemas take pods as they are; a pod of each template says whether Kubernetes would."""
+    for spec in clusters(documents()):
+        for _, template in pods(spec):
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": template["spec"]}
+            assert native_problem(pod) == ""
+
+
+# bases and overlays ------------------------------------------------------------------------------------------------
+
+
+def test_the_bases_are_the_packaged_demo_and_keep_every_rule():
+    found = base_documents()
+    assert problems(found) == []
+    recipe = one("ConfigMap", found)["data"]["recipe.yaml"]
+    assert yaml.safe_load(recipe) == yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    assert parsed(one("RayJob", found)["spec"]["entrypoint"])["run"] == "/shared/runs/demo"
+
+
+@needs_kustomize
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda overlay: overlay.name)
+def test_overlays_build_keep_every_rule_and_run_commands_that_there_are(overlay):
+    found = built(overlay)
+    assert problems(found) == []
+    assert parsed(one("RayJob", found)["spec"]["entrypoint"])["run"] == "/shared/runs/demo"
+    images = {
+        c["image"] for spec in clusters(found) for _, template in pods(spec) for c in template["spec"]["containers"]
+    }
+    assert len(images) == 1
+    has_gpu = "gpu" in overlay.name
+    assert ("cuda" in images.pop()) == has_gpu
+    groups = one("RayJob", found)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    for group in groups:
+        [container] = group["template"]["spec"]["containers"]
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == has_gpu
+
+
+@needs_kustomize
+@needs_schemas
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda overlay: overlay.name)
+def test_overlays_are_valid_by_the_schemas(overlay):
+    for document in built(overlay):
+        if document["kind"] in FILES:
+            assert violations(document) == []
+        elif document["kind"] in NATIVE:
+            assert native_problem(document) == ""
+
+
+@needs_kustomize
+def test_the_gpu_overlays_ask_for_the_gpus_that_their_commands_use():
+    from amenable.recipe import Recipe
+    from amenable.recipe_loading import load_recipe
+
+    for overlay in OVERLAYS:
+        job = one("RayJob", built(overlay))["spec"]
+        given = parsed(job["entrypoint"])
+        recipe = load_recipe("demo", list(given["overrides"] or []), Recipe)
+        gpus = sum(
+            group["replicas"]
+            * int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
+            for group in job["rayClusterSpec"]["workerGroupSpecs"]
+        )
+        assert gpus == recipe.gpus
+
+
+def test_a_command_that_the_program_does_not_have_is_seen():
+    job = one("RayJob", documents())
+    line = job["spec"]["entrypoint"]
+    for wrong in (line.replace(" run ", " train "), line.replace("--run", "--rum"), line.replace("python", "python3")):
+        with pytest.raises((KeyError, AssertionError, TyperException)):
+            parsed(wrong)
