@@ -1,6 +1,7 @@
 """Submitting a run: what Ray is asked, what is refused before anything is sent, and how commands about jobs end."""
 
 import json
+import socket
 import subprocess
 
 import pytest
@@ -295,3 +296,16 @@ def test_where_the_dashboard_is(monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://ray.example/")
     assert job_server.dashboard_url(None) == "https://ray.example"
     assert job_server.dashboard_url("http://other:1") == "http://other:1"
+
+
+def test_a_server_that_takes_the_question_and_says_nothing_is_given_up(monkeypatch):
+    monkeypatch.setattr(job_server, "ANSWER_S", 0.3)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv(
+        "RAY_API_SERVER_ADDRESS", "http://elsewhere:1"
+    )  # what was given is asked
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(job_server.Unreachable, match=r"does not answer \(.*timed out"):
+            job_server.JobServer(f"http://127.0.0.1:{silent.getsockname()[1]}")
