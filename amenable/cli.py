@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from amenable.arguments import Address, AsJson, Overrides, RecipeName, RunPath, Variables
+from amenable.cluster_commands import add_to
 from amenable.ending import RUN_PROBLEM, ending
 
 if TYPE_CHECKING:
@@ -28,22 +30,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that `amenable recipes` lists.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, as in seed=7 or ppo.policy.peak_lr=1e-5."),
-]
-RunPath = Annotated[
-    str | None, typer.Option("--run", metavar="DIR", help="The run's directory, instead of the recipe's.")
-]
-Address = Annotated[
-    str | None,
-    typer.Option("--address", metavar="ADDRESS", help="A Ray cluster, such as auto or HOST:6379; else a local one."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON answer on standard output, progress on standard error.")]
 
 
 def _version(wanted: bool) -> None:
@@ -64,13 +50,19 @@ def amenable(
 
 
 def _train(
-    recipe: str, overrides: list[str] | None, until: str | None, run: str | None, address: str | None, as_json: bool
+    recipe: str,
+    overrides: list[str] | None,
+    until: str | None,
+    run: str | None,
+    address: str | None,
+    variables: list[str] | None,
+    as_json: bool,
 ) -> None:
     def work(settings: Recipe, progress: Progress) -> dict[str, Any]:
         from amenable.pipeline import run_pipeline
         from amenable.summary import Summary
 
-        found = run_pipeline(settings, until=until, progress=progress, address=address)
+        found = run_pipeline(settings, until=until, progress=progress, address=address, variables=variables or [])
         return Summary.model_validate(found).model_dump(mode="json")
 
     def tell(answer: dict[str, Any]) -> None:
@@ -117,9 +109,10 @@ def _training_command(name: str, until: str | None, says: str) -> None:
         overrides: Overrides = None,
         run: RunPath = None,
         address: Address = None,
+        variables: Variables = None,
         as_json: AsJson = False,
     ) -> None:
-        _train(recipe, overrides, until, run, address, as_json)
+        _train(recipe, overrides, until, run, address, variables, as_json)
 
 
 _training_command(
@@ -139,6 +132,7 @@ def evaluate(
     overrides: Overrides = None,
     run: RunPath = None,
     address: Address = None,
+    variables: Variables = None,
     as_json: AsJson = False,
     comparisons: Annotated[
         str | None,
@@ -147,7 +141,7 @@ def evaluate(
 ) -> None:
     """Run a recipe as far as its evaluation. With --comparisons, score that file with its reward model."""
     if comparisons is None:
-        _train(recipe, overrides, "eval", run, address, as_json)
+        _train(recipe, overrides, "eval", run, address, variables, as_json)
         return
 
     def work(settings: Recipe, progress: Progress) -> dict[str, Any]:
@@ -419,6 +413,9 @@ def recipes(as_json: AsJson = False) -> None:
             width = max((len(one.name) for one in found), default=0)
             for one in found:
                 typer.echo(f"{one.name:{width}}  {one.says}")
+
+
+add_to(app)
 
 
 def _short(path: str) -> str:

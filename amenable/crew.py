@@ -61,6 +61,10 @@ class Crew:
             if self._session is not None:
                 self._session.__exit__(None, None, None)
 
+    def join(self) -> None:
+        """Begins the Ray session, where it has not begun yet; nothing is reserved by that."""
+        self._ray()
+
     def _ray(self) -> Any:
         """Ray, initialised."""
         import ray
@@ -125,7 +129,8 @@ class Crew:
         """How a generator is made: an `actors.recruits.WorkerSpec`."""
         from actors.generator import RolloutGenerator
         from actors.recruits import Call, WorkerSpec
-        from cluster.placement import OwnPlacementGroup, bundle_of
+        from cluster.bundles import bundle_of
+        from cluster.placement import OwnPlacementGroup
 
         settings = self._recipe.rollouts
         return WorkerSpec(
@@ -174,7 +179,8 @@ class Crew:
 
     def _without_room(self, problem: RunProblem) -> RunProblem:
         """The problem, with the generators for which the cluster has no room, where that is why they are late."""
-        from cluster.placement import OwnPlacementGroup, bundle_of
+        from cluster.bundles import bundle_of
+        from cluster.placement import OwnPlacementGroup
 
         settings = self._recipe.rollouts
         placement = OwnPlacementGroup(bundle_of(settings.threads, settings.gpus))

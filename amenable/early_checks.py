@@ -3,12 +3,14 @@
 import importlib.util
 import os
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from amenable.recipe import Recipe
 from amenable.stages import data
 from cluster.address import Place, cluster_place
+from cluster.secrecy import check_variable
 from corpus.problems import UsageProblem
 
 _PORTS = {"http": 80, "https": 443}
@@ -40,6 +42,16 @@ def check_early(recipe: Recipe, address: str | None = None) -> None:
     check_reward(recipe.reward)
     if address is None and recipe.reward.url is not None:
         _check_service(recipe.reward.url)
+
+
+def check_variables(variables: Sequence[str]) -> None:
+    """Raises UsageProblem for what names no environment variable, and for one that this process does not have."""
+    missing = [name for name in map(check_variable, variables) if not os.environ.get(name)]
+    if missing:
+        raise UsageProblem(
+            f"The environment has no {' and no '.join(missing)}, which --env asks for; set it for this command, or for "
+            "the Ray processes of the cluster's nodes where this is a job."
+        )
 
 
 def check_source(address: str) -> None:

@@ -1,7 +1,7 @@
 """How a command ends: which exit code, which sentence, and one JSON answer on standard output where asked for.
 
 0: done. 1: the run could not go on, or a mistake of the program (with its traceback). 2: something the person gave is
-wrong. 130: stopped on request.
+wrong. 3: a job that was waited for was stopped. 4: no cluster answered. 130: stopped on request.
 """
 
 import contextlib
@@ -14,11 +14,14 @@ import typer
 
 from amenable.interruption import Interrupted, LimitReached
 from amenable.remote_problems import problem_in
-from corpus.problems import UsageProblem
+from cluster.address import Unreachable
+from corpus.problems import RunProblem, UsageProblem
 
 DONE = 0
 RUN_PROBLEM = 1
 USAGE_PROBLEM = 2
+JOB_STOPPED = 3
+UNREACHABLE = 4
 INTERRUPTED = 130
 
 
@@ -28,8 +31,8 @@ def ending(as_json: bool, where: Callable[[], str]) -> Iterator[Callable[[dict[s
 
     Yields the function that gives the command's answer. With `as_json` the answer goes to standard output as JSON, and
     all else that is printed meanwhile goes to standard error; a problem is an answer too: `{"problem": …, "kind":
-    "usage" | "run" | "interrupted" | "limit"}`. Without, the answer is not printed. `where` tells where an interruption
-    struck.
+    "usage" | "run" | "unreachable" | "interrupted" | "limit"}`. Without, the answer is not printed. `where` tells where
+    an interruption struck.
     """
     stdout = sys.stdout
 
@@ -57,6 +60,11 @@ def ending(as_json: bool, where: Callable[[], str]) -> Iterator[Callable[[dict[s
             problem = problem_in(error)
             if problem is None:
                 raise
-            is_usage = isinstance(problem, UsageProblem)
-            code = USAGE_PROBLEM if is_usage else RUN_PROBLEM
-            raise end("usage" if is_usage else "run", str(problem), code) from None
+            kind, code = _sort_of(problem)
+            raise end(kind, str(problem), code) from None
+
+
+def _sort_of(problem: UsageProblem | RunProblem) -> tuple[str, int]:
+    if isinstance(problem, UsageProblem):
+        return "usage", USAGE_PROBLEM
+    return ("unreachable", UNREACHABLE) if isinstance(problem, Unreachable) else ("run", RUN_PROBLEM)

@@ -3,14 +3,15 @@
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from amenable import interruption
 from amenable.crew import Crew
-from amenable.early_checks import check_early, check_source
+from amenable.doctor import check_before_start
+from amenable.early_checks import check_early, check_source, check_variables
 from amenable.gpu_budget import FILE as GPU_HOURS
 from amenable.gpu_budget import GpuBudget
 from amenable.permanent_failure import recorded
@@ -24,6 +25,7 @@ from amenable.stages.kept_samples import SAMPLES_PARTIAL
 from amenable.stages.sources import reward_hashes
 from amenable.summary import StageSummary, Summary
 from cluster.address import cluster_place
+from cluster.under_job import address_here, check_run_directory
 from corpus.problems import RunProblem, UsageProblem
 from learners.checkpoint_place import CHECKPOINTS, CheckpointPlace, checkpoints_of
 
@@ -113,14 +115,20 @@ def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None 
     return found
 
 
-def run_pipeline(recipe: Recipe, until: str | None, progress: Progress, address: str | None) -> dict[str, Any]:
-    """Runs the stages up to `until` (all where None) and the report; returns `Summary` as a dict.
+def run_pipeline(
+    recipe: Recipe, until: str | None, progress: Progress, address: str | None, variables: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Runs the stages up to `until` (all where None) and the report; returns `Summary` as a dict. Every node must have
+    the environment `variables`. Under a Ray job it runs on the cluster whose job it is.
 
     Raises UsageProblem for bad input, RunProblem where the run cannot go on, Interrupted after a checkpoint.
     """
     started = time.monotonic()
+    check_run_directory(recipe.run_directory)
+    address = address_here(address)
     run = RunDirectory(recipe.run_directory)
     check_early(recipe, address)
+    check_variables(variables)
     sources = data.source_hashes(recipe)
     stages = stages_of(recipe, run, sources)
     names = [stage.name for stage in stages]
@@ -136,6 +144,9 @@ def run_pipeline(recipe: Recipe, until: str | None, progress: Progress, address:
         Crew(recipe, run.root / "ray-train", progress, address, lease.run_epoch, budget.hold) as crew,
     ):
         context = Context(recipe, run, progress, crew, lease.check)
+        if address is not None:
+            crew.join()
+            check_before_start(recipe, variables, progress)
         with _kept(context), budget.counting(lease.check):
             run.write_recipe(recipe)
             summaries: dict[str, StageSummary] = {}
@@ -251,6 +262,8 @@ def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, addr
 
     Raises UsageProblem where the reward model is not trained yet, or the file holds no comparisons.
     """
+    check_run_directory(recipe.run_directory)
+    address = address_here(address)
     run = RunDirectory(recipe.run_directory)
     with _at_hand(run):
         return _score_comparisons(recipe, run, comparisons, progress, address)

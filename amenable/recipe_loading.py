@@ -119,6 +119,13 @@ def _is_file(path: Path) -> bool:
         raise UsageProblem(f"{path}: the recipe cannot be reached ({error.strerror}).") from None
 
 
+def recipe_files(name: str | os.PathLike[str]) -> list[Path]:
+    """The files that make up the recipe `name`: its own last, those that it extends before it; none where `name` is
+    that of a packaged recipe, which every machine with the program has. Raises UsageProblem as `load_recipe` does."""
+    path = find_recipe(name)
+    return [Path(layer.source) for layer in _file_layers(path)] if _is_file(_expanded(name)) else []
+
+
 def load_recipe(path: str | os.PathLike[str], overrides: list[str], model: type[Settings]) -> Settings:
     """The recipe in the file `path` (or the packaged recipe of that name) with `overrides` applied, checked by `model`.
 

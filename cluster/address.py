@@ -14,6 +14,10 @@ CLIENT_PORT = 10001
 """Ray's own default of the port behind ray://."""
 
 
+class Unreachable(RunProblem):
+    """Nobody answers where a cluster was said to be. The command ends with exit code 4."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Host and port of a service."""
@@ -59,10 +63,10 @@ def cluster_place(address: str) -> Place | None:
 
 
 def check_cluster(address: str) -> None:
-    """Raises UsageProblem where `address` cannot be a cluster's, RunProblem where nobody answers there."""
+    """Raises UsageProblem where `address` cannot be a cluster's, Unreachable where nobody answers there."""
     place = cluster_place(address)
     refusal = None if place is None else place.refusal()
     if refusal is not None:
-        raise RunProblem(
+        raise Unreachable(
             f"Could not connect to the Ray cluster at {address} ({refusal}): is it running, and reachable from here?"
         )

@@ -9,15 +9,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-
-def bundle_of(cpus: float, gpus: float = 0.0) -> dict[str, float]:
-    """The resources of one worker as Ray's bundle: what it does not need is left out, for Ray refuses zeros."""
-    return {name: float(amount) for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
-
-
-def spoken_bundle(bundle: Mapping[str, float]) -> str:
-    """A bundle for a person: "2 CPUs and 0.5 GPU"."""
-    return " and ".join(f"{amount:g} {name}{'s' if amount > 1 else ''}" for name, amount in bundle.items())
+from cluster.bundles import spoken_bundle
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import psutil
 import ray
 
-from cluster.address import check_cluster
+from cluster.address import Unreachable, check_cluster
 from corpus.problems import RunProblem
 
 ENVIRONMENT = {
@@ -49,7 +49,8 @@ def session(
 
     A local session offers `cpus` CPUs whatever the machine has: on a small one the roles take turns on its cores.
     `meanwhile` is called again and again while a cluster is waited for; what it raises ends the wait. Raises
-    UsageProblem where `address` cannot be a cluster's, RunProblem where a cluster does not answer.
+    UsageProblem where `address` cannot be a cluster's, Unreachable where a cluster does not answer, RunProblem where no
+    local session starts.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -107,10 +108,10 @@ def _join(address: str, meanwhile: Callable[[], None]) -> None:
         joining.join(_LOOK_S)
         meanwhile()
         if time.monotonic() > give_up and joining.is_alive():
-            raise RunProblem(
+            raise Unreachable(
                 f"The Ray cluster at {address} did not take this command in within {CONNECT_DEADLINE_S:.0f} s: is that "
                 "the port of its head (6379 unless it was started with another), and its Ray and Python those of here?"
             )
     if failures:
         reason = " ".join(str(failures[0]).split())
-        raise RunProblem(f"Could not connect to the Ray cluster at {address}: {reason}") from failures[0]
+        raise Unreachable(f"Could not connect to the Ray cluster at {address}: {reason}") from failures[0]

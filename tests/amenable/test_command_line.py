@@ -53,8 +53,8 @@ class StandIn:
         self.does: Any = lambda recipe, progress: None
         self.evaluated = True
 
-    def run_pipeline(self, recipe: SmallRecipe, *, until: str | None, progress, address: str | None) -> dict:
-        self.calls.append({"recipe": recipe, "until": until, "address": address})
+    def run_pipeline(self, recipe: SmallRecipe, *, until: str | None, progress, address: str | None, variables) -> dict:
+        self.calls.append({"recipe": recipe, "until": until, "address": address, "variables": variables})
         progress.plan(["sft", "ppo"])
         progress.stage("sft")
         self.does(recipe, progress)

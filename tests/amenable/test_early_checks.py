@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from amenable.early_checks import check_early
+from amenable.early_checks import check_early, check_variables
 from amenable.pipeline import run_pipeline, score_comparisons, stages_of
 from amenable.progress import Progress
 from amenable.recipe import Recipe
@@ -15,6 +15,7 @@ from amenable.run_directory import RunDirectory
 from amenable.stage_reuse import StageSpec, begin, complete
 from amenable.stages.data import source_hashes
 from amenable.stages.sources import directory_hashes, reward_hashes
+from cluster.under_job import JOB_CONFIG
 from corpus.problems import UsageProblem
 
 
@@ -291,3 +292,24 @@ def test_comparisons_that_are_not_there_or_whose_store_does_not_answer_are_one_s
     monkeypatch.setattr("corpus.readers.resolve", lambda _: (Unreachable(), "nope/a.jsonl"))
     with pytest.raises(UsageProblem, match=r"^s3://nope/a\.jsonl: cannot be reached \(Could not resolve host"):
         score_comparisons(settings, "s3://nope/a.jsonl", Progress(json=True), None)
+
+
+def test_under_a_job_a_relative_run_directory_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(JOB_CONFIG, '{"metadata": {"job_submission_id": "ann.x.1"}}')
+    settings = Recipe(name="small")
+    with pytest.raises(UsageProblem, match=r"^runs/small would be in the working directory of the Ray job ann\.x\.1"):
+        run_pipeline(settings, until=None, progress=Progress(json=True), address=None)
+    with pytest.raises(UsageProblem, match=r"^runs/small would be in the working directory"):
+        score_comparisons(settings, "x.jsonl", progress=Progress(json=True), address=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_variable_that_is_asked_for_and_not_set_is_told(monkeypatch):
+    monkeypatch.setenv("THERE", "x")
+    monkeypatch.setenv("EMPTY", "")
+    check_variables(["THERE"])
+    with pytest.raises(UsageProblem, match=r"^The environment has no EMPTY and no ABSENT, which --env asks for"):
+        check_variables(["THERE", "EMPTY", "ABSENT"])
+    with pytest.raises(UsageProblem, match=r"^--env THERE=… gives a value"):
+        check_variables(["THERE=x"])

@@ -18,7 +18,7 @@ import sys, time, types
 from pydantic import BaseModel
 from amenable import interruption
 
-def run_pipeline(recipe, *, until, progress, address):
+def run_pipeline(recipe, *, until, progress, address, variables):
     progress.plan(["ppo"])
     progress.stage("ppo")
     for update in range(1, 2000):

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from cluster.placement import OwnPlacementGroup, bundle_of, spoken_bundle
+from cluster.bundles import bundle_of, spoken_bundle
+from cluster.placement import OwnPlacementGroup
 
 
 def test_a_bundle_leaves_out_what_is_not_needed_and_is_spoken():

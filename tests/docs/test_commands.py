@@ -77,7 +77,7 @@ def _problem_with_amenable(words: list[str]) -> str | None:
         given = command.make_context(words[0], words[1:]).params
     except TyperException as error:
         return f"{words[0]}: {error!r}"
-    if "recipe" not in given:
+    if given.get("recipe") is None:
         return None
     return _problem_with_recipe(given["recipe"], given["overrides"] or [])
 
