@@ -301,9 +301,7 @@ def test_where_the_dashboard_is(monkeypatch):
 def test_a_server_that_takes_the_question_and_says_nothing_is_given_up(monkeypatch):
     monkeypatch.setattr(job_server, "ANSWER_S", 0.3)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv(
-        "RAY_API_SERVER_ADDRESS", "http://elsewhere:1"
-    )  # what was given is asked
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:1")  # what was given is asked
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
