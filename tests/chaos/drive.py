@@ -69,7 +69,7 @@ def cluster_that_loses_a_node() -> Iterator[str]:
             time.sleep(0.1)
         # By the command, since Cluster adds nodes from the main thread alone.
         start = [str(Path(sys.executable).parent / "ray"), "start", f"--address={cluster.address}", "--num-cpus=6"]
-        joined.append(subprocess.Popen([*start, "--block"], stdout=subprocess.DEVNULL))
+        joined.append(subprocess.Popen([*start, "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         while len([node for node in ray.nodes() if node["Alive"]]) < 3 and time.monotonic() < give_up:
             time.sleep(0.1)
         phases.register("node", far.all_processes["raylet"][0].process.pid)
