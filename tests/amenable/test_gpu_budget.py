@@ -308,12 +308,12 @@ def test_a_run_stops_at_its_limit_between_stages_and_the_next_command_ends_befor
     limits = ["limits.gpu_hours=1e-6", "rollouts.gpus=1", "rollouts.generators=8", f"run_directory={tmp_path / 'run'}"]
     recipe = load_recipe("demo", limits, Recipe)
     with pytest.raises(interruption.LimitReached, match="is used up at the beginning of rm"):
-        pipeline.run_pipeline(recipe, None, Progress(json=True), "auto")
+        pipeline.run_pipeline(recipe, None, Progress(json=True), None)
     assert worked == ["sft"]
     used = kept(tmp_path / "run")
     assert used > 1e-6
     interruption._requested.clear()
     with pytest.raises(interruption.LimitReached, match="is used up at the beginning:"):
-        pipeline.run_pipeline(recipe, None, Progress(json=True), "auto")
+        pipeline.run_pipeline(recipe, None, Progress(json=True), None)
     assert worked == ["sft"]
     assert kept(tmp_path / "run") == used

@@ -23,7 +23,7 @@ class Pipeline:
         self.calls = 0
         self.problem: Exception | None = None
 
-    def __call__(self, recipe: Any, until: Any, progress: Any, address: Any) -> dict[str, Any]:
+    def __call__(self, recipe: Any, until: Any, progress: Any, address: Any, variables: Any) -> dict[str, Any]:
         self.calls += 1
         with recorded(recipe, "rm"):
             if self.problem is not None:
