@@ -4,7 +4,9 @@ import json
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ sys.path.insert(0, str(CHAOS))  # the toy run, and the command that trains it
 pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(600)]
 
 PROMPT = [3, 5, 7, 2]
+EVERY_S = 10.0
 
 
 class Training:
@@ -38,27 +41,45 @@ class Training:
         commit(self.run / "base")
         commit(self.run / "round-01" / "ppo-init")
         self.before(3)
-        self.command = Command(directory, self.run, "--updates=12")
+        self.command = Command(directory, self.run, "--updates=60")
 
     def before(self, update: int) -> None:
-        """Lets it publish what comes before this update, and no more."""
+        """Lets it publish what comes before this update, and no more; for a minute and a half, then it goes on."""
+        self._allowed = update
         new = self.directory / "brake.new"
         new.write_text(str(update))
         new.rename(self.directory / "brake")
+
+    @contextmanager
+    def going_slowly(self) -> Iterator[None]:
+        """One update every EVERY_S seconds while the block lasts."""
+        over = threading.Event()
+
+        def go_on() -> None:
+            while not over.wait(EVERY_S):
+                self.before(self._allowed + 1)
+
+        going = threading.Thread(target=go_on)
+        going.start()
+        try:
+            yield
+        finally:
+            over.set()
+            going.join()
 
     def newest(self) -> PublishedSnapshot | None:
         assert not self.command.is_over(), self.command.said[-3000:]
         found = published(Names(self.run).published)
         return found[-1] if found else None
 
-    def published(self, update: int) -> PublishedSnapshot:
-        """Waits for that version, and returns it."""
+    def settled(self) -> PublishedSnapshot:
+        """Waits until all that it may publish is published, and returns the newest."""
 
         def found() -> PublishedSnapshot | None:
             newest = self.newest()
-            return newest if newest is not None and newest.version[1] >= update else None
+            return newest if newest is not None and newest.version[1] == self._allowed - 1 else None
 
-        return until(found, f"version {update} in RUN/published", 240)
+        return until(found, f"version {self._allowed - 1} in RUN/published", 240)
 
 
 @pytest.fixture
@@ -112,16 +133,19 @@ def logprobs_of(snapshot: PublishedSnapshot, skeleton: Path) -> list[float]:
 
 
 def test_a_service_follows_a_run_that_trains_elsewhere_to_its_end(training, tmp_path):
-    first = training.published(2)
+    training.settled()
     skeleton = Names(training.run).skeleton()
-    with serve(training.run, tmp_path) as service:
+    with ExitStack() as served:
+        with training.going_slowly():
+            service = served.enter_context(serve(training.run, tmp_path))
+        first = training.settled()
         until(lambda: service.serves("policy") == first.label, "the newest version in the engine")
         before = served_logprobs(service)
         assert before == pytest.approx(logprobs_of(first, skeleton), abs=1e-4)
         client = Asking(service)
         until(lambda: client.versions, "the first response")
-        training.before(8)
-        later = training.published(7)
+        training.before(first.version[1] + 5)
+        later = training.settled()
         until(lambda: service.serves("policy") == later.label, "a later version in the engine")
         after = served_logprobs(service)
         assert after == pytest.approx(logprobs_of(later, skeleton), abs=1e-4)
