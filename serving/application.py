@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class Replica:
         self._engines = engines
         self._access = Access(self._run, Path(told.token_file) if told.token_file is not None else None)
         await self._start_engines()
-        await self._slots.follow_once()  # what was published while the engines started
+        await self._slots.catch_up()  # with what was published while the engines started
         page = self._page() if told.page else None
         self._gateway = Gateway(
             access=self._access,
@@ -156,10 +157,10 @@ class Replica:
                 f"{self._run} has none of the models {', '.join(self._settings.loaded)} yet (serving.loaded)."
             )
         for engine in self._engines[len(given) :]:  # those without a model of their own wait with another's weights
-            await engine.start(*given[0], skeleton)
+            await engine.start(*given[0], skeleton, partial(self._slots.meaning, given[0][0]))
             engine.holds = None
         for engine, (name, weights) in zip(self._engines, given, strict=False):
-            await engine.start(name, weights, skeleton)
+            await engine.start(name, weights, skeleton, partial(self._slots.meaning, name))
 
     def _healthy(self) -> None:
         for engine in self._engines:

@@ -13,11 +13,13 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from corpus.problems import RunProblem
+from serving.feeds import TAKES
 from serving.names import Weights
 from serving.settings import ServingSettings
 from serving.versions import CURRENT, Annotating, Send, Spans, tracked
@@ -46,6 +48,13 @@ LEAVE_S = 5.0
 """Seconds for a request whose client has left to be taken out of the engine."""
 
 log = logging.getLogger(__name__)
+
+Latest = Callable[[], Awaitable[Weights | None]]
+
+
+async def _nothing_newer() -> None:
+    """For weights that stay where they are."""
+
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -90,10 +99,11 @@ class EngineSlot:
         assert self._app is not None, "the engine is not started"
         return self._app
 
-    async def start(self, name: str, weights: Weights, skeleton: Path) -> None:
+    async def start(self, name: str, weights: Weights, skeleton: Path, latest: Latest = _nothing_newer) -> None:
         """Make the engine, with these weights, and have it generate a token. `skeleton` has config and tokenizer.
 
-        Raises RunProblem where vLLM cannot serve the model.
+        Snapshots come and go while the engine is made: `latest` tells what `name` means by then. Raises RunProblem
+        where vLLM cannot serve the model, or where the weights cannot be read TAKES times.
         """
         directory = weights.directory or skeleton
         try:
@@ -103,7 +113,13 @@ class EngineSlot:
             raise RunProblem(f"vLLM cannot serve the model in {directory}: {said}") from error
         self._shapes = await asyncio.to_thread(_shapes_of, sorted(directory.glob("*.safetensors")))
         if weights.directory is None:
-            await self.take(name, weights)
+            for left in reversed(range(TAKES)):
+                try:
+                    await self.take(name, await latest() or weights)
+                    break
+                except RunProblem:
+                    if not left:
+                        raise
         else:
             await asyncio.to_thread(weights.check)
             await self._engine.update_weight_version(weights.version)

@@ -32,6 +32,9 @@ KEPT = 2
 """Snapshots of the weight store that are kept as files: the present one, and the one before it for an engine that is
 still reading."""
 
+TAKES = 3
+"""Times that weights are looked for at a start: what was published may be removed before it is read. House default."""
+
 log = logging.getLogger(__name__)
 
 

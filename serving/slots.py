@@ -14,7 +14,7 @@ from actors.episodes import parse_version
 from corpus.problems import RunProblem
 from serving.desired import Wish, read_wish
 from serving.errors import ApiError
-from serving.feeds import Feed
+from serving.feeds import TAKES, Feed
 from serving.names import POLICY, Names, Weights
 
 DWELL_S = 5.0
@@ -100,6 +100,16 @@ class Slots:
                     log.warning("weights are not followed: %s", error)
                 self.problem = str(error)
             await asyncio.sleep(self._follow_s)
+
+    async def catch_up(self) -> None:
+        """Look as `follow` does, until a look has come to its end. Raises what the last of TAKES looks raised: what was
+        published may be removed before it is read."""
+        for left in reversed(range(TAKES)):
+            try:
+                return await self.follow_once()
+            except RunProblem:
+                if not left:
+                    raise
 
     async def follow_once(self) -> None:
         """One look at what is wanted and at every model that a slot holds. Raises what putting weights in raises."""

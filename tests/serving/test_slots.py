@@ -10,6 +10,7 @@ import pytest
 from corpus.problems import RunProblem
 from serving.desired import write_wish
 from serving.errors import ApiError
+from serving.feeds import TAKES
 from serving.names import Weights
 from serving.slots import DWELL_S, Slots
 
@@ -212,3 +213,30 @@ def test_a_damaged_wish_does_not_stop_what_is_served(tmp_path):
         assert "cannot be read" in (slots.problem or "")
 
     asyncio.run(scene())
+
+
+class RemovedMeanwhile(StandInFeed):
+    """Names weights that are gone when they are read, `times` times."""
+
+    def __init__(self, names: StandInNames, times: int) -> None:
+        super().__init__(names)
+        self.left = times
+
+    async def newest(self) -> Weights | None:
+        self.left -= 1
+        return Weights("damaged") if self.left >= 0 else await super().newest()
+
+
+@pytest.mark.parametrize(("times", "holds"), [(0, True), (TAKES - 1, True), (TAKES, False)])
+def test_a_start_looks_again_for_weights_that_were_removed_before_they_were_read(tmp_path, times, holds):
+    async def start() -> StandInSlot:
+        slot, names = StandInSlot(0, "policy"), StandInNames(policy="0.2")
+        feed = RemovedMeanwhile(names, times)
+        await Slots(tmp_path, [slot], names, feed, 0.01).catch_up()  # pyright: ignore[reportArgumentType]
+        return slot
+
+    if holds:
+        assert asyncio.run(start()).version == "0.2"
+    else:
+        with pytest.raises(RunProblem):
+            asyncio.run(start())
