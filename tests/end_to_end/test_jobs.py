@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.jobs, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "tests/end_to_end/tiny.yaml"
