@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from actors.published import PublishedSnapshot, published
 from actors.snapshot_files import map_snapshot
@@ -42,6 +43,15 @@ class Training:
         commit(self.run / "round-01" / "ppo-init")
         self.before(3)
         self.command = Command(directory, self.run, "--updates=60")
+
+    def serve_small(self) -> None:
+        """Writes into the recipe of the run, once it is there, that one small engine serves it."""
+        path = self.run / "recipe.yaml"
+        until(path.exists, "recipe.yaml")
+        content = yaml.safe_load(path.read_text())
+        small = {"memory_budget_gib": 2.5, "engine_gib": 2.5, "kv_cache_mib": 16, "max_concurrent": 8, "follow_s": 0.1}
+        content["serving"] |= small
+        path.write_text(yaml.safe_dump(content))
 
     def before(self, update: int) -> None:
         """Lets it publish what comes before this update, and no more; for a minute and a half, then it goes on."""
@@ -134,6 +144,7 @@ def logprobs_of(snapshot: PublishedSnapshot, skeleton: Path) -> list[float]:
 
 def test_a_service_follows_a_run_that_trains_elsewhere_to_its_end(training, tmp_path):
     training.settled()
+    training.serve_small()
     skeleton = Names(training.run).skeleton()
     with ExitStack() as served:
         with training.going_slowly():
