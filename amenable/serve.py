@@ -4,8 +4,6 @@ import getpass
 import ipaddress
 import os
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -104,36 +102,28 @@ def serve(
 
 
 def _start(application: Any, run: str, deadline_s: float) -> None:
-    """Until every replica is ready. On a thread of its own, because Ray Serve's call knows no deadline and no Ctrl-C.
+    """Until every replica is ready.
 
     Raises RunProblem where it does not start, or not in time, Interrupted where a stop is asked for meanwhile.
     """
     from ray import serve as ray_serve
 
+    from cluster.patience import call_within
     from serving.application import APPLICATION
 
-    failures: list[Exception] = []
-
     def start() -> None:
-        try:
-            ray_serve.run(application, name=APPLICATION, route_prefix="/", logging_config=_quiet())
-        except Exception as error:  # noqa: BLE001 - handed to whoever waits
-            failures.append(error)
+        ray_serve.run(application, name=APPLICATION, route_prefix="/", logging_config=_quiet())
 
-    starting = threading.Thread(target=start, name="serve-run", daemon=True)
-    give_up = time.monotonic() + deadline_s
-    starting.start()
-    while starting.is_alive():
-        starting.join(LOOK_S)
-        interruption.stop_if_requested("the start of the service")
-        if time.monotonic() > give_up and starting.is_alive():
-            raise RunProblem(
-                f"The service of {run} was not ready within {deadline_s:.0f} s (serving.start_deadline_s): "
-                f"{_reason(APPLICATION) or 'Ray Serve does not say why.'}"
-            )
-    if failures:
-        said = _reason(APPLICATION) or str(failures[0])
-        raise RunProblem(f"The service of {run} did not start: {said}") from failures[0]
+    try:
+        failure = call_within(deadline_s, start, lambda: interruption.stop_if_requested("the start of the service"))
+    except TimeoutError:
+        raise RunProblem(
+            f"The service of {run} was not ready within {deadline_s:.0f} s (serving.start_deadline_s): "
+            f"{_reason(APPLICATION) or 'Ray Serve does not say why.'}"
+        ) from None
+    if failure is not None:
+        said = _reason(APPLICATION) or str(failure)
+        raise RunProblem(f"The service of {run} did not start: {said}") from failure
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -11,6 +9,7 @@ import psutil
 import ray
 
 from cluster.address import Unreachable, check_cluster
+from cluster.patience import call_within
 from corpus.problems import RunProblem
 
 ENVIRONMENT = {
@@ -33,9 +32,6 @@ STARTS = 3
 
 _TOO_SLOW = "timed out during startup"
 """In what ray.init says where these seconds were not enough (ray/_private/node.py)."""
-
-_LOOK_S = 0.2
-"""Seconds between two looks at whether a stop is asked for."""
 
 
 @contextmanager
@@ -92,26 +88,18 @@ def _start_local(cpus: int, object_store_mib: int) -> None:
 
 
 def _join(address: str, meanwhile: Callable[[], None]) -> None:
-    """Connects to a cluster. On a thread of its own, because ray.init knows no deadline and no Ctrl-C."""
-    failures: list[Exception] = []
+    """Connects to a cluster."""
 
     def join() -> None:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="amenable")
-        except Exception as error:  # noqa: BLE001 - handed to whoever waits
-            failures.append(error)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="amenable")
 
-    joining = threading.Thread(target=join, name="ray-init", daemon=True)
-    give_up = time.monotonic() + CONNECT_DEADLINE_S
-    joining.start()
-    while joining.is_alive():
-        joining.join(_LOOK_S)
-        meanwhile()
-        if time.monotonic() > give_up and joining.is_alive():
-            raise Unreachable(
-                f"The Ray cluster at {address} did not take this command in within {CONNECT_DEADLINE_S:.0f} s: is that "
-                "the port of its head (6379 unless it was started with another), and its Ray and Python those of here?"
-            )
-    if failures:
-        reason = " ".join(str(failures[0]).split())
-        raise Unreachable(f"Could not connect to the Ray cluster at {address}: {reason}") from failures[0]
+    try:
+        failure = call_within(CONNECT_DEADLINE_S, join, meanwhile)
+    except TimeoutError:
+        raise Unreachable(
+            f"The Ray cluster at {address} did not take this command in within {CONNECT_DEADLINE_S:.0f} s: is that "
+            "the port of its head (6379 unless it was started with another), and its Ray and Python those of here?"
+        ) from None
+    if failure is not None:
+        reason = " ".join(str(failure).split())
+        raise Unreachable(f"Could not connect to the Ray cluster at {address}: {reason}") from failure
