@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
-	@echo "make test    lint, types, import floors, unit and end-to-end tests (20 to 30 minutes)"
+	@echo "make test    lint, types, import floors, unit and end-to-end tests (25 minutes)"
 	@echo "make check   its part under 2 minutes: lint, types, floors, fast unit tests"
 	@echo "make test-demo   the demo learns, and with learning rate 0 does not (8 to 15 minutes)"
 	@echo "make test-service   the endpoint and its page: engines, Ray Serve, real clients, a browser if there is Chromium"
