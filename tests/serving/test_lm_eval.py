@@ -69,11 +69,11 @@ def log_likelihood(model: Any, tokenizer: Any, prompt: str, continuation: str) -
 
 
 def written(model: Any, tokenizer: Any, prompt: str, length: int) -> str:
-    """The likeliest token, `length` times, up to the end of text."""
+    """What stands after the prompt once the likeliest token was added `length` times, or up to the end of text."""
     tokens = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
     with torch.no_grad():
-        found = model.generate(tokens, max_new_tokens=length, do_sample=False)
-    return tokenizer.decode(found[0, tokens.shape[1] :], skip_special_tokens=True).strip()
+        [found] = model.generate(tokens, max_new_tokens=length, do_sample=False)
+    return tokenizer.decode(found, skip_special_tokens=True).removeprefix(tokenizer.decode(tokens[0]))
 
 
 def write_task(directory: Path, name: str, kind: str, rows: list[dict[str, Any]]) -> None:
