@@ -1,0 +1,42 @@
+"""An end for an engine's processes whose owner, an actor or a replica, has died: one that is killed cannot tell them.
+
+vLLM starts these processes and imports a module of ours in them, which calls `end_with_owner`.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+
+import psutil
+
+OWNER_VARIABLE = "AMENABLE_ENGINE_OWNER_PID"
+"""Environment variable: the process whose end ends the engine. Whoever makes the engine sets it."""
+
+WATCH_S = 1.0
+"""Seconds between two looks at the owner."""
+
+log = logging.getLogger(__name__)
+
+
+def end_with_owner() -> None:
+    """Have this process end when the owner does. Does nothing in the owner itself, and where none is named."""
+    owner = int(os.environ.get(OWNER_VARIABLE, "0"))
+    if owner not in (0, os.getpid()):
+        threading.Thread(target=_watch, args=(owner,), name="watch owner", daemon=True).start()
+
+
+def _watch(owner: int) -> None:
+    """End the engine's loop, where that is a process between the owner and this one, and this process."""
+    try:
+        process = psutil.Process(owner)
+    except psutil.NoSuchProcess:
+        process = None
+    parent = os.getppid()
+    while process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(WATCH_S)
+    log.warning("the owner of this engine has ended; so does the engine")
+    if parent not in (owner, 1) and os.getppid() == parent:
+        os.kill(parent, signal.SIGKILL)
+    os._exit(1)
