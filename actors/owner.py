@@ -5,9 +5,9 @@ vLLM starts these processes and imports a module of ours in them, which calls `e
 
 import logging
 import os
-import signal
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -28,15 +28,14 @@ def end_with_owner() -> None:
 
 
 def _watch(owner: int) -> None:
-    """End the engine's loop, where that is a process between the owner and this one, and this process."""
-    try:
-        process = psutil.Process(owner)
-    except psutil.NoSuchProcess:
-        process = None
-    parent = os.getppid()
-    while process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(WATCH_S)
+    """End this process, and those between the owner and it such as an engine's loop, once the owner is gone."""
+    above = psutil.Process().parents()
+    at = next((number for number, each in enumerate(above) if each.pid == owner), None)
+    if at is not None:
+        while above[at].is_running() and above[at].status() != psutil.STATUS_ZOMBIE:
+            time.sleep(WATCH_S)
     log.warning("the owner of this engine has ended; so does the engine")
-    if parent not in (owner, 1) and os.getppid() == parent:
-        os.kill(parent, signal.SIGKILL)
+    for between in above[: at or 0]:
+        with suppress(psutil.NoSuchProcess):
+            between.kill()
     os._exit(1)
