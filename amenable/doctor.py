@@ -118,7 +118,9 @@ def examine_here(recipe: Recipe | None, variables: Sequence[str], progress: Prog
             cpus = sum(bundle.all_cpus for bundle in bundles)
             room = Room(HERE, cpus, gpus, cpus, gpus)
             findings.append(check_room(bundles, [room], None))
-            findings.append(check_memory(needs_of(recipe), places_of_processes(bundles, pack(bundles, [room])), {HERE: facts}))
+            findings.append(
+                check_memory(needs_of(recipe), places_of_processes(bundles, pack(bundles, [room])), {HERE: facts})
+            )
     if recipe is not None:
         findings += [try_here(place) for place in _places(RunDirectory(recipe.run_directory))]
     return findings

@@ -87,7 +87,9 @@ def _lacks(
         elif not any(fits(bundle, room) for room in rooms):
             told[bundle] = f"{asks}: none has that free; {closest.node} comes nearest with {_has(closest)} free"
         else:
-            told[bundle] = f"{asks}: no room beside the other roles, which take what {closest.node} and others have free"
+            told[bundle] = (
+                f"{asks}: no room beside the other roles, which take what {closest.node} and others have free"
+            )
         if groups:
             told[bundle] += ", and what the autoscaler may add does not do"
     return list(told.values())

@@ -95,7 +95,9 @@ def test_what_does_not_fit_is_told_with_what_would_help():
 
 def test_a_second_gpu_of_a_generator_stands_idle_unless_its_model_is_divided():
     told = command(*PAPER, "rollouts.gpus=2").stdout
-    assert "rollouts.gpus 2: a generator uses as many GPUs as rollouts.tensor_parallel says, 1; the others would" in told
+    assert (
+        "rollouts.gpus 2: a generator uses as many GPUs as rollouts.tensor_parallel says, 1; the others would" in told
+    )
     assert "stand idle" not in command(*PAPER, "rollouts.gpus=2", "rollouts.tensor_parallel=2").stdout
     assert "stand idle" in command(*PAPER, "learners.gpus=2").stdout
 

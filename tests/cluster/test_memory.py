@@ -175,7 +175,8 @@ def test_a_divided_generator_has_its_part_on_each_gpu_and_all_of_it_in_a_nodes_m
 def test_key_value_heads_that_are_too_few_are_held_more_than_once():
     shape = model_presets()["qwen2.5-7b"]  # four of them
     fit = [sequences_that_fit(shape, 8192, "bfloat16", 2048, ranks) for ranks in (1, 4, 8)]
-    assert fit[0] == fit[1] == 2 * fit[2]
+    assert fit[0] == fit[1]
+    assert fit[2] == fit[0] // 2
 
 
 def test_the_demos_roles_are_reckoned_near_what_they_were_measured_at():

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,9 @@ def recipe(tmp_path: Path, **settings: Any) -> Recipe:
         {"name": "placed", "run_directory": str(tmp_path / "run"), "ppo": {"batch_size": 480}, **settings}
     )
 
+
+NUMBERS = count()
+"""No two placement groups have one name."""
 
 Placed = list[tuple[str, tuple[str, ...]]]
 """Of each process its node, and the numbers of the GPUs it may use there."""
@@ -210,7 +214,7 @@ def scoring(asked: Recipe, tmp_path: Path, cluster: dict[str, str]) -> Iterator[
 def taken(bundles: list[Bundle]) -> Iterator[list[bool]]:
     """Placement groups for `bundles`, one after another; whether Ray had room for each."""
     placement = [OwnPlacementGroup(bundle_of(bundle.all_cpus, bundle.all_gpus)) for bundle in bundles]
-    reserved = [each.reserve(f"taken-{at}") for at, each in enumerate(placement)]
+    reserved = [each.reserve(f"taken-{next(NUMBERS)}") for each in placement]
     try:
         yield [each.wait(room, NEVER_S) for each, room in zip(placement, reserved, strict=True)]
     finally:
