@@ -259,7 +259,7 @@ class RolloutEngine:
 
     @contextmanager
     def _update(self, snapshot: Snapshot, offer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-        """What the engine's workers are told: the learner's offer, or where in this machine's memory the weights are."""
+        """What the engine's workers are told: the learner's offer, or where in this machine's memory weights are."""
         if offer is not None:
             yield offer
         elif self._ranks == 1:

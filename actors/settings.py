@@ -89,8 +89,8 @@ class RolloutSettings(BaseModel):
             )
         if self.gpus == 0 and self.dtype == "bfloat16":
             raise ValueError(
-                f"dtype bfloat16 with tensor_parallel {ranks} on CPUs: vLLM's CPU engines in processes of their own die "
-                "in bfloat16; use float32"
+                f"dtype bfloat16 with tensor_parallel {ranks} on CPUs: vLLM's CPU engines in processes of their own "
+                "die in bfloat16; use float32"
             )
         return self
 

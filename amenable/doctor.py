@@ -61,7 +61,7 @@ def bundles_of(recipe: Recipe) -> list[Bundle]:
 
 
 def needs_of(recipe: Recipe) -> list[Need]:
-    """What each process of `bundles_of` is reckoned to take while PPO trains, one after another: the plan's estimate."""
+    """What each process of `bundles_of` is reckoned to take while PPO trains, in their order: the plan's estimate."""
     roles = {ROLES[role.role]: role for role in planned(recipe, None, None, None).plan.roles}
     return [
         Need(

@@ -310,8 +310,8 @@ def _remarks(
         )
     if shares.generators.gpus > max(ranks, 1):
         said.append(
-            f"rollouts.gpus {shares.generators.gpus:g}: a generator uses as many GPUs as rollouts.tensor_parallel says, "
-            f"{ranks}; the others would stand idle."
+            f"rollouts.gpus {shares.generators.gpus:g}: a generator uses as many GPUs as rollouts.tensor_parallel "
+            f"says, {ranks}; the others would stand idle."
         )
     if kv_sequences < 1:
         said.append(

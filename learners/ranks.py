@@ -1,4 +1,4 @@
-"""How many ranks a learner group has, what each reserves, and how they lie on the nodes: what Ray Train is asked for."""
+"""How many ranks a learner group has, what each reserves, and how they lie on nodes: what Ray Train is asked for."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal

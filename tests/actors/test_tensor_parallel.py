@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import toy_engine
 import torch
+import toy_engine
 from toy_engine import reference_logprobs, snapshot_of
 
 from actors import rollout_engine

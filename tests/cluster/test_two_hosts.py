@@ -1,5 +1,5 @@
-"""A run over two hosts: network namespaces with addresses of their own, one cable between them, and neither /tmp/ray nor
-/dev/shm in common. Ray is started there as KubeRay starts it, with its tokens; what the hosts share is the run's disk.
+"""A run over two hosts: network namespaces with addresses of their own, one cable between them, and neither /tmp/ray
+nor /dev/shm in common. Ray is started there as KubeRay starts it, with its tokens; the hosts share the run's disk.
 
 Needs root, iproute2 and util-linux.
 """
@@ -106,10 +106,16 @@ def processes() -> list[tuple[str, psutil.Process]]:
 
 
 def kuberay_command(group: dict[str, Any], address: str | None, cpus: int) -> list[str]:
-    """The command by which KubeRay 1.7 has a container of the group start Ray (ray-operator/controllers/ray/common/
-    pod.go: what `rayStartParams` lack is filled in, then all of them become flags), but for the CPUs."""
+    """The command by which KubeRay has a container of the group start Ray (generateRayStartCommand in ray-operator/
+    controllers/ray/common/pod.go: what `rayStartParams` lack is filled in, then all of them become flags), with amounts
+    that this machine has."""
     parameters = dict(group["rayStartParams"]) | {"num-cpus": str(cpus), "object-store-memory": str(256 << 20)}
-    parameters |= {"block": "true", "dashboard-agent-listen-port": "52365", "metrics-export-port": "8080"}
+    parameters |= {
+        "memory": str(4 << 30),
+        "block": "true",
+        "dashboard-agent-listen-port": "52365",
+        "metrics-export-port": "8080",
+    }
     role = ["--head"] if address is None else [f"--address={address}:6379"]
     flags = ["--block" if name == "block" else f"--{name}={value}" for name, value in sorted(parameters.items())]
     return [sys.executable, "-m", "ray.scripts.scripts", "start", *role, *flags]
