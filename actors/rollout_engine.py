@@ -20,15 +20,14 @@ import numpy as np
 
 from actors.settings import RolloutSettings
 from corpus.problems import RunProblem, UsageProblem
+from corpus.telemetry import TELEMETRY_OFF
 from models.snapshot import Snapshot, unpack, verify
 
 ENVIRONMENT = {
+    **TELEMETRY_OFF,
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives and dies with its actor: no orphaned process
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # roles share cores on small machines
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     # Without CUDA graphs only a few small sampler functions would be compiled: seconds of start-up for nothing.
     "TORCH_COMPILE_DISABLE": "1",
 }

@@ -19,6 +19,7 @@ from actors.rewards import RewardSettings, make_reward
 from actors.role_reports import RoleReport, report_now
 from actors.settings import ScoringSettings
 from corpus.problems import RunProblem
+from corpus.telemetry import switch_telemetry_off
 from corpus.templates import decode_responses
 
 
@@ -27,6 +28,7 @@ class ScoringWorker:
     """Loads what it is told to score with; one call at a time, in the order of the calls, heartbeats beside them."""
 
     def __init__(self, name: str, settings: ScoringSettings) -> None:
+        switch_telemetry_off()
         import torch
 
         torch.set_num_threads(settings.threads)

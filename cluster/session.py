@@ -11,16 +11,14 @@ import ray
 from cluster.address import Unreachable, check_cluster
 from cluster.patience import call_within
 from corpus.problems import RunProblem
+from corpus.telemetry import TELEMETRY_OFF
 
 ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
+    **TELEMETRY_OFF,
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_DEDUP_LOGS": "1",
     "RAY_memory_monitor_refresh_ms": "1000",
     "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_NO_USAGE_STATS": "1",
 }
 """Set where the person has not set them; a local session's workers inherit them."""
 

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from corpus.problems import RunProblem
+from corpus.telemetry import TELEMETRY_OFF
 from serving.feeds import TAKES
 from serving.names import Weights
 from serving.settings import ServingSettings
@@ -28,11 +29,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 ENVIRONMENT = {
+    **TELEMETRY_OFF,
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # engines share cores with others on small machines
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "TORCH_COMPILE_DISABLE": "1",  # without CUDA graphs only a few small sampler functions would be compiled
 }
