@@ -99,7 +99,7 @@ def parts_of(text: str) -> tuple["Part", ...]:
 def _check_places(recipe: "Recipe") -> None:
     """Raises UsageProblem for a path of the recipe that only this machine knows."""
     from amenable.stages.data import addresses
-    from corpus.readers import HUB
+    from corpus.hub import HUB
 
     places = [("a source of the corpus", each) for each in addresses(recipe) if not each.startswith(HUB)]
     if _looks_local(recipe.model.base):

@@ -155,8 +155,13 @@ def run_pipeline(
                 interruption.stop_if_requested(f"the beginning of {stage.name}")
                 summaries[run.relative(stage.spec.directory)] = _run_stage(context, stage)
                 lease.check()
-                run.write_lineage(recipe.name, sources)
+                run.write_lineage(recipe.name, sources, _data_sets(context))
             return _finish(context, summaries, until, time.monotonic() - started)
+
+
+def _data_sets(context: Context) -> dict[str, dict[str, str]]:
+    made = read_record(context.run.data)
+    return data.data_sets(context.recipe, made.values.get(data.HUB_CARDS, {}) if made is not None else {})
 
 
 @contextmanager

@@ -27,6 +27,10 @@ class Source(BaseModel):
     format: Format | Literal["auto"] = Field(
         default="auto", description="The format of its rows; auto tells it by their columns (docs/data.md)."
     )
+    licence: str | None = Field(
+        default=None,
+        description="The licence of its data, for lineage and report; by default what its card on the Hub states.",
+    )
 
 
 class FileCorpusSettings(BaseModel):
@@ -41,6 +45,11 @@ class FileCorpusSettings(BaseModel):
     )
     format: Format | Literal["auto"] = Field(
         default="auto", description="The format of the rows in path; auto tells it by their columns (docs/data.md)."
+    )
+    licence: str | None = Field(
+        default=None,
+        description="The licence of the data in path, for lineage and report; by default what its card on the Hub "
+        "states.",
     )
     pretraining: Source | None = Field(
         default=None, description="Documents for the base model and the pretraining term; by default those of path."
@@ -82,7 +91,7 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
     Raises UsageProblem where a source cannot be read or a row is malformed (naming its place), where there are no
     documents, demonstrations or prompts, and where a split is empty.
     """
-    read: dict[Source, Rows] = {}
+    read: dict[tuple[str, str], Rows] = {}
 
     def part(name: Literal["pretraining", "demonstrations", "prompts", "comparisons"]) -> Rows:
         source = getattr(settings, name) or (
@@ -92,9 +101,9 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
             if name == "comparisons":
                 return Rows()
             raise UsageProblem(f"the corpus has no source for its {name}: give path or {name}.")
-        if source not in read:
-            read[source] = read_source(source.path, source.format)
-        return read[source]
+        if (source.path, source.format) not in read:
+            read[source.path, source.format] = read_source(source.path, source.format)
+        return read[source.path, source.format]
 
     def split(rows: Sequence[_Row], what: str) -> tuple[list[_Row], list[_Row]]:
         return split_by_user(rows, settings.held_out_fraction, settings.split_seed, what)

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from corpus.hub import HUB, hub_card, name_and_split
 from corpus.json_text import parse_json, unreadable_json
 from corpus.problems import UsageProblem
 from corpus.storage import named, one_line, resolve
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
-HUB = "hub:"
 _WILD = "*?["
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
@@ -218,8 +218,7 @@ def _text_blocks(name: str, lines: Iterator[tuple[int, str]]) -> Iterator[RawRow
 
 
 def _hub_rows(address: str) -> Iterator[RawRow]:
-    name, _, split = address.removeprefix(HUB).partition(":")
-    split = split or "train"
+    name, split = name_and_split(address)
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -227,7 +226,7 @@ def _hub_rows(address: str) -> Iterator[RawRow]:
             f"{address}: reading from the Hub needs the `datasets` package (pip install 'amenable[hub]')."
         ) from error
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, split=split, revision=hub_card(name).commit)
     except Exception as error:
         raise UsageProblem(f"{address}: this dataset cannot be loaded ({type(error).__name__}: {error}).") from error
     for number, columns in enumerate(rows, start=1):
