@@ -8,6 +8,7 @@ Invariants:
 
 import importlib
 import math
+import os
 import re
 import sys
 import time
@@ -69,6 +70,12 @@ class RewardSettings(BaseModel):
         default=None, description="function only: 'module:function', called with two lists of texts."
     )
     url: str | None = Field(default=None, description="http only: where prompts and responses are posted as JSON.")
+    token_variable: str | None = Field(
+        default=None,
+        pattern="^[A-Z_][A-Z0-9_]*$",
+        description="http only: name of the environment variable whose value is sent as bearer token, set where the "
+        "scoring processes run; the token itself stands in no recipe. None sends none.",
+    )
     timeout_s: float = Field(
         default=30.0, gt=0, description="http only: seconds until one request counts as failed. Ours."
     )
@@ -85,6 +92,8 @@ class RewardSettings(BaseModel):
                 raise ValueError(f"reward kind {kind} needs {name}")
             if kind != self.kind and given:
                 raise ValueError(f"reward {name} is for kind {kind}; the kind is {self.kind}")
+        if self.token_variable is not None and self.kind != "http":
+            raise ValueError(f"reward token_variable is for kind http; the kind is {self.kind}")
         if self.function is not None and not re.fullmatch(r"[^:]+:[^:]+", self.function):
             raise ValueError(f"reward function should be 'module:function', not {self.function!r}")
         return self
@@ -112,7 +121,9 @@ def make_reward(
         return FunctionReward(settings.function)
     if settings.kind == "http":
         assert settings.url is not None
-        return HTTPReward(settings.url, rows_per_batch, settings.timeout_s, settings.deadline_s)
+        return HTTPReward(
+            settings.url, rows_per_batch, settings.timeout_s, settings.deadline_s, settings.token_variable
+        )
     if directory is None:
         raise UsageProblem("reward kind trained needs a trained reward model, and this run has none.")
     return TrainedReward(directory, tokenizer, rows_per_batch, device, dtype)
@@ -123,7 +134,7 @@ def check_reward(settings: RewardSettings) -> None:
     if settings.function is not None:
         FunctionReward(settings.function)
     if settings.url is not None:
-        HTTPReward(settings.url, 1, settings.timeout_s, settings.deadline_s)
+        HTTPReward(settings.url, 1, settings.timeout_s, settings.deadline_s, settings.token_variable)
     if settings.model is not None:
         from models.build import load_config
 
@@ -337,10 +348,18 @@ class HTTPReward:
     """A service: POST {"prompts": […], "responses": […]} is answered by {"scores": […]}.
 
     A refused or lost connection, a time-out, and the answers 429 and 5xx are tried again, after 0.5 s, 1 s, 2 s, … and
-    at most 30 s, until the deadline; any other answer but 200 ends the run at once.
+    at most 30 s, until the deadline; any other answer but 200 ends the run at once. The bearer token, where one is
+    sent, is in no sentence, even if the service repeats it.
     """
 
-    def __init__(self, url: str, rows_per_request: int, timeout_s: float, deadline_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        rows_per_request: int,
+        timeout_s: float,
+        deadline_s: float,
+        token_variable: str | None = None,
+    ) -> None:
         import httpx
 
         self._name = f"reward service {url}"
@@ -356,7 +375,20 @@ class HTTPReward:
             raise UsageProblem(f"{self._name}: the address should begin with http:// or https://.")
         if not has_place:
             raise UsageProblem(f"{self._name}: the address should name a host, as http://HOST:PORT/PATH does.")
-        self._client = httpx.Client(timeout=timeout_s)
+        self._token = None if token_variable is None else self._token_in(token_variable)
+        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+        self._client = httpx.Client(timeout=timeout_s, headers=headers)
+
+    def _token_in(self, variable: str) -> str:
+        token = os.environ.get(variable, "").strip()  # one that comes from a file has the end of its line
+        if not token:
+            raise UsageProblem(
+                f"{self._name}: the environment has no {variable}, which reward.token_variable names; set it where the "
+                "scoring processes run."
+            )
+        if not token.isascii() or not token.isprintable() or " " in token:
+            raise UsageProblem(f"{self._name}: the value of {variable} is no bearer token: it has blanks or no ASCII.")
+        return token
 
     def score(
         self, prompts: list[str], responses: list[str], prompt_tokens: Tokens, response_tokens: Tokens
@@ -379,7 +411,7 @@ class HTTPReward:
                 response = self._client.post(self._url, json=body)
                 if response.status_code == 200:
                     return self._scores(response)
-                failure = f"it answered {response.status_code} {response.text[:200]!r}"
+                failure = f"it answered {response.status_code} {self._without_token(response.text)[:200]!r}"
                 if response.status_code != 429 and response.status_code < 500:
                     raise RunProblem(f"{self._name}: {failure}.")
             except httpx.TransportError as error:
@@ -388,6 +420,9 @@ class HTTPReward:
                 raise RunProblem(f"{self._name}: no scores within {self._deadline_s:g} s; at last, {failure}.")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 30.0)
+
+    def _without_token(self, text: str) -> str:
+        return text if self._token is None else text.replace(self._token, "…")
 
     def _scores(self, response: Any) -> Any:
         try:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from amenable.recipe import Recipe
 from amenable.stages import data
 from cluster.address import Place, cluster_place
-from cluster.secrecy import check_variable
+from cluster.secrecy import FOR_A_RUN, check_no_secret, check_variable
 from corpus.problems import UsageProblem
 
 _PORTS = {"http": 80, "https": 443}
@@ -20,6 +20,7 @@ def check_alone(recipe: Recipe) -> None:
     """Raises UsageProblem for what a recipe says that cannot be, wherever it runs and whatever is there."""
     _check_lengths(recipe)
     _check_transport(recipe)
+    check_no_secret(recipe.model_dump(mode="json"), os.environ, "recipe", FOR_A_RUN)
 
 
 def check_early(recipe: Recipe, address: str | None = None) -> None:
@@ -57,7 +58,8 @@ def check_variables(variables: Sequence[str]) -> None:
 def check_source(address: str) -> None:
     """Raises UsageProblem where there is nothing at `address` that rows could be read from; a dataset of the Hub is
     only asked for what reads it."""
-    from corpus.readers import HUB, find_files
+    from corpus.hub import HUB
+    from corpus.readers import find_files
 
     if not address.startswith(HUB):
         find_files(address)
