@@ -82,14 +82,16 @@ class ScoringWorker:
     def score_pairs(self, prompts: list[list[int]], responses: list[list[int]]) -> list[float]:
         """The reward of each response (tokens) to its prompt (tokens)."""
         if self._reward is None:
-            raise RunProblem(f"{self._name} was asked for rewards before it was given a reward model.")
+            raise RunProblem(f"{self._name} was asked for rewards before it was given a reward model.", "fleet/order")
         with self._at_work(prompts, responses):
             texts = [self._prompts.get(tuple(prompt), "") for prompt in prompts]
             answers = decode_responses(self._tokenizer, responses)
             scores = self._reward.score(texts, answers, prompts, responses)
         for row, score in enumerate(scores):
             if not math.isfinite(score):
-                raise RunProblem(f"{self._name}: the reward of response {row} of a batch is {score}, not a number.")
+                raise RunProblem(
+                    f"{self._name}: the reward of response {row} of a batch is {score}, not a number.", "reward/scores"
+                )
         return scores
 
     def reference_logprobs(self, episodes: pa.RecordBatch, temperature: float) -> list[list[float]]:
@@ -107,7 +109,9 @@ class ScoringWorker:
         from models.sequences import sequence_batch
 
         if self._reference is None:
-            raise RunProblem(f"{self._name} was asked for log-probabilities before it was given a reference.")
+            raise RunProblem(
+                f"{self._name} was asked for log-probabilities before it was given a reference.", "fleet/order"
+            )
         results: list[list[float]] = []
         rows = self._settings.rows_per_batch
         with self._at_work(prompts, responses), torch.inference_mode():

@@ -153,7 +153,9 @@ def check_before_start(recipe: Recipe, variables: Sequence[str], progress: Progr
             wrong = failed([await_room(bundles, progress.note, _stop)])
     if wrong:
         told = " ".join(f"{each.check}: {each.says}." for each in wrong)
-        raise RunProblem(f"The cluster cannot run this recipe. {told} (amenable doctor asks the same.)")
+        raise RunProblem(
+            f"The cluster cannot run this recipe. {told} (amenable doctor asks the same.)", "cluster/not-fit"
+        )
 
 
 def _needed(recipe: Recipe | None, variables: Sequence[str]) -> list[str]:

@@ -51,7 +51,8 @@ def check_variables(variables: Sequence[str]) -> None:
     if missing:
         raise UsageProblem(
             f"The environment has no {' and no '.join(missing)}, which --env asks for; set it for this command, or for "
-            "the Ray processes of the cluster's nodes where this is a job."
+            "the Ray processes of the cluster's nodes where this is a job.",
+            "cluster/variable",
         )
 
 
@@ -65,7 +66,8 @@ def check_source(address: str) -> None:
         find_files(address)
     elif importlib.util.find_spec("datasets") is None:
         raise UsageProblem(
-            f"{address}: reading from the Hub needs the `datasets` package (pip install 'amenable[hub]')."
+            f"{address}: reading from the Hub needs the `datasets` package (pip install 'amenable[hub]').",
+            "data/hub-package",
         )
 
 
@@ -76,7 +78,8 @@ def _check_lengths(recipe: Recipe) -> None:
         if stage.context_length < longest:
             raise UsageProblem(
                 f"{name}.context_length {stage.context_length} is less than tokens.max_prompt_tokens + "
-                f"tokens.max_response_tokens, {longest}: demonstrations of that length could not be trained on."
+                f"tokens.max_response_tokens, {longest}: demonstrations of that length could not be trained on.",
+                "recipe/lengths",
             )
     if recipe.model.base is None:
         own = recipe.model.shape.context_length
@@ -84,7 +87,8 @@ def _check_lengths(recipe: Recipe) -> None:
             if stage.context_length > own:
                 raise UsageProblem(
                     f"{name}.context_length {stage.context_length} is more than model.shape.context_length {own}: the "
-                    "small model reads no longer sequences; lower the one or raise the other."
+                    "small model reads no longer sequences; lower the one or raise the other.",
+                    "recipe/lengths",
                 )
 
 
@@ -95,7 +99,9 @@ def _check_corpus(recipe: Recipe) -> None:
     if corpus.path is None:
         for name in ("pretraining", "demonstrations", "prompts", "comparisons"):
             if getattr(corpus, name) is None:
-                raise UsageProblem(f"The corpus has no source for its {name}: give corpus.path or corpus.{name}.")
+                raise UsageProblem(
+                    f"The corpus has no source for its {name}: give corpus.path or corpus.{name}.", "data/no-source"
+                )
     for address in data.addresses(recipe):
         check_source(address)
 
@@ -108,7 +114,8 @@ def _check_transport(recipe: Recipe) -> None:
         raise UsageProblem(
             f"rollouts.transport ipc is for one learner rank that shares a GPU with the generators, and the recipe has "
             f"learners.workers {learners.workers}, learners.gpus {learners.gpus:g} and rollouts.gpus "
-            f"{rollouts.gpus:g}; give 1 and fractions of a GPU, or use object_store."
+            f"{rollouts.gpus:g}; give 1 and fractions of a GPU, or use object_store.",
+            "recipe/transport",
         )
 
 
@@ -123,7 +130,8 @@ def _check_gpus(recipe: Recipe) -> None:
         keys = ", ".join(f"{key} {gpus:g}" for key, gpus in wanted.items())
         raise UsageProblem(
             f"The recipe asks for GPUs ({keys}), and this machine has none that Ray could use; set these keys to 0, or "
-            "give a cluster that has some with --address."
+            "give a cluster that has some with --address.",
+            "devices/none",
         )
 
 
@@ -147,5 +155,6 @@ def _check_service(url: str) -> None:
     if refusal is not None and not isinstance(refusal, TimeoutError):
         raise UsageProblem(
             f"reward service {url}: nobody answers at {place.host}:{place.port} ({refusal}); start the service, or "
-            "correct reward.url."
+            "correct reward.url.",
+            "reward/unreachable",
         )

@@ -134,7 +134,9 @@ def run_pipeline(
     names = [stage.name for stage in stages]
     if until is not None:
         if until not in names:
-            raise UsageProblem(f"This recipe has no stage {until!r}; its stages are {', '.join(names)}.")
+            raise UsageProblem(
+                f"This recipe has no stage {until!r}; its stages are {', '.join(names)}.", "recipe/stage"
+            )
         stages = stages[: names.index(until) + 1]
     progress.plan([stage.name for stage in stages])
     run.create()
@@ -300,7 +302,8 @@ def _score_comparisons(
         elsewhere = "" if Path(directory) == Path("runs") / recipe.name else f" --run {shlex.quote(directory)}"
         raise UsageProblem(
             f"There is no trained reward model in {directory}; run `amenable rm RECIPE{elsewhere}`, with this recipe, "
-            "first."
+            "first.",
+            "reward/missing",
         )
     if address is not None:
         cluster_place(address)
@@ -309,12 +312,12 @@ def _score_comparisons(
     progress.stage("comparisons")
     rows = read_source(comparisons, "auto").comparisons
     if not rows:
-        raise UsageProblem(f"{comparisons}: there are no comparisons (pairs or rankings) in it.")
+        raise UsageProblem(f"{comparisons}: there are no comparisons (pairs or rankings) in it.", "data/empty")
     with Crew(recipe, run.root / "ray-train", progress, address) as crew:
         context = Context(recipe, run, progress, crew)
         table = tokenise_comparisons(rows, load_tokenizer(context.tokenizer), recipe.tokens)
         if untied_pairs(table) == 0:
-            raise UsageProblem(f"{comparisons}: no two responses of a prompt are ranked apart in it.")
+            raise UsageProblem(f"{comparisons}: no two responses of a prompt are ranked apart in it.", "data/all-ties")
         from amenable.stages.sampling import load_reward
 
         load_reward(context, RewardSettings())

@@ -100,7 +100,8 @@ def measure(generators: int, options: Options, cast: Cast, directory: Path) -> L
     lease_s, accept_s = ([each for one in seen for each in getattr(one, name)] for name in ("lease_s", "accept_s"))
     if not lease_s or not accept_s:
         raise RunProblem(
-            f"{generators} generators leased {len(lease_s)} chunks in {seconds:.0f} s: too few to measure."
+            f"{generators} generators leased {len(lease_s)} chunks in {seconds:.0f} s: too few to measure.",
+            "bench/measurement",
         )
     written_s, drawn_s = sum(one.written_s for one in seen), sum(one.drawn_s for one in seen)
     return Level(

@@ -78,13 +78,13 @@ def check_no_secret(
     held = secrets_of(environment)
     for key, text in _texts(told, where):
         if text and is_secret_name(key.rpartition(".")[2]):
-            raise UsageProblem(_refusal(key, "by its name it is a secret", remedy))
+            raise UsageProblem(_refusal(key, "by its name it is a secret", remedy), "secret/given")
         shape = secret_shape(text)
         if shape is not None:
-            raise UsageProblem(_refusal(key, f"it has {shape} in it", remedy))
+            raise UsageProblem(_refusal(key, f"it has {shape} in it", remedy), "secret/given")
         name = next((name for name, value in held.items() if value in text), None)
         if name is not None:
-            raise UsageProblem(_refusal(key, f"it has the value of {name} in it", remedy))
+            raise UsageProblem(_refusal(key, f"it has the value of {name} in it", remedy), "secret/given")
 
 
 def check_override(override: str, environment: Mapping[str, str]) -> None:
@@ -101,11 +101,13 @@ def check_variable(given: str) -> str:
         shown = name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name) else "NAME"
         raise UsageProblem(
             f"--env {shown}=… gives a value, which everybody who sees the cluster's dashboard could read; give the "
-            f"name alone, and set {shown} in the environment of the cluster's nodes."
+            f"name alone, and set {shown} in the environment of the cluster's nodes.",
+            "secret/given",
         )
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", given) or secret_shape(given) is not None:
         raise UsageProblem(
-            "--env takes the name of an environment variable, such as HF_TOKEN, and was given something else."
+            "--env takes the name of an environment variable, such as HF_TOKEN, and was given something else.",
+            "secret/given",
         )
     return given
 

@@ -78,7 +78,7 @@ def _start_local(cpus: int, object_store_mib: int) -> None:
             return
         except Exception as error:  # Ray raises a plain one where its processes are slow to start
             if _TOO_SLOW not in str(error) or not left:
-                raise RunProblem(f"Could not start a local Ray session: {error}") from error
+                raise RunProblem(f"Could not start a local Ray session: {error}", "cluster/session") from error
             for each in psutil.Process().children(recursive=True):
                 if each.pid not in before:
                     with suppress(psutil.NoSuchProcess):
@@ -96,8 +96,11 @@ def _join(address: str, meanwhile: Callable[[], None]) -> None:
     except TimeoutError:
         raise Unreachable(
             f"The Ray cluster at {address} did not take this command in within {CONNECT_DEADLINE_S:.0f} s: is that "
-            "the port of its head (6379 unless it was started with another), and its Ray and Python those of here?"
+            "the port of its head (6379 unless it was started with another), and its Ray and Python those of here?",
+            "cluster/unreachable",
         ) from None
     if failure is not None:
         reason = " ".join(str(failure).split())
-        raise Unreachable(f"Could not connect to the Ray cluster at {address}: {reason}") from failure
+        raise Unreachable(
+            f"Could not connect to the Ray cluster at {address}: {reason}", "cluster/unreachable"
+        ) from failure

@@ -100,7 +100,7 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
         if source is None:
             if name == "comparisons":
                 return Rows()
-            raise UsageProblem(f"the corpus has no source for its {name}: give path or {name}.")
+            raise UsageProblem(f"the corpus has no source for its {name}: give path or {name}.", "data/no-source")
         if (source.path, source.format) not in read:
             read[source.path, source.format] = read_source(source.path, source.format)
         return read[source.path, source.format]
@@ -110,7 +110,7 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
 
     def thinned(rows: Sequence[_Prompt], what: str) -> list[_Prompt]:
         if not rows:
-            raise UsageProblem(f"the corpus has no {what}: no source of it holds any.")
+            raise UsageProblem(f"the corpus has no {what}: no source of it holds any.", "data/empty")
         distinct = drop_long_common_prefixes(rows, settings.duplicate_prefix_characters)
         return limit_per_user(distinct, settings.max_prompts_per_user)
 
@@ -119,7 +119,9 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
     prompts = split(thinned(part("prompts").prompts, "prompts"), "prompts")
     ranked = limit_per_user(part("comparisons").comparisons, settings.max_prompts_per_user)
     if settings.comparisons is not None and not ranked:
-        raise UsageProblem(f"{settings.comparisons.path}: there are no comparisons (pairs or rankings) in this source.")
+        raise UsageProblem(
+            f"{settings.comparisons.path}: there are no comparisons (pairs or rankings) in this source.", "data/empty"
+        )
     comparisons = split(ranked, "comparisons") if ranked else (None, None)
     texts = [document.text for document in documents[0]]
     held_out = [row.prompt for row in (*demonstrations[1], *prompts[1], *(comparisons[1] or []))]
@@ -134,7 +136,8 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
             raise UsageProblem(
                 f"the training split of the {part} is empty: the prompt of each of its {len(rows)} rows is held out "
                 f"too, because users share prompts (or their first {settings.duplicate_prefix_characters} characters); "
-                "give other rows, a smaller held_out_fraction, or a larger duplicate_prefix_characters."
+                "give other rows, a smaller held_out_fraction, or a larger duplicate_prefix_characters.",
+                "data/split",
             )
         return kept
 

@@ -109,7 +109,7 @@ class EngineSlot:
             await self._make(directory)
         except (ValueError, OSError, RuntimeError) as error:
             said = " ".join(str(error).split())[:400]
-            raise RunProblem(f"vLLM cannot serve the model in {directory}: {said}") from error
+            raise RunProblem(f"vLLM cannot serve the model in {directory}: {said}", "model/vllm") from error
         self._shapes = await asyncio.to_thread(_shapes_of, sorted(directory.glob("*.safetensors")))
         if weights.directory is None:
             for left in reversed(range(TAKES)):
@@ -137,7 +137,10 @@ class EngineSlot:
         shapes = await asyncio.to_thread(_shapes_of, weights.files())
         odd = _difference(shapes, self._shapes)
         if odd is not None:
-            raise RunProblem(f"The weights of {name} ({weights.version}) do not fit this service's engines: {odd}.")
+            raise RunProblem(
+                f"The weights of {name} ({weights.version}) do not fit this service's engines: {odd}.",
+                "serving/weights",
+            )
         async with self._changing:
             former = self.holds
             if newer and former != name:
@@ -154,7 +157,8 @@ class EngineSlot:
                     self.holds = former
                 raise RunProblem(
                     f"Engine {self.number} did not take the weights of {name} ({weights.version}) within "
-                    f"{self._settings.load_deadline_s:g} s: its requests did not end, or vLLM does not answer."
+                    f"{self._settings.load_deadline_s:g} s: its requests did not end, or vLLM does not answer.",
+                    "serving/weights",
                 ) from None
             finally:
                 self.loading = None
@@ -199,18 +203,20 @@ class EngineSlot:
                     pass
         except TimeoutError:
             raise RunProblem(
-                f"Engine {self.number} generated no token in {self._settings.start_deadline_s:g} s."
+                f"Engine {self.number} generated no token in {self._settings.start_deadline_s:g} s.", "serving/engine"
             ) from None
 
     def check(self, stall_s: float) -> None:
         """Raises RunProblem where the engine is dead, broken, or has given no sign of life for `stall_s`."""
         if self.broken is not None:
-            raise RunProblem(f"Engine {self.number} is broken: {self.broken}")
+            raise RunProblem(f"Engine {self.number} is broken: {self.broken}", "serving/engine")
         if self._engine is None or self._engine.errored:
-            raise RunProblem(f"Engine {self.number} has died.")
+            raise RunProblem(f"Engine {self.number} has died.", "serving/engine")
         silent_s = time.monotonic() - self.beat_at
         if silent_s > stall_s:
-            raise RunProblem(f"The loop of engine {self.number} has not answered for {silent_s:.0f} s.")
+            raise RunProblem(
+                f"The loop of engine {self.number} has not answered for {silent_s:.0f} s.", "serving/engine"
+            )
 
     def close(self) -> None:
         """End the engine's processes."""
@@ -315,7 +321,7 @@ def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -
     }
     for name, value in given.items():
         if not hasattr(args, name):
-            raise RunProblem(f"This version of vLLM has no argument {name}.")
+            raise RunProblem(f"This version of vLLM has no argument {name}.", "serving/engine")
         setattr(args, name, value)
     return args
 

@@ -68,7 +68,7 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
             try:
                 hashes[address if len(files) == 1 else name] = _sha256(filesystem, file)
             except OSError as error:
-                raise UsageProblem(f"{name}: cannot be read ({one_line(error)}).") from error
+                raise UsageProblem(f"{name}: cannot be read ({one_line(error)}).", "data/unreadable") from error
     return hashes
 
 
@@ -182,11 +182,14 @@ def check_tables(tables: dict[str, Any]) -> None:
 
     for name, table in tables.items():
         if table.num_rows == 0:
-            raise UsageProblem(f"The table {name} has no rows: the corpus is too small for its split or its limits.")
+            raise UsageProblem(
+                f"The table {name} has no rows: the corpus is too small for its split or its limits.", "data/empty"
+            )
         if table_name(name) == "comparisons" and untied_pairs(table) == 0:
             raise UsageProblem(
                 f"The table {name} has {table.num_rows:,} rows, and in each of them all responses tie: a reward model "
-                "learns from responses that are ranked apart; give more comparisons, or another split_seed."
+                "learns from responses that are ranked apart; give more comparisons, or another split_seed.",
+                "data/all-ties",
             )
 
 
@@ -236,7 +239,8 @@ def _file_tables(recipe: Recipe, tokenizer_directory: Path) -> tuple[dict[str, A
     if corpus.comparisons_train is None or corpus.comparisons_valid is None:
         raise UsageProblem(
             "The corpus has no comparisons, and there are no people to collect them from: give corpus.comparisons "
-            "(chosen/rejected pairs or rankings), or leave corpus out to use the built-in world."
+            "(chosen/rejected pairs or rankings), or leave corpus out to use the built-in world.",
+            "data/no-comparisons",
         )
     limits = recipe.tokens
     tables = {
