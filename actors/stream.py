@@ -24,7 +24,7 @@ from actors.attempts import read_counts, write_counts
 from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, oldest_updates, with_scores
 from actors.failures import Problem
 from actors.ledger import Counts, Ledger
-from corpus.problems import RunProblem
+from corpus.problems import RunProblem, code_in_traceback
 from corpus.schemas import read_table
 from corpus.storage import write_atomically
 
@@ -66,7 +66,8 @@ class EpisodeStream:
     def __init__(self, plan: StreamPlan) -> None:
         self._plan = plan
         self._ledger = Ledger(plan.batch_size, plan.chunk_size, plan.max_staleness, plan.batches)
-        table = read_table(plan.prompts, "prompts")
+        with code_in_traceback():
+            table = read_table(plan.prompts, "prompts")
         self._prompt_ids: list[str] = table["prompt_id"].to_pylist()
         self._prompt_tokens: list[list[int]] = table["prompt_tokens"].to_pylist()
         self._order = PromptOrder(len(self._prompt_ids), plan.seed)
@@ -163,7 +164,9 @@ class EpisodeStream:
         while True:
             self._ledger.refuse_other_attempts(attempt, f"asked for batch {batch}")
             if batch < self._ledger.trained:
-                raise RunProblem(f"Batch {batch} was asked for, but batch {self._ledger.trained} is next.")
+                raise RunProblem(
+                    f"Batch {batch} was asked for, but batch {self._ledger.trained} is next.", "episodes/order"
+                )
             missing = self._ledger.missing(batch)
             if not missing:
                 break
@@ -176,7 +179,8 @@ class EpisodeStream:
                 raise RunProblem(
                     f"Batch {batch} was not complete after {timeout_s:.0f} s: {len(missing)} of "
                     f"{self._plan.batch_size} episodes are missing, the first of slot {missing[0]}; "
-                    f"{self._owing(batch)}."
+                    f"{self._owing(batch)}.",
+                    "episodes/deadline",
                 )
         table = pa.Table.from_batches([self._rows[slot] for slot in self._ledger.batch_slots(batch)], schema=EPISODE)
         if self._writing is None or self._writing[0] != batch:  # every rank of the learner takes the batch
@@ -274,7 +278,8 @@ class EpisodeStream:
         if set(rows) != set(self._ledger.accepted):
             raise RunProblem(
                 f"The checkpoint has episodes of {len(rows)} slots, but its ledger has {len(self._ledger.accepted)} "
-                "accepted that are not trained."
+                "accepted that are not trained.",
+                "checkpoint/unreadable",
             )
         self._rows = rows
         self._writing = None
