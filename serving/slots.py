@@ -7,12 +7,12 @@ A model that no slot holds takes the place of the one that was used least recent
 import asyncio
 import logging
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from actors.episodes import parse_version
 from corpus.problems import RunProblem
-from serving.desired import Wish, read_wish
+from serving.desired import Place, Wish, read_wish
 from serving.errors import ApiError
 from serving.feeds import TAKES, Feed
 from serving.names import POLICY, Names, Weights
@@ -48,9 +48,19 @@ class Slot(Protocol):
 class Slots:
     """The slots of one replica. Its methods run on one event loop."""
 
-    def __init__(self, run: Path, slots: list[Any], names: Names, feed: Feed, follow_s: float) -> None:
+    def __init__(
+        self,
+        run: Place,
+        slots: list[Any],
+        names: Names,
+        feed: Feed,
+        follow_s: float,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`look` brings the run's news to this machine before each look at its files, and waits for them; it raises
+        RunProblem where it cannot, and then what is here is served on."""
         self.slots: list[Slot] = slots
-        self._run, self._names, self._feed, self._follow_s = run, names, feed, follow_s
+        self._run, self._names, self._feed, self._follow_s, self._look = run, names, feed, follow_s, look
         self._taking: dict[str, tuple[Slot, asyncio.Task[None]]] = {}
         self.wish = Wish()
         """What is wanted, as it was last read."""
@@ -114,6 +124,10 @@ class Slots:
     async def follow_once(self) -> None:
         """One look at what is wanted and at every model that a slot holds. Raises what putting weights in raises."""
         await self.read_wish()
+        try:
+            await asyncio.to_thread(self._look)
+        except RunProblem as problem:
+            self.problem = str(problem)
         for slot in self.slots:
             name = slot.holds
             if name is None or slot.broken is not None:
