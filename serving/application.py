@@ -35,7 +35,7 @@ from serving.page.backend import ServedLimits, ServedModel, ServedState, Session
 from serving.page.run_view import PageRun
 from serving.requests import Bounds
 from serving.scores import Scores, has_reward_model, scorer_of
-from serving.served_run import ServedRun
+from serving.served_run import ServedRun, place_of
 from serving.settings import ServingSettings
 from serving.slots import Slots
 
@@ -132,7 +132,7 @@ class Replica:
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Follow another channel. Raises UsageProblem for another run, which needs another application."""
         wanted = Channel.model_validate(user_config)
-        if wanted.run is not None and ServedRun.of(wanted.run).place != self._run.place:
+        if wanted.run is not None and place_of(wanted.run) != self._run.place:
             raise UsageProblem(f"These replicas serve {self._run.name}; deploy another application for {wanted.run}.")
         if wanted.channel not in TITLES and not PINNED_NAME.fullmatch(wanted.channel):
             raise UsageProblem(
@@ -169,10 +169,10 @@ class Replica:
                 f"{self._run.name} has none of the models {', '.join(self._settings.loaded)} yet (serving.loaded)."
             )
         for engine in self._engines[len(given) :]:  # those without a model of their own wait with another's weights
-            await engine.start(*given[0], skeleton, partial(self._slots.meaning, given[0][0]))
+            await engine.start(*given[0], skeleton, partial(self._slots.latest, given[0][0]))
             engine.holds = None
         for engine, (name, weights) in zip(self._engines, given, strict=False):
-            await engine.start(name, weights, skeleton, partial(self._slots.meaning, name))
+            await engine.start(name, weights, skeleton, partial(self._slots.latest, name))
 
     def _healthy(self) -> None:
         for engine in self._engines:
@@ -182,15 +182,18 @@ class Replica:
         """Say what is served when that changes, and every few seconds, so that it is seen to be said still."""
         said: Any = None
         said_at = 0.0
+        problem = ""
         while True:
             self._metrics.slots(self._engines)
             state, now = self._slots.state(), time.monotonic()
             if state != said or now - said_at > REPORT_S:
                 try:
                     await asyncio.to_thread(write_report, self._run.place, self._id, state)
-                    said, said_at = state, now
+                    said, said_at, problem = state, now, ""
                 except OSError as error:
-                    log.warning("the replica could not say what it serves: %s", error)
+                    if str(error) != problem:
+                        log.warning("the replica could not say what it serves: %s", error)
+                    problem = str(error)
             await asyncio.sleep(self._settings.follow_s)
 
     async def _listed(self) -> list[dict[str, Any]]:

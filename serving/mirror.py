@@ -57,7 +57,9 @@ _DRAWN = ("sft", "rm", "ppo")
 _KEPT_COMPARISONS = "serving/comparisons"
 _ENDED_SESSION = re.compile(r"([0-9a-f]{32})-(\d{1,12})")
 _OWN = ".mirror"
-"""Directory of the mirror's own files: locks, times of looks, digests of what was fetched."""
+"""Directory of the mirror's own files: times of looks, and the directories of locks and of digests of what came."""
+
+_DIGESTS, _LOCKS = "digests", "locks"
 
 
 class Mirror:
@@ -79,12 +81,12 @@ class Mirror:
         """
         try:
             with self._locked("look", "to look at the store", LOOK_DEADLINE_S):
-                if self._is_due("stages", stages_s):
-                    self._look_at_stages()
-                    self._done("stages")
                 if self._is_due("published", published_s):
                     self._look_at_published()
                     self._done("published")
+                if self._is_due("stages", stages_s):
+                    self._done("stages")  # before it is: a file that is damaged is not fetched at every look
+                    self._look_at_stages()
         except OSError as error:
             raise self._problem(error) from error
 
@@ -95,10 +97,11 @@ class Mirror:
         try:
             if self._digest(name) == sha256:
                 return
-            with self._locked(name.replace("/", "+"), f"to fetch {name}", FETCH_DEADLINE_S):
+            with self._locked(name, f"to fetch {name}", FETCH_DEADLINE_S):
                 if self._digest(name) != sha256:
                     self._bring(name, sha256)
         except OSError as error:
+            self._undone("published")  # it may have been removed meanwhile: the next look sees what is there instead
             raise self._problem(error) from error
 
     def send(self, path: Path) -> None:
@@ -123,7 +126,9 @@ class Mirror:
         for place in list(here.iterdir()) if here.is_dir() else []:
             if place.name not in manifests:
                 self._forget(f"{PUBLISHED}/{place.name}/{MANIFEST_FILE}")
-                shutil.rmtree(place, ignore_errors=True)
+                own = [self.root / _OWN / kind / PUBLISHED / place.name for kind in (_DIGESTS, _LOCKS)]
+                for each in (place, *own):
+                    shutil.rmtree(each, ignore_errors=True)
         for version, stat in manifests.items():
             self._follow(f"{PUBLISHED}/{version}/{MANIFEST_FILE}", stat)
 
@@ -249,7 +254,7 @@ class Mirror:
 
     def _note(self, name: str) -> Path:
         """The file with size and digest of another."""
-        return self.root / _OWN / "digests" / f"{name}.sha256"
+        return self.root / _OWN / _DIGESTS / f"{name}.sha256"
 
     def _at(self, name: str) -> str:
         return f"{self._inner}/{name}"
@@ -281,10 +286,13 @@ class Mirror:
     def _done(self, what: str) -> None:
         (self.root / _OWN / f"{what}.looked").touch()
 
+    def _undone(self, what: str) -> None:
+        (self.root / _OWN / f"{what}.looked").unlink(missing_ok=True)
+
     @contextmanager
     def _locked(self, name: str, what: str, deadline_s: float) -> Iterator[None]:
         """A lock that processes of this machine share. Raises RunProblem where it is not free in time."""
-        place = self.root / _OWN / "locks" / f"{name}.lock"
+        place = self.root / _OWN / _LOCKS / f"{name}.lock"
         place.parent.mkdir(parents=True, exist_ok=True)
         give_up = time.monotonic() + deadline_s
         with open(place, "a", encoding="utf-8") as lock:

@@ -24,12 +24,12 @@ class ServedRun:
 
     @classmethod
     def of(cls, run: str) -> "ServedRun":
-        """The run meant by a path or an address. Raises UsageProblem for an address that cannot be understood; nothing
-        is asked of its store."""
-        if not is_object_store(run):
-            return cls(Path(run), Path(run), None)
-        root = mirror(run)
-        return cls(run, root, Mirror(run, root))
+        """The run meant by a path or an address. Raises UsageProblem for an address that cannot be understood."""
+        place = place_of(run)
+        if isinstance(place, Path):
+            return cls(place, place, None)
+        root = mirror(place)
+        return cls(place, root, Mirror(place, root))
 
     @property
     def name(self) -> str:
@@ -61,3 +61,8 @@ class ServedRun:
         Raises RunProblem where the store does not answer; files that are the run's own need no look."""
         if self.mirror is not None:
             self.mirror.look(every_s, max(every_s, STAGES_S) if every_s else 0.0)
+
+
+def place_of(run: str) -> Place:
+    """The run meant by a path or an address, which is not looked at."""
+    return run if is_object_store(run) else Path(run)

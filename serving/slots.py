@@ -66,12 +66,19 @@ class Slots:
         """What is wanted, as it was last read."""
         self.problem: str | None = None
         """Why the replica does not serve what is wanted; None where it does."""
+        self._unseen: str | None = None
+        """Why the last look brought no news; None where it did."""
 
     async def meaning(self, name: str) -> Weights | None:
         """What `name` means now; None where there is no such model. `policy` is what people have pinned, or newest."""
         if name == POLICY and self.wish.pinned is None:
             return await self._feed.newest()
         return await asyncio.to_thread(self._names.find, self.wish.pinned or name if name == POLICY else name)
+
+    async def latest(self, name: str) -> Weights | None:
+        """The same, after a look at the run's news. What cannot be looked at is told of, and what is here counts."""
+        await self._look_at_news()
+        return await self.meaning(name)
 
     async def read_wish(self) -> None:
         """Look at what is wanted. A file that cannot be read changes nothing, and is told of."""
@@ -124,10 +131,7 @@ class Slots:
     async def follow_once(self) -> None:
         """One look at what is wanted and at every model that a slot holds. Raises what putting weights in raises."""
         await self.read_wish()
-        try:
-            await asyncio.to_thread(self._look)
-        except RunProblem as problem:
-            self.problem = str(problem)
+        await self._look_at_news()
         for slot in self.slots:
             name = slot.holds
             if name is None or slot.broken is not None:
@@ -148,6 +152,16 @@ class Slots:
             "wish": self.wish.counter,
             "problem": self.problem,
         }
+
+    async def _look_at_news(self) -> None:
+        try:
+            await asyncio.to_thread(self._look)
+            self._unseen = None
+        except RunProblem as problem:
+            self.problem = str(problem)
+            if self.problem != self._unseen:
+                log.warning("news of the run are not seen: %s", problem)
+            self._unseen = self.problem
 
     def _is_pinned(self, name: str) -> bool:
         return name == POLICY and self.wish.pinned is not None
