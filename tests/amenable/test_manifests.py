@@ -81,8 +81,8 @@ def test_grace_and_deadline_come_from_recipe_and_plan():
 
 def test_storage_image_claim_queue_and_parts_are_what_was_asked_for():
     found = documents(
-        "demo", "name=mine", "--storage", "s3://bucket/runs?region=eu-1&x=y", "--image", "here/amenable:1", "--claim", "scratch",
-        "--queue", "team", "--parts", "train,serve", "--no-spot",
+        "demo", "name=mine", "--storage", "s3://bucket/runs?region=eu-1&x=y", "--image", "here/amenable:1",
+        "--claim", "scratch", "--queue", "team", "--parts", "train,serve", "--no-spot",
     )  # fmt: skip
     assert "RayCluster" not in found
     job = found["RayJob"]

@@ -112,8 +112,8 @@ def serving(directory: Path, **settings: Any) -> Iterator[Service]:
 
 @contextmanager
 def serve(run: Place, directory: Path) -> Iterator[Service]:
-    """The command for the block, on `run`, a directory or an address; tokens and logs lie in `directory`. It is asked to end, and afterwards
-    nothing of it is left."""
+    """The command for the block, on `run`, a directory or an address; tokens and logs lie in `directory`. It is asked
+    to end, and afterwards nothing of it is left."""
     file = directory / "tokens.json"
     tokens = {scope: new_token(file, scope, frozenset({scope})) for scope in ("read", "score", "operate")}  # pyright: ignore
     token = new_token(file, "all", ALL)

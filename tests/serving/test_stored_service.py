@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from amenable.cli import app
 from corpus.working_copies import WORKING_COPIES
 from models.snapshot import Snapshot, pack
-from tests.serving.run_on_disk import make_llama, write_run
+from tests.serving.run_on_disk import commit, make_llama, write_run
 from tests.serving.served import Asking, Service, serve, until
 from tests.serving.stored_run import objects, publish_stored, push
 
@@ -44,6 +44,7 @@ def test_a_service_follows_a_run_through_the_store_alone(store, query, tmp_path:
     trains = tmp_path / "trains"
     small: dict[str, Any] = {"memory_budget_gib": 2.5, "engine_gib": 2.5, "kv_cache_mib": 16, "max_concurrent": 8}
     write_run(trains, follow_s=0.1, loaded=["policy"], **small)
+    commit(trains / "data")
     push(trains, address)
     publish_stored(trains, address, snapshot(1, seed=21))
     given = [trains / name for name in ("base", "sft", "round-01", "data", "recipe.yaml")]
