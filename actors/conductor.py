@@ -139,7 +139,8 @@ class Conductor:
             seconds = time.perf_counter() - started
         # Outside the lock: a scoring process answers behind the scoring that it has in hand.
         roles = await self._fleet.reports()
-        return present.outcome(seconds, roles | self._fleet.figures())
+        stored = await self._within(self._store.figures.remote(), "the weight store", "say what it has published")
+        return present.outcome(seconds, roles | self._fleet.figures() | stored)
 
     async def _refit(
         self, names: list[str], present: Published, reference: Any, offer: dict[str, Any] | None = None

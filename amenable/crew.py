@@ -65,6 +65,11 @@ class Crew:
         """Begins the Ray session, where it has not begun yet; nothing is reserved by that."""
         self._ray()
 
+    @property
+    def run_epoch(self) -> RunEpoch | None:
+        """The holder of the run's lease for whom the actors write; None where they write nothing."""
+        return self._run_epoch
+
     def _ray(self) -> Any:
         """Ray, initialised."""
         import ray
