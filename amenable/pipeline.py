@@ -17,7 +17,9 @@ from amenable.gpu_budget import GpuBudget
 from amenable.permanent_failure import recorded
 from amenable.progress import Progress
 from amenable.recipe import Recipe
+from amenable.recipe_loading import recipe_hash
 from amenable.run_directory import RunDirectory
+from amenable.run_history import recorded_work
 from amenable.stage_reuse import StageSpec, begin, complete, done, read_record
 from amenable.stages import collect, data, evaluation, ppo, reward_model, supervised
 from amenable.stages.context import Context, Stage
@@ -139,8 +141,10 @@ def run_pipeline(
     progress.plan([stage.name for stage in stages])
     run.create()
     budget = GpuBudget(run.root / GPU_HOURS, recipe.limits.gpu_hours)
+    asked = {"recipe": recipe.name, "recipe_hash": recipe_hash(recipe), "until": until, "address": address}
     with (
         run.lease() as lease,
+        recorded_work(run.place, {**asked, "holder": lease.epoch}),
         Crew(recipe, run.root / "ray-train", progress, address, lease.run_epoch, budget.hold) as crew,
     ):
         context = Context(recipe, run, progress, crew, lease.check)

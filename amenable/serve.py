@@ -1,6 +1,5 @@
 """`amenable serve`, `pin` and `tokens`: the service of a run, what it serves as `policy`, and who may use it."""
 
-import getpass
 import ipaddress
 import os
 import socket
@@ -12,6 +11,7 @@ from typing import Any, get_args
 
 from amenable import interruption
 from amenable.run_directory import RunDirectory
+from corpus.audit_log import actor_here
 from corpus.problems import RunProblem, UsageProblem
 
 SERVE_ENVIRONMENT = {
@@ -180,7 +180,7 @@ def pin(run: RunDirectory, version: str | None) -> dict[str, Any]:
                 f"{run.name} has no published version {version}; it has {', '.join(there) or 'none'}, or newest."
             )
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        wish = write_wish(run.root, pinned, wish.counter, f"{getpass.getuser()} on {socket.gethostname()}", now)
+        wish = write_wish(run.root, pinned, wish.counter, actor_here(), now)
     return {"wish": asdict(wish), "replicas": read_reports(run.root)}
 
 

@@ -270,7 +270,7 @@ async def want(run: Path, names: Names, pinned: str | None, seen: int, who: str)
         raise UsageProblem(f"There is no version {pinned}; there are {', '.join(versions) or 'none'}.")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        written = await asyncio.to_thread(write_wish, run, pinned, seen, who, now)
+        written = await asyncio.to_thread(write_wish, run, pinned, seen, who, now, token_name=who)
     except WishOvertaken as overtaken:
         raise WishConflict(str(overtaken)) from None
     return Wish(counter=written.counter, pinned=written.pinned, who=written.who, when=written.when)

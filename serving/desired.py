@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.published import DESIRED_FILE, PINNED_NAME
+from corpus.audit_log import PINNED, UNPINNED, audited
 from corpus.problems import RunProblem, UsageProblem
 
 SCHEMA_VERSION = 1
@@ -60,9 +61,10 @@ def read_wish(run: Path) -> Wish:
     return wish
 
 
-def write_wish(run: Path, pinned: str | None, seen: int, who: str, when: str) -> Wish:
-    """The wish that follows the one numbered `seen`, on disk. Raises WishOvertaken where somebody else has changed it
-    since, UsageProblem for a name that no version can have."""
+def write_wish(run: Path, pinned: str | None, seen: int, who: str, when: str, token_name: str | None = None) -> Wish:
+    """The wish that follows the one numbered `seen`, on disk and in the run's audit log. `token_name` is that of the
+    token by which the service knew who asks. Raises WishOvertaken where somebody else has changed it since,
+    UsageProblem for a name that no version can have, RunProblem where it cannot be recorded."""
     if pinned is not None and not PINNED_NAME.fullmatch(pinned):
         raise UsageProblem(f"{pinned!r} names no version; give policy@UPDATE, as in policy@12, or newest.")
     path = run / DESIRED_FILE
@@ -70,13 +72,15 @@ def write_wish(run: Path, pinned: str | None, seen: int, who: str, when: str) ->
     with open(path.parent / LOCK_FILE, "a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         present = read_wish(run)
-        if present.counter != seen:
-            raise WishOvertaken(
-                f"{present.who} has asked for {present.pinned or 'the newest weights'} at {present.when}, since you "
-                "looked; look again."
-            )
-        wish = Wish(present.counter + 1, pinned, who, when)
-        _write_whole(path, {"schema_version": SCHEMA_VERSION, **asdict(wish)})
+        asked = {"version": pinned or "newest", "before": present.pinned or "newest"}
+        with audited(run, UNPINNED if pinned is None else PINNED, asked, token_name):
+            if present.counter != seen:
+                raise WishOvertaken(
+                    f"{present.who} has asked for {present.pinned or 'the newest weights'} at {present.when}, since "
+                    "you looked; look again."
+                )
+            wish = Wish(present.counter + 1, pinned, who, when)
+            _write_whole(path, {"schema_version": SCHEMA_VERSION, **asdict(wish)})
     return wish
 
 
