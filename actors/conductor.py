@@ -139,6 +139,7 @@ class Conductor:
             seconds = time.perf_counter() - started
         # Outside the lock: a scoring process answers behind the scoring that it has in hand.
         roles = await self._fleet.reports()
+        await self._fleet.tell_workers(attempt, update, seconds)
         return present.outcome(seconds, roles | self._fleet.figures())
 
     async def _refit(
