@@ -16,6 +16,7 @@ import typer
 from amenable.arguments import Address, AsJson, Overrides, RecipeName, RunPath, Variables
 from amenable.cluster_commands import add_to
 from amenable.ending import RUN_PROBLEM, ending
+from amenable.watch_commands import add_to as add_watching_to
 
 if TYPE_CHECKING:
     from amenable.progress import Progress
@@ -416,6 +417,7 @@ def recipes(as_json: AsJson = False) -> None:
 
 
 add_to(app)
+add_watching_to(app)
 
 
 def _short(path: str) -> str:
