@@ -17,6 +17,7 @@ from amenable.arguments import Address, AsJson, Overrides, RecipeName, RunPath, 
 from amenable.cluster_commands import add_to
 from amenable.ending import RUN_PROBLEM, ending
 from amenable.watch_commands import add_to as add_watching_to
+from corpus import logs
 
 if TYPE_CHECKING:
     from amenable.progress import Progress
@@ -95,7 +96,9 @@ def _command(
         from amenable.recipe_loading import load_recipe
 
         elsewhere = [f"run_directory={json.dumps(run, ensure_ascii=False)}"] if run is not None else []
+        logs.wanted()
         settings = loaded(lambda: load_recipe(recipe, [*(overrides or []), *elsewhere], Recipe), check_alone, run)
+        logs.begin("driver", run=settings.name)
         with progress:
             found = work(settings, progress)
         answer(found)

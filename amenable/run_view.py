@@ -18,7 +18,6 @@ from actors.worker_rows import read_workers
 from amenable.metrics_tail import MetricsTail
 from amenable.stage_reuse import STAGE_FILE, STARTED_FILE
 from corpus import audit_log
-from serving.desired import read_reports, read_wish
 
 SCHEMA_VERSION = 1
 
@@ -344,6 +343,10 @@ def _last_problem(entries: list[audit_log.Entry], fleet: Mapping[str, Any], root
 
 def _served(root: Path) -> dict[str, Any]:
     """What a service of the run serves, where one has spoken lately."""
+    if not (root / "serving" / "replicas").is_dir():
+        return {}
+    from serving.desired import read_reports, read_wish  # loads torch, by way of what is published
+
     replicas = read_reports(root)
     if not replicas:
         return {}

@@ -22,6 +22,7 @@ from actors.attempts import begin_attempt, read_attempts
 from actors.conductor import HeldOut
 from actors.episodes import EPISODE
 from actors.settings import SamplingSettings
+from corpus import logs
 from corpus.problems import RunProblem
 from corpus.schemas import read_table
 from corpus.stored_directory import StoredDirectory
@@ -328,6 +329,7 @@ class _PpoLoop:
             epoch = self._worker.run_epoch
             number = begin_attempt(self._job.directory, start, epoch, parent, self._job.identity).number
         self._progress.attempt = int(sum_over_ranks(number)[0])
+        logs.note_attempt(self._progress.attempt)
         if checkpoint is not None:
             self._restore(checkpoint)
         elif self._first and number > 0:  # a stream that lives may hold what an attempt before this one left

@@ -20,6 +20,7 @@ from ray import serve
 
 from actors.published import PINNED_NAME
 from actors.settings import SamplingSettings, ScoringSettings
+from corpus import logs
 from corpus.problems import RunProblem, UsageProblem
 from corpus.tokenising import TokenLimits
 from serving.access import Access
@@ -87,6 +88,7 @@ class Replica:
         told = Arguments.model_validate(arguments)
         self._run = Path(told.run)
         self._id = f"{os.uname().nodename}-{os.getpid()}"
+        logs.begin("serving", self._id, self._run.name)
         self._names = Names(self._run)
         recipe = await asyncio.to_thread(self._names.recipe)
         self._settings = told.settings or ServingSettings.model_validate(recipe.get("serving", {}))
