@@ -30,6 +30,7 @@ from cluster.address import cluster_place
 from cluster.under_job import address_here, check_run_directory
 from corpus.problems import RunProblem, UsageProblem
 from learners.checkpoint_place import CHECKPOINTS, CheckpointPlace, checkpoints_of
+from learners.tracking import check_wandb
 
 ONLY_TO_CONTINUE = (CHECKPOINTS, ppo.WEIGHTS, SAMPLES_PARTIAL)
 """What a stage keeps in its directory to continue from: of no use once stage.json says that it is done."""
@@ -131,6 +132,8 @@ def run_pipeline(
     run = RunDirectory(recipe.run_directory)
     check_early(recipe, address)
     check_variables(variables)
+    if address is None and recipe.tracking.wandb is not None:  # elsewhere it is the learners' nodes that count
+        check_wandb(recipe.tracking.wandb)
     sources = data.source_hashes(recipe)
     stages = stages_of(recipe, run, sources)
     names = [stage.name for stage in stages]

@@ -1,8 +1,8 @@
 """Log lines of a run's processes, each with the run, the role and the worker that wrote it.
 
-AMENABLE_LOG=json makes every line a JSON object: `time` (ISO, UTC), `level`, `run`, `role`, `worker`, `attempt`, `node`,
-`message`, and where there are any `logger` and `error` (a traceback). Without it, or with AMENABLE_LOG=plain, the same is
-said in short. Lines go to standard error, which Ray keeps for actors and gives to whoever follows a job for its driver.
+AMENABLE_LOG=json makes every line a JSON object: `time` (ISO, UTC), `level`, `run`, `role`, `worker`, `attempt`,
+`node`, `message`, and where there are any `logger` and `error` (a traceback). Without it, or with AMENABLE_LOG=plain,
+the same is said in short. Lines go to standard error, which Ray keeps for actors and gives to whoever follows a job.
 
 Ray's own `LoggingConfig(encoding="JSON")` is not used: it names neither run nor role, takes over the command's own
 output, and is of Ray alone, while the command speaks before there is Ray.
