@@ -1,8 +1,8 @@
 """Metrics to Weights & Biases beside metrics.jsonl and TensorBoard, where a recipe asks for it.
 
-Each stage that trains is one W&B run, because W&B counts steps upwards alone: its id is the run's own and the stage, so
-that whoever goes on with the run goes on with it there, and its group is the run. Only metrics are sent, under the names
-that they have everywhere. The key is read from the environment, by wandb itself, and stands in no recipe.
+Each stage that trains is one W&B run, because W&B counts steps upwards alone: its id is the run's own and the stage,
+so that whoever goes on with the run goes on with it there, and its group is the run. Only metrics are sent, under the
+names that they have everywhere. The key is read from the environment, by wandb itself, and stands in no recipe.
 """
 
 import os
@@ -57,8 +57,8 @@ def check_wandb(settings: WandbSettings, environment: Mapping[str, str] = os.env
     """Raises UsageProblem where wandb is not installed here, or its key is not in the environment."""
     if find_spec("wandb") is None:
         raise UsageProblem(
-            "tracking.wandb is set and the package wandb is not installed; pip install wandb where the learners run, or "
-            "leave tracking.wandb out."
+            "tracking.wandb is set and the package wandb is not installed; pip install wandb where the learners run, "
+            "or leave tracking.wandb out."
         )
     if settings.mode == "online" and not environment.get(KEY):
         raise UsageProblem(
