@@ -198,8 +198,10 @@ def lines(view: RunView) -> list[str]:
 def curve_title(curve: Curve) -> str:
     """'KL 1.26 nats (0.0115 to 1.32, 40 values)'."""
     unit = f" {curve.unit}" if curve.unit else ""
-    low, high = min(curve.values), max(curve.values)
-    return f"{curve.name} {curve.values[-1]:.3g}{unit} ({low:.3g} to {high:.3g}, {len(curve.values)} values)"
+    newest = f"{curve.name} {curve.values[-1]:.3g}{unit}"
+    if len(curve.values) == 1:
+        return newest
+    return f"{newest} ({min(curve.values):.3g} to {max(curve.values):.3g}, {len(curve.values)} values)"
 
 
 # pictures --------------------------------------------------------------------------------------------------------

@@ -95,6 +95,7 @@ class WandbRun:
                     x_disable_meta=True,
                     x_disable_stats=True,
                     x_disable_machine_info=True,
+                    x_save_requirements=False,
                 ),
             )
         except wandb.Error as error:
