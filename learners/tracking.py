@@ -74,7 +74,7 @@ class WandbRun:
         """Begins it, or goes on with it. Raises as `check_wandb`, and RunProblem where W&B does not take it."""
         settings = tracked.wandb
         check_wandb(settings)
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] - not part of the installation
 
         try:
             self._run: Any = wandb.init(
