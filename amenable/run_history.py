@@ -58,7 +58,7 @@ def record_own_submission(place: str, environment: Mapping[str, str] = os.enviro
 
     Raises RunProblem where the log cannot be written."""
     labels, job = Labels.read(job_metadata(environment)), job_id(environment)
-    if labels is None or job != submission_id(labels.run, labels.attempt):
+    if labels is None or job is None or job != submission_id(labels.run, labels.attempt):
         return
     entries, _ = audit_log.read(place)
     if all(entry.asked.get("submission_id") != job for entry in entries if entry.action in (SUBMITTED, RESUMED)):
