@@ -26,6 +26,7 @@ from actors.held_out import HeldOut, held_out_means
 from actors.publication import Probe, Publication, Published
 from actors.settings import FleetSettings, SamplingSettings
 from actors.stage_fleet import Fellowship, StageFleet
+from corpus import logs
 from corpus.problems import RunProblem
 
 __all__ = ["Conductor", "Fellowship", "HeldOut", "Probe", "Publication"]
@@ -56,6 +57,7 @@ class Conductor:
         """`deadline_s` is for every single answer, but for those that must wait for responses: held-out samples and
         their scores, and what generators have in hand when the stage ends. Those have `sampling_deadline_s`. The wish
         for more or fewer generators is read from the stage's `directory`."""
+        logs.begin("conductor")
         self._stream = stream
         self._store = store
         self._deadline_s = deadline_s
@@ -127,6 +129,7 @@ class Conductor:
         """
         async with self._publishing:
             started = time.perf_counter()
+            logs.note_attempt(attempt)
             async with self._refitting:
                 put = self._store.put.remote(snapshot)
                 [reference] = await self._within(put, "the weight store", "take new weights")
@@ -140,6 +143,7 @@ class Conductor:
         # Outside the lock: a scoring process answers behind the scoring that it has in hand.
         roles = await self._fleet.reports()
         stored = await self._within(self._store.figures.remote(), "the weight store", "say what it has published")
+        await self._fleet.tell_workers(attempt, update, seconds)
         return present.outcome(seconds, roles | self._fleet.figures() | stored)
 
     async def _refit(

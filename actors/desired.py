@@ -8,6 +8,7 @@ the counter up; whoever changes it must have seen the counter before.
 import fcntl
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def read_fleet(directory: Path) -> dict[str, object] | None:
 
 
 def write_fleet(directory: Path, says: dict[str, object]) -> None:
-    """Say how the fleet is."""
+    """Say how the fleet is, with the `time` (Unix seconds)."""
     partial = directory / f"{FLEET_FILE}.partial"
-    partial.write_text(json.dumps(says), encoding="utf-8")
+    partial.write_text(json.dumps({"time": time.time(), **says}), encoding="utf-8")
     partial.replace(directory / FLEET_FILE)

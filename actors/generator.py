@@ -29,6 +29,7 @@ from actors.role_reports import RoleReport, report_now
 from actors.rollout_engine import Request, RolloutEngine, probe_request
 from actors.samples import sample_requests, samples_table
 from actors.settings import RolloutSettings, SamplingSettings
+from corpus import logs
 from corpus.problems import RunProblem
 from models.snapshot import Snapshot, pack
 
@@ -48,6 +49,7 @@ class RolloutGenerator:
     """One engine. Run-agnostic: weights and work are given to it."""
 
     def __init__(self, name: str, settings: RolloutSettings) -> None:
+        logs.begin("generator", name)
         self._name = name
         self._settings = settings
         self._engine: RolloutEngine | None = None

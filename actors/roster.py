@@ -74,6 +74,8 @@ class Roster:
         """Nobody is replaced any more."""
         self.waiting: dict[str, str] = {}
         """Workers for which there has been no room for long, and a clause that says so."""
+        self.lost: tuple[float, str] | None = None
+        """When (Unix seconds) a worker was given up last, and a sentence that says which and why."""
         self._tasks: set[asyncio.Task] = set()
 
     # who there is --------------------------------------------------------------------------------------------------
@@ -163,6 +165,7 @@ class Roster:
         if not self.fleet.died(name, incarnation):
             return
         log.warning("%s is given up: %s", name, why)
+        self.lost = time.time(), f"{name} was given up: {why}."
         member = self.members[name]
         pulses.kill(member.handle, member.pulse)
         self._changed()

@@ -18,6 +18,7 @@ from actors.pulse import Pulse, pulse_now
 from actors.rewards import RewardSettings, make_reward
 from actors.role_reports import RoleReport, report_now
 from actors.settings import ScoringSettings
+from corpus import logs
 from corpus.problems import RunProblem
 from corpus.telemetry import switch_telemetry_off
 from corpus.templates import decode_responses
@@ -31,6 +32,7 @@ class ScoringWorker:
         switch_telemetry_off()
         import torch
 
+        logs.begin("scoring", name)
         torch.set_num_threads(settings.threads)
         self._name = name
         self._settings = settings

@@ -22,6 +22,7 @@ from actors.recruits import WorkerSpec
 from actors.role_reports import RoleReport, role_figures
 from actors.roster import AGAIN, Roster
 from actors.settings import FleetSettings
+from actors.worker_rows import WorkerRow, rates, write_workers
 from corpus.problems import RunProblem
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class StageFleet:
         self._told: dict[tuple[str, int], Any] = {}
         self._will_tell = False
         self._reported: dict[str, dict[str, RoleReport]] = {}
+        self._rates: dict[str, dict[str, Any]] = {}
+        """By worker: what it did between its last two reports."""
         self._tasks: set[asyncio.Task] = set()
         self.generators = self._roster("generator", fellowship.generators, refit, self._release)
         for name, handle in generators.items():
@@ -262,6 +265,7 @@ class StageFleet:
             "counter": wish.counter if wish is not None else 0,
             "workers": {name: each.fleet[name].state for each in self.rosters() for name in each.fleet.names(WANTED)},
             "waiting": list(self.generators.waiting.values()),
+            "lost": max((each.lost for each in self.rosters() if each.lost is not None), default=None),
             "problem": problem,
         }
         if says != self._said:
@@ -310,8 +314,26 @@ class StageFleet:
         for role, now in reports.items():
             before = self._reported.get(role, {})
             figures |= role_figures(role, before, now)
+            self._rates |= {name: rates(before.get(name), report) for name, report in now.items()}
             self._reported[role] = before | now
         return figures
+
+    async def tell_workers(self, attempt: int, update: int, publish_seconds: float) -> None:
+        """Write down how every worker is, for people to watch, at the publication of version (attempt, update)."""
+        if self._directory is None:
+            return
+        rows = [self._row(roster, name) for roster in self.rosters() for name in roster.fleet.names(WANTED)]
+        try:
+            await asyncio.to_thread(write_workers, self._directory, attempt, update, publish_seconds, rows)
+        except OSError as error:  # it is for watching alone: training goes on without
+            log.warning("how the workers are could not be written: %s", error)
+
+    def _row(self, roster: Roster, name: str) -> WorkerRow:
+        health = roster.fleet[name]
+        holds = health.holds if roster is self.generators else None
+        version = {"attempt": holds[0] if holds else None, "update": holds[1] if holds else None}
+        measured = self._rates.get(name, {}) if health.state in LIVING else {}
+        return WorkerRow(name, roster.role, str(health.state), health.incarnation, **version, **measured)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

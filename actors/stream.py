@@ -24,6 +24,7 @@ from actors.attempts import read_counts, write_counts
 from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, oldest_updates, with_scores
 from actors.failures import Problem
 from actors.ledger import Counts, Ledger
+from corpus import logs
 from corpus.problems import RunProblem, code_in_traceback
 from corpus.schemas import read_table
 from corpus.storage import write_atomically
@@ -64,6 +65,7 @@ class EpisodeStream:
     """One a PPO stage. All methods are coroutines of one event loop, so each runs undisturbed between its awaits."""
 
     def __init__(self, plan: StreamPlan) -> None:
+        logs.begin("stream")
         self._plan = plan
         self._ledger = Ledger(plan.batch_size, plan.chunk_size, plan.max_staleness, plan.batches)
         with code_in_traceback():
@@ -273,6 +275,7 @@ class EpisodeStream:
         rows = {
             slot: batch.slice(row, 1) for batch in batches for row, slot in enumerate(batch.column("slot").to_pylist())
         }
+        logs.note_attempt(attempt)
         history = read_counts(Path(self._plan.directory).parent)
         self._ledger.restore(state, attempt, {number: Counts(**counts) for number, counts in history.items()})
         if set(rows) != set(self._ledger.accepted):

@@ -18,6 +18,7 @@ from actors.published import PublishedFiles, PublishedSnapshot, read_published
 from actors.snapshot_files import SnapshotFiles, Version
 from actors.stored_snapshots import StoredRun, StoredSnapshots
 from actors.stored_snapshots import told as told_of_store
+from corpus import logs
 from models.snapshot import Snapshot, verify
 
 KEPT = 2
@@ -40,6 +41,7 @@ class WeightStore:
 
     def __init__(self, directory: str | None) -> None:
         """Snapshots are on disk in `directory`, which is this store's alone; nowhere where it is None."""
+        logs.begin("weight-store")
         self._references: OrderedDict[Version, Any] = OrderedDict()
         self._files = SnapshotFiles(Path(directory), KEPT) if directory is not None else None
         self._published: PublishedFiles | None = None

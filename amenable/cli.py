@@ -16,6 +16,8 @@ import typer
 from amenable.arguments import Address, AsJson, Overrides, RecipeName, RunPath, Variables
 from amenable.cluster_commands import add_to
 from amenable.ending import RUN_PROBLEM, ending
+from amenable.watch_commands import add_to as add_watching_to
+from corpus import logs
 from corpus.telemetry import switch_telemetry_off
 
 if TYPE_CHECKING:
@@ -95,7 +97,9 @@ def _command(
         from amenable.recipe_loading import load_recipe
 
         elsewhere = [f"run_directory={json.dumps(run, ensure_ascii=False)}"] if run is not None else []
+        logs.wanted()
         settings = loaded(lambda: load_recipe(recipe, [*(overrides or []), *elsewhere], Recipe), check_alone, run)
+        logs.begin("driver", run=settings.name)
         with progress:
             found = work(settings, progress)
         answer(found)
@@ -421,6 +425,7 @@ def recipes(as_json: AsJson = False) -> None:
 
 
 add_to(app)
+add_watching_to(app)
 
 
 def _short(path: str) -> str:

@@ -82,6 +82,7 @@ class Crew:
                 self._address,
                 self._cpus(),
                 meanwhile=partial(interruption.stop_if_requested, f"waiting for {where}"),
+                run=self._recipe.name,
             )
             with self._progress.waiting(where):
                 self._session.__enter__()

@@ -15,6 +15,7 @@ import typer
 from amenable.interruption import Interrupted, LimitReached
 from amenable.remote_problems import problem_in
 from cluster.address import Unreachable
+from corpus import logs
 from corpus.problems import RunProblem, UsageProblem
 
 DONE = 0
@@ -42,7 +43,7 @@ def ending(as_json: bool, where: Callable[[], str]) -> Iterator[Callable[[dict[s
             print(json.dumps(content, indent=2, ensure_ascii=False), file=stdout, flush=True)
 
     def end(kind: str, sentence: str, code: int) -> typer.Exit:
-        typer.echo(sentence, err=True)
+        typer.echo(logs.line(sentence, "ERROR", kind=kind) if logs.is_json() else sentence, err=True)
         answer({"problem": sentence, "kind": kind})
         return typer.Exit(code)
 

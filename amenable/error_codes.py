@@ -122,6 +122,25 @@ SYMPTOMS = (
         ),
     ),
     Symptom(
+        "Metrics or log lines cannot go where they should",
+        (
+            Code(
+                "tracking/package", "The package `wandb` is not installed.", "`pip install wandb` where learners run."
+            ),
+            Code(
+                "tracking/key",
+                "The tracker's key is not in the environment.",
+                "Set `WANDB_API_KEY` where learners run, or `tracking.wandb.mode=offline`.",
+            ),
+            Code(
+                "tracking/refused",
+                "Weights & Biases did not take the run.",
+                "Mend what the sentence says, or `tracking.wandb.mode=offline`.",
+            ),
+            Code("run/log-format", "`AMENABLE_LOG` has another value than json or plain.", "Give one of the two."),
+        ),
+    ),
+    Symptom(
         "A model or tokenizer does not load",
         (
             Code("model/not-found", "There is no such directory.", "Check the path, or give a name on the Hub."),

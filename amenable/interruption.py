@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from corpus import logs
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPING = "Stopping after a checkpoint; once more to stop at once."
 _requested = threading.Event()
@@ -77,4 +79,5 @@ def _heed(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     _requested.set()
     # A handler may interrupt a print in the middle, and then print would fail: write to the descriptor itself.
-    os.write(2, f"\n{_said}\n".encode())
+    said = logs.line(_said, "WARNING") if logs.is_json() else f"\n{_said}"
+    os.write(2, f"{said}\n".encode())

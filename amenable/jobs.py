@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from amenable.durations import spoken
+from amenable.run_history import record_stop
 from cluster.job_server import JobServer
 from cluster.jobs import STOPPED, Job, attempts_of, find_run, stop_grace
 from corpus.problems import RunProblem
@@ -60,7 +61,8 @@ def told_list(jobs: list[Job]) -> str:
 
 def stop(server: JobServer, run: str, owner: str, grace_s: float | None) -> dict[str, Any]:
     """Ends the live job of a run: it saves a checkpoint, for which it has `grace_s` seconds, or as many as it was
-    submitted with. Returns the job with `last_line`, the last that it wrote.
+    submitted with. Returns the job with `last_line`, the last that it wrote, and `unrecorded`, why this is not in the
+    run's audit log (empty where it is, or where this machine does not see the run).
 
     Raises UsageProblem where no job of it is live or the grace is longer than Ray's, RunProblem where it has not ended
     by then.
@@ -71,6 +73,7 @@ def stop(server: JobServer, run: str, owner: str, grace_s: float | None) -> dict
     is_rays = patience_s == job.grace_s
     ended = server.wait(job.submission_id, patience_s + (KILL_MARGIN_S if is_rays else 0.0))
     if ended.is_live:
+        record_stop(job, grace_s, "asked to stop; it had not ended in time")
         when = "by now" if is_rays else f"{spoken(job.grace_s)} after it was asked to end"
         raise RunProblem(
             f"{job.labels.run} has not ended within {spoken(patience_s)}; Ray kills it {when}, and what was saved "
@@ -78,15 +81,18 @@ def stop(server: JobServer, run: str, owner: str, grace_s: float | None) -> dict
             "job/not-ended",
         )
     lines = server.logs(job.submission_id).strip().splitlines()
-    return ended.as_json() | {"last_line": lines[-1] if lines else ""}
+    unrecorded = record_stop(job, grace_s, ended.state.lower())
+    return ended.as_json() | {"last_line": lines[-1] if lines else "", "unrecorded": unrecorded}
 
 
 def told_stop(answer: dict[str, Any]) -> str:
     """What `stop` returned, for a person."""
     run = answer["run"]
     if answer["state"] != STOPPED:
-        return f"{run} came to its end by itself: {answer['state'].lower()}."
-    return f"{run} is stopped. Its last line: {answer['last_line'] or '(none)'}"
+        said = f"{run} came to its end by itself: {answer['state'].lower()}."
+    else:
+        said = f"{run} is stopped. Its last line: {answer['last_line'] or '(none)'}"
+    return f"{said}\n{answer['unrecorded']}" if answer["unrecorded"] else said
 
 
 def _since(answer: dict[str, Any], now: float) -> str:

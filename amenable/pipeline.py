@@ -17,7 +17,9 @@ from amenable.gpu_budget import GpuBudget
 from amenable.permanent_failure import recorded
 from amenable.progress import Progress
 from amenable.recipe import Recipe
+from amenable.recipe_loading import recipe_hash
 from amenable.run_directory import RunDirectory
+from amenable.run_history import recorded_work
 from amenable.stage_reuse import StageSpec, begin, complete, done, read_record
 from amenable.stages import collect, data, evaluation, ppo, reward_model, supervised
 from amenable.stages.context import Context, Stage
@@ -28,6 +30,7 @@ from cluster.address import cluster_place
 from cluster.under_job import address_here, check_run_directory
 from corpus.problems import RunProblem, UsageProblem
 from learners.checkpoint_place import CHECKPOINTS, CheckpointPlace, checkpoints_of
+from learners.tracking import check_wandb
 
 ONLY_TO_CONTINUE = (CHECKPOINTS, ppo.WEIGHTS, SAMPLES_PARTIAL)
 """What a stage keeps in its directory to continue from: of no use once stage.json says that it is done."""
@@ -129,6 +132,8 @@ def run_pipeline(
     run = RunDirectory(recipe.run_directory)
     check_early(recipe, address)
     check_variables(variables)
+    if address is None and recipe.tracking.wandb is not None:  # elsewhere it is the learners' nodes that count
+        check_wandb(recipe.tracking.wandb)
     sources = data.source_hashes(recipe)
     stages = stages_of(recipe, run, sources)
     names = [stage.name for stage in stages]
@@ -141,8 +146,10 @@ def run_pipeline(
     progress.plan([stage.name for stage in stages])
     run.create()
     budget = GpuBudget(run.root / GPU_HOURS, recipe.limits.gpu_hours)
+    asked = {"recipe": recipe.name, "recipe_hash": recipe_hash(recipe), "until": until, "address": address}
     with (
         run.lease() as lease,
+        recorded_work(run.place, {**asked, "holder": lease.epoch}),
         Crew(recipe, run.root / "ray-train", progress, address, lease.run_epoch, budget.hold) as crew,
     ):
         context = Context(recipe, run, progress, crew, lease.check)

@@ -19,6 +19,7 @@ from rich.text import Text
 from amenable import interruption
 from amenable.durations import spoken
 from amenable.stage_progress import StageProgress, Value
+from corpus import logs
 
 LINE_EVERY_S = 10.0
 _REFRESHES_PER_SECOND = 4
@@ -29,7 +30,8 @@ class Progress:
     """What a run tells while it runs; the pipeline calls it, the command line shows it.
 
     `stages` are the names of all stages in their order, as far as they are known (`plan` states them later). With
-    `json` everything goes to standard error, because standard output is for the one JSON answer.
+    `json` everything goes to standard error, because standard output is for the one JSON answer. Where log lines are
+    JSON (corpus.logs), what is told are log lines, there too.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stages = list(stages)
-        self._console = console or Console(stderr=json)
-        self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._as_log = logs.is_json()
+        self._console = console or Console(stderr=json or self._as_log)
+        self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal and not self._as_log
         self._line_every_s = line_every_s
         self._clock = clock
         self._lock = threading.RLock()
@@ -178,7 +181,7 @@ class Progress:
             if self._nobody_listens:
                 return
             try:
-                print(text, file=self._console.file, flush=True)
+                print(logs.line(text) if self._as_log else text, file=self._console.file, flush=True)
             except BrokenPipeError:
                 # The reader of the pipe (head, a closed terminal) has left; the run is worth more than its audience.
                 self._nobody_listens = True

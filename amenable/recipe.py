@@ -18,6 +18,7 @@ from learners.optimizer import OptimizerSettings
 from learners.ppo_settings import PpoSettings
 from learners.ranks import Placement
 from learners.reward_model_settings import RewardModelSettings
+from learners.tracking import TrackingSettings
 from models.settings import TinyLlamaSettings
 from serving.settings import ServingSettings
 
@@ -211,6 +212,7 @@ class Recipe(_Slice):
     serving: ServingSettings = Field(
         default=ServingSettings(), description="The service of `amenable serve RUN`, and what PPO leaves for it."
     )
+    tracking: TrackingSettings = Field(default=TrackingSettings(), description="Trackers that metrics go to as well.")
     limits: LimitSettings = Field(default=LimitSettings(), description="When the run stops of itself.")
 
     @model_validator(mode="after")

@@ -16,14 +16,17 @@ from amenable.run_lease import LEASE_FILE, LOCK_FILE, RunLease
 from amenable.stage_reuse import STAGE_FILE
 from amenable.store_lease import LEASES, StoreLease
 from amenable.summary import Summary
+from corpus import audit_log
 from corpus.problems import RunProblem, UsageProblem
 from corpus.storage import is_object_store, one_line, opened, send, without_options
 from corpus.stored_directory import StoredDirectory
 from corpus.working_copies import working_copy
 
 _MARKS_OF_A_RUN = {"recipe.yaml", "lineage.json", LEASE_FILE, LOCK_FILE}
-_MARKS_IN_A_STORE = ("recipe.yaml", "lineage.json", LEASES)
-_ON_ONE_SIDE = frozenset({"checkpoints", "weights", "ray-train", "published", "serving", LEASE_FILE, LOCK_FILE, LEASES})
+_MARKS_IN_A_STORE = ("recipe.yaml", "lineage.json", LEASES, audit_log.DIRECTORY)
+_ON_ONE_SIDE = frozenset(
+    {"checkpoints", "weights", "ray-train", "published", "serving", LEASE_FILE, LOCK_FILE, LEASES, audit_log.DIRECTORY}
+)
 """What working copy and store do not share: checkpoints and published weights go to the store by themselves, what is
 served is a service's, the rest is of no use there."""
 
@@ -110,6 +113,11 @@ class RunDirectory:
         if self.stored is None:
             return str(self.root)
         return without_options(self.stored.address)
+
+    @property
+    def place(self) -> str:
+        """Where the run is kept: its path, or its address with options, as programs need it."""
+        return str(self.root) if self.stored is None else self.stored.address
 
     def is_stored(self) -> bool:
         """True where an object store holds the marks of this run. Raises UsageProblem where it cannot be asked."""

@@ -1,7 +1,5 @@
 """`amenable scale`: how many generators a PPO stage under way is to have. Its conductor follows within seconds."""
 
-import getpass
-import socket
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 from actors.desired import read_desired, read_fleet, write_desired
 from amenable.stage_reuse import read_record
+from corpus.audit_log import SCALED, actor_here, audited
 from corpus.problems import UsageProblem
 
 
@@ -42,9 +41,10 @@ def scale(run: Path, text: str | None) -> dict[str, Any]:
         raise UsageProblem(f"PPO in {run} is done: there is nothing to scale.", "run/over")
     wish = read_desired(stage)
     if wanted is not None:
-        seen = wish.counter if wish is not None else 0
+        seen, before = (wish.counter, wish.generators) if wish is not None else (0, None)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        wish = write_desired(stage, seen, wanted, f"{getpass.getuser()} on {socket.gethostname()}", now)
+        with audited(run, SCALED, {"generators": wanted, "before": before}):
+            wish = write_desired(stage, seen, wanted, actor_here(), now)
     return {"wish": asdict(wish) if wish is not None else None, "fleet": read_fleet(stage)}
 
 

@@ -1,6 +1,5 @@
 """`amenable serve`, `pin` and `tokens`: the service of a run, what it serves as `policy`, and who may use it."""
 
-import getpass
 import ipaddress
 import os
 import socket
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from amenable import interruption
 from amenable.run_directory import RunDirectory
+from corpus.audit_log import actor_here
 from corpus.problems import RunProblem, UsageProblem
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def pin(run: "ServedRun", version: str | None) -> dict[str, Any]:
                 "serving/version",
             )
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        wish = write_wish(run.place, pinned, wish.counter, f"{getpass.getuser()} on {socket.gethostname()}", now)
+        wish = write_wish(run.place, pinned, wish.counter, actor_here(), now)
     return {"wish": asdict(wish), "replicas": read_reports(run.place)}
 
 

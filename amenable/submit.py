@@ -9,6 +9,7 @@ from typing import Any
 
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe, recipe_files, recipe_hash, resolved
+from amenable.run_history import record_from_here, submission
 from cluster.git_version import git_version
 from cluster.job_request import JobRequest, request_of
 from cluster.job_server import JobServer
@@ -23,6 +24,7 @@ from cluster.working_directory import (
     travelling,
     upload_limit_bytes,
 )
+from corpus.audit_log import actor_here
 from corpus.problems import RunProblem, UsageProblem
 from corpus.storage import below, is_object_store, without_options
 
@@ -127,6 +129,7 @@ def prepare(
         git=git_version(root),
         run_directory=kept,
         asked=replace(asked, fresh=fresh),
+        by=actor_here(),
     )
     return Prepared(recipe, labels, directory, request_of(labels, directory, grace_s, environment))
 
@@ -150,15 +153,17 @@ def prepare_again(run: str, owner: str, jobs: list[Job], root: Path, environment
 
 
 def send(prepared: Prepared, server: JobServer) -> Job:
-    """Submits what was prepared; returns the job. Raises UsageProblem where somebody else submits it at the same
-    moment, RunProblem where the cluster refuses it."""
+    """Submits what was prepared and records it where this machine can; returns the job. Raises UsageProblem where
+    somebody else submits it at the same moment, RunProblem where the cluster refuses it."""
     labels = prepared.labels
     try:
         server.submit(prepared.request)
     except RunProblem as problem:
         second = taken(problem, labels.run, labels.attempt)
         raise (second or problem) from problem
-    return server.job(prepared.request.submission_id)
+    job = prepared.request.submission_id
+    record_from_here(labels.run_directory, submission(labels, job))  # else the job does it when it begins
+    return server.job(job)
 
 
 def ended(job: Job) -> tuple[str, int]:

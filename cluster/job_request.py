@@ -9,6 +9,7 @@ from cluster.jobs import STOP_WAIT, Labels
 from cluster.run_ids import submission_id
 from cluster.secrecy import check_no_secret
 from cluster.working_directory import WorkingDirectory
+from corpus.logs import LOG
 from corpus.telemetry import TELEMETRY_OFF
 
 GIB = 2**30
@@ -50,7 +51,9 @@ def request_of(labels: Labels, directory: WorkingDirectory, grace_s: int, enviro
         runtime_env={
             "working_dir": str(directory.root),
             "excludes": list(directory.excludes),
-            "env_vars": telemetry | {STOP_WAIT: str(grace_s)},
+            "env_vars": telemetry
+            | {STOP_WAIT: str(grace_s)}
+            | ({LOG: environment[LOG]} if environment.get(LOG) else {}),
         },
         metadata=labels.metadata(),
         entrypoint_num_cpus=driver.cpus or None,

@@ -60,10 +60,12 @@ class Labels:
     git: str
     run_directory: str
     asked: Asked
+    by: str = ""
+    """Who submitted it, USER@HOST; empty where that is not known."""
 
     def metadata(self) -> dict[str, str]:
         """The labels as Ray keeps them: text by name. `job_name` is what the dashboard shows."""
-        told = {name: getattr(self, name) for name in ("run", "owner", "recipe_hash", "git", "run_directory")}
+        told = {name: getattr(self, name) for name in ("run", "owner", "recipe_hash", "git", "run_directory", "by")}
         told |= {"attempt": str(self.attempt), "asked": json.dumps(asdict(self.asked), sort_keys=True)}
         return {"job_name": self.run} | {f"amenable_{name}": text for name, text in told.items()}
 
@@ -77,7 +79,7 @@ class Labels:
             for name in ("overrides", "variables", "excludes"):
                 asked[name] = tuple(asked[name])
             plain = {name: told[name] for name in ("run", "owner", "recipe_hash", "git", "run_directory")}
-            return cls(attempt=int(told["attempt"]), asked=Asked(**asked), **plain)
+            return cls(attempt=int(told["attempt"]), asked=Asked(**asked), by=told.get("by", ""), **plain)
         except (KeyError, ValueError, TypeError):
             return None
 

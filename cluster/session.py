@@ -10,6 +10,8 @@ import ray
 
 from cluster.address import Unreachable, check_cluster
 from cluster.patience import call_within
+from cluster.under_job import job_variables
+from corpus import logs
 from corpus.problems import RunProblem
 from corpus.telemetry import TELEMETRY_OFF
 
@@ -38,21 +40,24 @@ def session(
     cpus: int,
     object_store_mib: int = 256,
     meanwhile: Callable[[], None] = lambda: None,
+    run: str = "",
 ) -> Iterator[None]:
     """Ray for the block: the cluster at `address`, or, without one, a session of this machine that ends with it.
 
     A local session offers `cpus` CPUs whatever the machine has: on a small one the roles take turns on its cores.
-    `meanwhile` is called again and again while a cluster is waited for; what it raises ends the wait. Raises
+    `meanwhile` is called again and again while a cluster is waited for; what it raises ends the wait. Log lines of what
+    is started here say that they are of `run`. Raises
     UsageProblem where `address` cannot be a cluster's, Unreachable where a cluster does not answer, RunProblem where no
     local session starts.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if address is None:
+        os.environ.update(logs.told_to_workers(run))
         _start_local(cpus, object_store_mib)
     else:
         check_cluster(address)
-        _join(address, meanwhile)
+        _join(address, meanwhile, run)
     try:
         yield
     finally:
@@ -85,11 +90,19 @@ def _start_local(cpus: int, object_store_mib: int) -> None:
                         each.kill()
 
 
-def _join(address: str, meanwhile: Callable[[], None]) -> None:
+def _join(address: str, meanwhile: Callable[[], None], run: str) -> None:
     """Connects to a cluster."""
+    # Its processes have not this one's environment. Ray refuses a variable that the job has set already, of this value.
+    told = {name: value for name, value in logs.told_to_workers(run).items() if name not in job_variables()}
 
     def join() -> None:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="amenable")
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace="amenable",
+            runtime_env={"env_vars": told} if run and told else None,
+        )
 
     try:
         failure = call_within(CONNECT_DEADLINE_S, join, meanwhile)

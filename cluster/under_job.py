@@ -23,6 +23,22 @@ def job_id(environment: Mapping[str, str] = os.environ) -> str | None:
         return None
 
 
+def job_metadata(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the Ray job whose driver this is was told of itself when it was submitted; {} where it is none's."""
+    try:
+        return {str(key): str(value) for key, value in json.loads(environment[JOB_CONFIG])["metadata"].items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def job_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment variables that the Ray job whose driver this is was submitted with; {} where it is none's."""
+    try:
+        return dict(json.loads(environment[JOB_CONFIG])["runtime_env"]["env_vars"])
+    except (KeyError, ValueError, TypeError):
+        return {}
+
+
 def address_here(address: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
     """The address of the cluster to join: the one that was given, else the one whose job this is; None without."""
     return "auto" if address is None and job_id(environment) is not None else address

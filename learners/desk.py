@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
+from corpus import logs
 from corpus.deaths import death, is_death
 from corpus.problems import RunProblem
 from corpus.run_epoch import RunEpoch
@@ -103,6 +104,7 @@ class Desk:
     """
 
     def __init__(self) -> None:
+        logs.begin("desk")
         self._job: Ordered | None = None
         self._closed = False
         self._stop = False

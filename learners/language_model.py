@@ -23,6 +23,7 @@ from learners.language_model_settings import LanguageModelSettings
 from learners.process_group import device, process_group, sum_over_ranks
 from learners.rows import Row
 from learners.supervised import SupervisedLoop
+from learners.tracking import Tracked
 from learners.worker import Reporter, Worker
 from models.build import (
     TinyLlamaSettings,
@@ -60,6 +61,8 @@ class LanguageModelJob:
     pretraining_valid: Path | None = None
     stored: StoredDirectory | None = None
     """Where an object store keeps the run; None where the directory itself is the run's."""
+    tracked: Tracked | None = None
+    """The tracker that metrics go to beside files; None for none."""
 
 
 def train_language_model(job: LanguageModelJob, worker: Worker) -> dict[str, Any]:
@@ -85,6 +88,7 @@ def train_language_model(job: LanguageModelJob, worker: Worker) -> dict[str, Any
                 job.identity,
                 job.settings.checkpoint_seconds,
                 job.stored,
+                job.tracked,
             )
             figures = loop.run()
         finally:

@@ -10,21 +10,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from learners.tracking import WandbRun
+
 
 class MetricsLog:
     """Appends to `directory`/metrics.jsonl, one JSON object a line, and to `directory`/tensorboard.
 
     A line is {"step": int, "time": unix seconds, name: number…}; a number that is not finite is null. `resumed_step`
     is the last step that the run has behind it: later lines, which a lost attempt wrote, are taken out. None starts
-    anew. One process of a group makes one.
+    anew. One process of a group makes one. A `tracker` is told the same.
     """
 
-    def __init__(self, directory: Path, resumed_step: int | None = None) -> None:
+    def __init__(self, directory: Path, resumed_step: int | None = None, tracker: WandbRun | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         self._events = directory / "tensorboard"
         self._resumed_step = resumed_step
         self._writer: Any = None
+        self._tracker = tracker
         if resumed_step is None:
             shutil.rmtree(self._events, ignore_errors=True)
         kept = [] if resumed_step is None else [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
@@ -43,10 +46,14 @@ class MetricsLog:
         for name, value in finite.items():
             if value is not None:
                 self._writer.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.log(step, {name: value for name, value in finite.items() if value is not None})
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes both files, and ends the tracker."""
         self._stream.close()
+        if self._tracker is not None:
+            self._tracker.close()
         if self._writer is not None:
             self._writer.close()
 

@@ -22,6 +22,7 @@ from actors.attempts import begin_attempt, read_attempts
 from actors.conductor import HeldOut
 from actors.episodes import EPISODE
 from actors.settings import SamplingSettings
+from corpus import logs
 from corpus.problems import RunProblem
 from corpus.schemas import read_table
 from corpus.stored_directory import StoredDirectory
@@ -41,6 +42,7 @@ from learners.ppo_update import PpoUpdate, PretrainingOrder
 from learners.process_group import any_rank, process_group, sum_over_ranks
 from learners.rows import documents
 from learners.supervised import peak_memory_bytes
+from learners.tracking import Tracked, WandbRun
 from learners.worker import Interrupted, Reporter, Worker
 from models.build import context_length, load_tokenizer
 from models.forward import PolicyModel
@@ -78,6 +80,8 @@ class PpoJob:
     """Whether engines keep the keys and values of running responses when weights change."""
     stored: StoredDirectory | None = None
     """Where an object store keeps the run; None where the directory itself is the run's."""
+    tracked: Tracked | None = None
+    """The tracker that metrics go to beside files; None for none."""
 
 
 def train_ppo(job: PpoJob, worker: Worker) -> dict[str, Any]:
@@ -158,7 +162,9 @@ class _PpoLoop:
         self._resume()
         metrics = None
         if self._first:
-            metrics = MetricsLog(self._job.directory, resumed_step=progress.update or None)
+            tracked = self._job.tracked
+            tracker = WandbRun(tracked, "ppo", self._job.directory) if tracked is not None else None
+            metrics = MetricsLog(self._job.directory, progress.update or None, tracker)
         self._reporter.report(progress.update, now=True)
         started, episodes_before = time.monotonic(), progress.update
         try:
@@ -333,6 +339,7 @@ class _PpoLoop:
             if self._job.stored is not None:  # before it publishes: on another machine the number must be taken too
                 self._job.stored.push(self._worker.check_lease)
         self._progress.attempt = int(sum_over_ranks(number)[0])
+        logs.note_attempt(self._progress.attempt)
         if checkpoint is not None:
             self._restore(checkpoint)
         elif self._first and number > 0:  # a stream that lives may hold what an attempt before this one left

@@ -16,6 +16,7 @@ from typing import Any
 import ray.train.collective
 from ray import train
 
+from corpus import logs
 from corpus.deaths import cause_of_death, is_death
 from corpus.problems import RunProblem, UsageProblem
 from corpus.processes import started_ticks
@@ -171,6 +172,7 @@ def serve(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    logs.begin("learner", f"rank-{rank}")
     desk = config["desk"]
     own = at_desk(desk.begin_incarnation.remote()) if rank == 0 else 0
     line = Line(desk, rank, ray.train.collective.broadcast_from_rank_zero(own))

@@ -21,6 +21,7 @@ from learners.process_group import device, process_group, sum_over_ranks
 from learners.reward_model_settings import RewardModelSettings
 from learners.rows import list_values
 from learners.supervised import SupervisedLoop
+from learners.tracking import Tracked
 from learners.worker import Reporter, Worker
 from models.build import context_length, load_tokenizer, set_residual_dropout
 from models.scalar_head import ScalarHeadModel, last_token_scores
@@ -47,6 +48,8 @@ class RewardModelJob:
     """Demonstrations that are to score 0 on average; None leaves the bias that training gave."""
     stored: StoredDirectory | None = None
     """Where an object store keeps the run; None where the directory itself is the run's."""
+    tracked: Tracked | None = None
+    """The tracker that metrics go to beside files; None for none."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def train_reward_model(job: RewardModelJob, worker: Worker) -> dict[str, Any]:
                 job.identity,
                 job.settings.checkpoint_seconds,
                 job.stored,
+                job.tracked,
             )
             figures = loop.run()
             bias = task.demonstration_bias()

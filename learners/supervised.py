@@ -26,6 +26,7 @@ from learners.engine import MOMENTS, Engine
 from learners.metrics import MetricsLog
 from learners.optimizer import OptimizerSettings
 from learners.process_group import any_rank, sum_over_ranks
+from learners.tracking import Tracked, WandbRun
 from learners.worker import Interrupted, Reporter, Worker
 
 
@@ -67,11 +68,13 @@ class SupervisedLoop:
         identity: str,
         checkpoint_seconds: float,
         stored: StoredDirectory | None = None,
+        tracked: Tracked | None = None,
     ) -> None:
         self._task, self._engine, self._optimizer, self._worker = task, engine, optimizer, worker
         self._directory, self._identity, self._stored = directory, identity, stored
         self._checkpoints = checkpoints_of(directory, stored)
         self._checkpoint_seconds = checkpoint_seconds
+        self._tracked = tracked
         self._step = 0
         self._reporter = Reporter(worker, task.stage, task.total_steps, "steps")
         self._values: dict[str, float] = {}
@@ -87,7 +90,9 @@ class SupervisedLoop:
         saved = time.monotonic()
         metrics = None
         if self._worker.rank == 0:
-            metrics = MetricsLog(self._directory, resumed_step=self._step - (owed is not None) or None)
+            tracked = self._tracked
+            tracker = WandbRun(tracked, self._task.stage, self._directory) if tracked is not None else None
+            metrics = MetricsLog(self._directory, self._step - (owed is not None) or None, tracker)
         try:
             while owed is not None or self._step < self._task.total_steps:
                 if owed is None:

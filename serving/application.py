@@ -21,6 +21,7 @@ from ray import serve
 
 from actors.published import PINNED_NAME
 from actors.settings import SamplingSettings, ScoringSettings
+from corpus import logs
 from corpus.problems import RunProblem, UsageProblem
 from corpus.tokenising import TokenLimits
 from serving.access import Access
@@ -94,6 +95,7 @@ class Replica:
         self._id = f"{os.uname().nodename}-{os.getpid()}"
         await asyncio.to_thread(self._run.look)
         self._names = self._run.names
+        logs.begin("serving", self._id, self._run.name)
         recipe = await asyncio.to_thread(self._names.recipe)
         self._settings = told.settings or ServingSettings.model_validate(recipe.get("serving", {}))
         self._bounds = bounds_of(self._settings, recipe, self._names.skeleton())
@@ -292,7 +294,7 @@ async def want(run: Place, names: Names, pinned: str | None, seen: int, who: str
         )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        written = await asyncio.to_thread(write_wish, run, pinned, seen, who, now)
+        written = await asyncio.to_thread(write_wish, run, pinned, seen, who, now, token_name=who)
     except WishOvertaken as overtaken:
         raise WishConflict(str(overtaken)) from None
     return Wish(counter=written.counter, pinned=written.pinned, who=written.who, when=written.when)

@@ -24,6 +24,7 @@ from typing import Any
 from pyarrow import fs
 
 from actors.published import DESIRED_FILE, PINNED_NAME, STORED_WISHES
+from corpus.audit_log import PINNED, UNPINNED, audited
 from corpus.numbered_objects import NumberedObjects, Overtaken
 from corpus.problems import RunProblem, UsageProblem
 from corpus.storage import below, is_object_store, one_line, opened, without_options
@@ -72,21 +73,29 @@ def read_wish(run: Place) -> Wish:
     return _parsed(text, str(path))
 
 
-def write_wish(run: Place, pinned: str | None, seen: int, who: str, when: str) -> Wish:
-    """The wish that follows the one numbered `seen`, where the run is kept. Raises WishOvertaken where somebody else
-    has changed it since, UsageProblem for a name that no version can have."""
+def write_wish(run: Place, pinned: str | None, seen: int, who: str, when: str, token_name: str | None = None) -> Wish:
+    """The wish that follows the one numbered `seen`, where the run is kept, and in its audit log. `token_name` is that
+    of the token by which the service knew who asks. Raises WishOvertaken where somebody else has changed it since,
+    UsageProblem for a name that no version can have, RunProblem where it cannot be recorded."""
     if pinned is not None and not PINNED_NAME.fullmatch(pinned):
         raise UsageProblem(
             f"{pinned!r} names no version; give policy@UPDATE, as in policy@12, or newest.", "serving/version"
         )
     wish = Wish(seen + 1, pinned, who, when)
+    asked = {"version": pinned or "newest", "before": read_wish(run).pinned or "newest"}
+    with audited(run, UNPINNED if pinned is None else PINNED, asked, token_name):
+        _put(run, wish, seen)
+    return wish
+
+
+def _put(run: Place, wish: Wish, seen: int) -> None:
     content = {"schema_version": SCHEMA_VERSION, **asdict(wish)}
     if is_object_store(run):
         try:
             _wishes(str(run)).put_after(seen, json.dumps(content).encode())
         except Overtaken:
             raise _overtaken(read_wish(run)) from None
-        return wish
+        return
     path = Path(run) / DESIRED_FILE
     path.parent.mkdir(exist_ok=True)
     with open(path.parent / LOCK_FILE, "a", encoding="utf-8") as lock:
@@ -95,7 +104,6 @@ def write_wish(run: Place, pinned: str | None, seen: int, who: str, when: str) -
         if present.counter != seen:
             raise _overtaken(present)
         _write_whole(path, content)
-    return wish
 
 
 def write_report(run: Place, replica: str, says: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """What every stage is given: the recipe, the run's directory, progress, and the actors, which start when needed."""
 
+import json
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +9,13 @@ from typing import Any
 
 from amenable import interruption
 from amenable.crew import Crew
+from amenable.json_files import write_json
 from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.run_directory import RoundDirectory, RunDirectory
 from amenable.stage_reuse import StageSpec, read_record, stage_hash
 from amenable.stages.sources import PADDED_BASE, whereabouts
+from corpus.problems import RunProblem
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,37 @@ class Context:
         except Interrupted as stop:
             raise interruption.Interrupted(str(stop)) from stop
 
+    def tracked(self) -> Any:
+        """What a learner's job is told of the recipe's tracker (`learners.tracking.Tracked`); None where there is none.
+
+        The run's id there is made once and kept in RUN/tracking.json, so that every attempt goes on with it.
+        """
+        from learners.tracking import Tracked
+
+        settings = self.recipe.tracking.wandb
+        return None if settings is None else Tracked(settings, self.recipe.name, self._tracking_id())
+
+    def _tracking_id(self) -> str:
+        path = self.run.root / TRACKING_FILE
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+        except FileNotFoundError:
+            made = f"{self.recipe.name}-{secrets.token_hex(5)}"
+            self.check_lease()
+            write_json(path, {"schema_version": 1, "id": made})
+            return made
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunProblem(
+                f"{path} cannot be read ({error}); remove it to begin anew at the tracker.", "run/damaged"
+            ) from None
+
     def identity(self, spec: StageSpec) -> str:
         """The hash of all that the stage reads."""
         return stage_hash(spec)
 
+
+TRACKING_FILE = "tracking.json"
+"""In the run's directory: what the run is called at a tracker."""
 
 SERVING = "fleet/generators_serving"
 """PPO's metric of how many generators there are."""

@@ -96,6 +96,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
         seed=recipe.seed + 6,
         directory=spec.directory,
         stored=context.run.stored,
+        tracked=context.tracked(),
         tokenizer=context.tokenizer,
         policy=initial,
         reward_model=value_start(context),

@@ -33,6 +33,7 @@ def run_rm(context: Context, spec: StageSpec) -> Finished:
         seed=recipe.seed + 4,
         directory=spec.directory,
         stored=context.run.stored,
+        tracked=context.tracked(),
         start=best_on_validation(context),
         tokenizer=context.tokenizer,
         comparisons=Path(comparisons(context, "train")),

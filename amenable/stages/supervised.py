@@ -47,6 +47,7 @@ def _train(
         seed=seed,
         directory=spec.directory,
         stored=context.run.stored,
+        tracked=context.tracked(),
         tokenizer=context.tokenizer,
         start=start,
         max_new_tokens=context.recipe.sampling.max_response_tokens,

@@ -8,6 +8,7 @@ from stand_in_cast import QUICK, SAMPLING, Cast, Generator, Scoring, Spec, held_
 
 from actors.desired import read_desired, read_fleet, write_desired
 from actors.recruits import Call
+from actors.worker_rows import read_workers
 from corpus.problems import RunProblem, UsageProblem
 
 
@@ -291,6 +292,33 @@ def test_a_generator_without_room_is_told_of_and_comes_when_there_is(play, stage
         await until(lambda: spec.placement.given_back == ["room of generator-1"])
 
     play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage), **{"generator-0": 0.0})
+
+
+def test_every_publication_says_how_each_worker_is_and_who_was_lost_last_is_kept(play, stage):
+    spec = Spec(lambda name: Generator())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        says = read_workers(stage)
+        assert says is not None
+        first = {row["name"]: row for row in says["workers"]}
+        assert (says["attempt"], says["update"], set(first)) == (0, 0, {"one", "two", "scoring-0"})
+        assert (first["one"]["state"], first["one"]["update"], first["one"]["busy_share"]) == ("healthy", 0, None)
+        assert (first["scoring-0"]["role"], first["scoring-0"]["update"]) == ("scoring process", None)
+        assert (read_fleet(stage) or {}).get("lost") is None
+        each.generators["two"].dead = True
+        await until(lambda: (read_fleet(stage) or {}).get("lost") is not None)
+        assert read_fleet(stage)["lost"][1].startswith("two was given up: ")
+        await until(lambda: each.conductor._fleet.figures()["fleet/generators_serving"] == 2)
+        await each.publish(1)
+        says = read_workers(stage)
+        second = {row["name"]: row for row in says["workers"]}
+        assert {name: row["update"] for name, row in second.items()} == {"one": 1, "two": 1, "scoring-0": None}
+        assert second["two"]["incarnation"] == 1
+        assert second["one"]["busy_share"] == 0.0
+        assert second["one"]["peak_memory_bytes"] > 10 << 20
+
+    play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage))
 
 
 def test_a_wish_that_cannot_be_read_changes_nothing_and_is_told(play, stage):

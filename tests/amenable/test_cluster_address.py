@@ -1,5 +1,7 @@
 """Where a cluster is said to be, who answers there, and that nobody is waited for without an end."""
 
+import json
+import os
 import signal
 import socket
 import subprocess
@@ -100,6 +102,26 @@ def test_a_local_session_is_its_own_whatever_cluster_this_machine_has(silent, mo
     with silent.session(None, cpus=3):
         pass
     assert (given["address"], given["num_cpus"]) == ("local", 3)
+
+
+def test_what_is_started_for_a_run_writes_log_lines_of_it(silent, monkeypatch):
+    """Here by this process's environment, in a cluster by Ray's, and not twice where a job has it already."""
+    given = []
+    monkeypatch.setattr(silent.ray, "init", lambda **options: given.append((options, dict(os.environ))))
+    monkeypatch.setenv("AMENABLE_LOG", "json")
+    monkeypatch.setenv("AMENABLE_RUN", "")
+    with silent.session(None, cpus=1, run="x"):
+        pass
+    with silent.session("10.0.0.7:6379", cpus=1, run="x"):
+        pass
+    job = {"runtime_env": {"env_vars": {"AMENABLE_LOG": "json"}}, "metadata": {"job_submission_id": "a"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    with silent.session("10.0.0.7:6379", cpus=1, run="x"):
+        pass
+    assert (given[0][1]["AMENABLE_RUN"], given[0][1]["AMENABLE_LOG"]) == ("x", "json")
+    assert "runtime_env" not in given[0][0]
+    assert given[1][0]["runtime_env"] == {"env_vars": {"AMENABLE_RUN": "x", "AMENABLE_LOG": "json"}}
+    assert given[2][0]["runtime_env"] == {"env_vars": {"AMENABLE_RUN": "x"}}
 
 
 def slow_start(tries: list[subprocess.Popen], succeeds_at: int, says: str):

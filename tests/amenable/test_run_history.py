@@ -1,0 +1,135 @@
+"""What the commands write into a run's audit log, and what `amenable history` makes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from amenable.cli import app
+from amenable.interruption import Interrupted
+from amenable.run_history import can_record, record_from_here, record_own_submission, recorded_work, submission
+from cluster.jobs import Asked, Labels
+from corpus.audit_log import BEGAN, ENDED, RESUMED, STOPPED, SUBMITTED, actor_here, entry_now, read
+from corpus.problems import RunProblem
+from serving.desired import WishOvertaken, write_wish
+from tests.amenable.stand_in_jobs import StandInJobs
+from tests.amenable.test_submit import amenable, cluster, submitted  # noqa: F401 - the fixture is used by its name
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    directory = tmp_path / "x"
+    (directory / "round-01" / "ppo").mkdir(parents=True)
+    (directory / "recipe.yaml").write_text("name: x\n")
+    return directory
+
+
+def labels(run: Path, attempt: int = 1) -> Labels:
+    return Labels("ann/x-0000000001", attempt, "ann", "h", "abc", str(run), Asked("x.yaml", ("seed=7",)), "ann@laptop")
+
+
+def as_job(labels: Labels, job: str) -> dict[str, str]:
+    told = {"metadata": {"job_submission_id": job, **labels.metadata()}}
+    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(told)}
+
+
+def actions(run: Path) -> list[str]:
+    return [entry.action for entry in read(run)[0]]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (Interrupted("ppo, update 3 of 9"), "interrupted: ppo, update 3 of 9"),
+        (RunProblem("The loss is not finite.", "run/unexpected"), "failed: The loss is not finite."),
+        (KeyboardInterrupt(), "stopped at once"),
+        (ZeroDivisionError("by zero"), "failed: ZeroDivisionError: by zero"),
+    ],
+)
+def test_a_run_that_begins_and_ends_is_recorded_with_its_outcome(run, error, outcome):
+    with recorded_work(str(run), {"recipe": "x"}):
+        assert actions(run) == [BEGAN]
+    with pytest.raises(type(error)), recorded_work(str(run), {"recipe": "x"}):
+        raise error
+    entries, _ = read(run)
+    assert [(entry.action, entry.outcome) for entry in entries] == [
+        (BEGAN, "done"),
+        (ENDED, "done"),
+        (BEGAN, "done"),
+        (ENDED, outcome),
+    ]
+    assert {entry.actor for entry in entries} == {actor_here()}
+
+
+def test_a_job_records_its_own_submission_once_and_by_whom_it_was(run, monkeypatch):
+    job = "ann.x-0000000001.1"
+    for _ in range(2):
+        record_own_submission(str(run), as_job(labels(run), job))
+    ((entry,), _) = read(run)
+    assert (entry.action, entry.actor, entry.outcome) == (SUBMITTED, "ann@laptop", f"as {job}")
+    assert (entry.asked["overrides"], entry.asked["submission_id"]) == (["seed=7"], job)
+    record_own_submission(str(run), as_job(labels(run, 2), "ann.x-0000000001.2"))
+    assert actions(run) == [SUBMITTED, RESUMED]
+    record_own_submission(str(run), {})
+    record_own_submission(str(run), as_job(labels(run, 3), "somebody-elses"))
+    assert actions(run) == [SUBMITTED, RESUMED]
+
+
+def test_what_whoever_submits_could_record_the_job_does_not_again(run):
+    job = "ann.x-0000000001.1"
+    assert record_from_here(str(run), submission(labels(run), job)) == ""
+    record_own_submission(str(run), as_job(labels(run), job))
+    assert actions(run) == [SUBMITTED]
+
+
+def test_a_place_that_is_no_run_here_is_left_alone(tmp_path):
+    """It may be the mount of other machines."""
+    assert not can_record(str(tmp_path / "mnt" / "x"))
+    assert record_from_here(str(tmp_path / "mnt" / "x"), entry_now(STOPPED, {})) == ""
+    assert not (tmp_path / "mnt").exists()
+
+
+def test_stop_is_recorded_where_this_machine_sees_the_run(cluster: StandInJobs, tmp_path):  # noqa: F811
+    found = json.loads(
+        amenable("submit", "recipes/x.yaml", "--storage", str(tmp_path / "kept"), "--no-wait", "--json").stdout
+    )
+    directory = Path(found["run_directory"])
+    assert not directory.exists(), "submit makes no directory"
+    directory.mkdir(parents=True)
+    (directory / "recipe.yaml").write_text("name: x\n")
+    assert amenable("stop", "x").exit_code == 0
+    ((entry,), _) = read(directory)
+    assert (entry.action, entry.outcome, entry.actor) == (STOPPED, "stopped", actor_here())
+    assert entry.asked["submission_id"] == found["submission_id"]
+
+
+def test_the_wish_of_a_service_names_the_token_that_asked(run):
+    write_wish(run, "policy@3", 0, "ops", "now", token_name="ops")
+    write_wish(run, None, 1, "ops", "now", token_name="ops")
+    with pytest.raises(WishOvertaken):
+        write_wish(run, "policy@1", 0, "eve", "now")
+    entries, _ = read(run)
+    assert [(each.action, each.token_name, each.asked["version"]) for each in entries] == [
+        ("pinned", "ops", "policy@3"),
+        ("unpinned", "ops", "newest"),
+        ("pinned", None, "policy@1"),
+    ]
+    assert entries[1].asked["before"] == "policy@3"
+    assert entries[2].outcome.startswith("refused: ops has asked for the newest weights")
+
+
+def test_history_tells_it_to_a_person_and_to_a_program(run):
+    assert "has no audit log yet" in CliRunner().invoke(app, ["history", str(run)]).stdout
+    assert CliRunner().invoke(app, ["scale", str(run), "generators=3"]).exit_code == 0
+    with open(run / "audit-log.jsonl", "a") as stream:
+        stream.write("{half")
+    told = CliRunner().invoke(app, ["history", str(run)]).stdout.splitlines()
+    assert told[0].endswith(f"scaled     {actor_here()}: done")
+    assert told[1].strip() == "generators 3"
+    assert told[2].startswith("1 more could not be understood")
+    answer = json.loads(CliRunner().invoke(app, ["history", str(run), "--json"]).stdout)
+    assert (answer["unreadable"], len(answer["entries"])) == (1, 1)
+    assert answer["entries"][0]["asked"] == {"generators": 3, "before": None}
+    ended = CliRunner().invoke(app, ["history", str(run / "nowhere")])
+    assert (ended.exit_code, "There is no run in" in ended.output) == (2, True)
