@@ -14,8 +14,10 @@ from typing import Any
 
 import ray
 
+from actors.exported_metrics import STORE_DISK_FAILURES, STORE_SNAPSHOT, STORE_UPDATE
 from actors.published import PublishedFiles
 from actors.snapshot_files import SnapshotFiles, Version
+from actors.telemetry import Telemetry
 from models.snapshot import Snapshot, verify
 
 KEPT = 2
@@ -38,8 +40,10 @@ class StoreState:
 class WeightStore:
     """One a PPO stage. What it hands out are references into the object store: a node fetches a snapshot once."""
 
-    def __init__(self, directory: str | None) -> None:
-        """Snapshots are on disk in `directory`, which is this store's alone; nowhere where it is None."""
+    def __init__(self, directory: str | None, run: str = "") -> None:
+        """Snapshots are on disk in `directory`, which is this store's alone; nowhere where it is None. `run` is the
+        run's tag in exported metrics."""
+        self._telemetry = Telemetry(run, "weight_store")
         self._references: OrderedDict[Version, Any] = OrderedDict()
         self._files = SnapshotFiles(Path(directory), KEPT) if directory is not None else None
         self._published: PublishedFiles | None = None
@@ -90,6 +94,8 @@ class WeightStore:
     def _keep(self, snapshot: Snapshot) -> Any:
         reference = ray.put(snapshot)  # owned here: a learner's death would lose what it had put itself
         self._references[snapshot.version] = reference
+        self._telemetry.set(STORE_SNAPSHOT, snapshot.buffer.nbytes)
+        self._telemetry.set(STORE_UPDATE, snapshot.version[1])
         while len(self._references) > KEPT:
             self._references.popitem(last=False)
         return reference
@@ -116,6 +122,7 @@ class WeightStore:
             except Exception as error:  # noqa: BLE001 - the run goes on without; its checkpoint has the weights too
                 problem = f"the weights of update {snapshot.version[1]} could not be written to disk: {error}"
                 log.warning(problem)
+                self._telemetry.add(STORE_DISK_FAILURES)
             with self._lock:
                 self._disk_problem = problem
             del snapshot  # else it stays in the object store until the next one comes

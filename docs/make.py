@@ -1,6 +1,7 @@
 """Brings the generated parts of the documentation up to date: `python docs/make.py`, from anywhere.
 
 - docs/recipes.md: everything below its marker, from the recipe's own models.
+- docs/observability.md: the same, from the metrics that are declared; and the dashboard in cluster/observability.
 - links to code in every page, [`symbol`](path.py#L12): the line where the symbol is defined now.
 
 Tests hold both to what this script would write.
@@ -23,6 +24,8 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = ROOT / "docs" / "recipes.md"
+OBSERVABILITY = ROOT / "docs" / "observability.md"
+DASHBOARD = ROOT / "cluster" / "observability" / "dashboard.json"
 MARKER = "<!-- Generated from here on: python docs/make.py -->"
 
 CODE_LINK = re.compile(r"\[`(?P<symbol>[\w.]+)`\]\((?P<path>[\w./-]+\.py)#L(?P<line>\d+)\)")
@@ -202,10 +205,39 @@ def _kind(annotation: Any) -> str:
 
 def recipes_page(text: str, recipe: BaseModel) -> str:
     """docs/recipes.md with the part below its marker written anew."""
+    return _below_marker(text, recipe_fields(recipe))
+
+
+def _below_marker(text: str, generated: str) -> str:
     introduction, marker, _ = text.partition(MARKER)
     if not marker:
-        raise ValueError(f"docs/recipes.md lacks the line {MARKER}")
-    return f"{introduction}{MARKER}\n\n{recipe_fields(recipe)}"
+        raise ValueError(f"the page that begins {text[:40]!r} lacks the line {MARKER}")
+    return f"{introduction}{MARKER}\n\n{generated}"
+
+
+# metrics and dashboard ------------------------------------------------------------------------------------------
+
+
+def metric_table() -> str:
+    """The table of docs/observability.md: every declared metric under the name that Prometheus reads."""
+    from actors.exported_metrics import RAY_PREFIX, declared
+
+    lines = [_row(["metric", "kind", "tags", "what it is"]), _row(["---"] * 4)]
+    for metric in declared().values():
+        tags = ", ".join(f"`{tag}`" for tag in metric.tags)
+        figures = ", ".join(f"`{figure}`" for figure in metric.figures)
+        what = metric.description + (f" From {figures}." if figures else "")
+        lines.append(_row([f"`{RAY_PREFIX}{metric.name}`", str(metric.kind), tags, what]))
+    return "\n".join([*lines, ""])
+
+
+def dashboard_json() -> str:
+    """The dashboard as a file."""
+    import json
+
+    from cluster.dashboard import dashboard
+
+    return json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
 
 
 def pages() -> dict[Path, str]:
@@ -214,12 +246,14 @@ def pages() -> dict[Path, str]:
 
     found = {page: relinked(page.read_text(encoding="utf-8"), page) for page in PAGES}
     found[RECIPES] = recipes_page(found[RECIPES], Recipe.model_validate({"name": "NAME"}))
+    found[OBSERVABILITY] = _below_marker(found[OBSERVABILITY], metric_table())
+    found[DASHBOARD] = dashboard_json()
     return found
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     for path, content in pages().items():
-        if path.read_text(encoding="utf-8") != content:
+        if not path.exists() or path.read_text(encoding="utf-8") != content:
             path.write_text(content, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")

@@ -52,7 +52,8 @@ class LearnerGroup:
     """A Ray Train group of `workers` ranks that runs the jobs it is given. Use as a context manager.
 
     With a `run_epoch` the ranks check, before they commit, that its holder still has the run's lease. `note` is told,
-    while a job or the group's start is waited for, that the group was started anew, and why.
+    while a job or the group's start is waited for, that the group was started anew, and why. `run_tag` is the run's tag
+    in exported metrics.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class LearnerGroup:
         patience: Patience,
         run_epoch: RunEpoch | None = None,
         note: Callable[[str], None] = lambda text: None,
+        run_tag: str = "",
     ) -> None:
         self._desk: Any = Desk.remote()
         self._number = 0
@@ -80,11 +82,11 @@ class LearnerGroup:
         self._given_up: dict[int, str] = {}
         self._kills: list[Any] = []
         self._thread = threading.Thread(
-            target=self._fit, args=(workers, threads, gpus_per_worker, storage), name="ray-train", daemon=True
+            target=self._fit, args=(workers, threads, gpus_per_worker, storage, run_tag), name="ray-train", daemon=True
         )
         self._thread.start()  # at once: the workers' imports overlap with whatever the driver does next
 
-    def _fit(self, workers: int, threads: int, gpus_per_worker: float, storage: str) -> None:
+    def _fit(self, workers: int, threads: int, gpus_per_worker: float, storage: str, run_tag: str) -> None:
         # On a thread of its own, because on the main one fit() would take SIGINT for itself.
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -95,7 +97,7 @@ class LearnerGroup:
         try:
             TorchTrainer(
                 serve,
-                train_loop_config={"desk": self._desk, "threads": threads},
+                train_loop_config={"desk": self._desk, "threads": threads, "run": run_tag},
                 torch_config=TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
                 scaling_config=ScalingConfig(
                     num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources

@@ -10,20 +10,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from learners.exported_figures import ExportedFigures
+
 
 class MetricsLog:
     """Appends to `directory`/metrics.jsonl, one JSON object a line, and to `directory`/tensorboard.
 
     A line is {"step": int, "time": unix seconds, name: number…}; a number that is not finite is null. `resumed_step`
     is the last step that the run has behind it: later lines, which a lost attempt wrote, are taken out. None starts
-    anew. One process of a group makes one.
+    anew. One process of a group makes one. What is logged is exported through `exported` too.
     """
 
-    def __init__(self, directory: Path, resumed_step: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, resumed_step: int | None = None, exported: ExportedFigures | None = None
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         self._events = directory / "tensorboard"
         self._resumed_step = resumed_step
+        self._exported = exported
         self._writer: Any = None
         if resumed_step is None:
             shutil.rmtree(self._events, ignore_errors=True)
@@ -32,6 +37,8 @@ class MetricsLog:
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(partial, self._path)
         self._stream = open(self._path, "a")  # noqa: SIM115 (closed by `close`)
+        if exported is not None:
+            exported.begin(resumed_step or 0)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line and hands it to the operating system."""
@@ -43,10 +50,14 @@ class MetricsLog:
         for name, value in finite.items():
             if value is not None:
                 self._writer.add_scalar(name, value, step)
+        if self._exported is not None:
+            self._exported.step(step, values)
 
     def close(self) -> None:
         """Closes both files."""
         self._stream.close()
+        if self._exported is not None:
+            self._exported.end()
         if self._writer is not None:
             self._writer.close()
 

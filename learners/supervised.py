@@ -18,11 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from actors.telemetry import Telemetry
 from corpus.problems import RunProblem
 from corpus.stored_directory import StoredDirectory
 from learners.checkpoint import load_newest, write_checkpoint
 from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.engine import MOMENTS, Engine
+from learners.exported_figures import ExportedFigures
 from learners.metrics import MetricsLog
 from learners.optimizer import OptimizerSettings
 from learners.process_group import any_rank, sum_over_ranks
@@ -87,7 +89,12 @@ class SupervisedLoop:
         saved = time.monotonic()
         metrics = None
         if self._worker.rank == 0:
-            metrics = MetricsLog(self._directory, resumed_step=self._step - (owed is not None) or None)
+            telemetry = Telemetry(self._worker.run, "learner", "rank-0")
+            metrics = MetricsLog(
+                self._directory,
+                self._step - (owed is not None) or None,
+                ExportedFigures(telemetry, self._task.stage, self._task.total_steps),
+            )
         try:
             while owed is not None or self._step < self._task.total_steps:
                 if owed is None:
