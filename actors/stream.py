@@ -319,7 +319,7 @@ class EpisodeStream:
             slot: batch.slice(row, 1) for batch in batches for row, slot in enumerate(batch.column("slot").to_pylist())
         }
         history = read_counts(Path(self._plan.directory).parent)
-        is_fresh = self._counted() == Counts()
+        is_fresh = self._counted().leased == 0
         self._ledger.restore(state, attempt, {number: Counts(**counts) for number, counts in history.items()})
         if set(rows) != set(self._ledger.accepted):
             raise RunProblem(

@@ -9,6 +9,7 @@ import torch
 from recording_meter import RecordingMeter
 from stand_in_cast import QUICK, until
 
+from actors import scoring as scoring_processes
 from actors import telemetry, weight_store
 from actors.attempts import write_counts
 from actors.exported_metrics import (
@@ -152,6 +153,7 @@ def test_the_stream_exports_what_became_of_slots(stream, meter):
 
 
 def test_a_stream_that_goes_on_from_a_checkpoint_counts_its_own_alone(stream, meter, tmp_path):
+    (tmp_path / "attempts").mkdir()
     write_counts(tmp_path, {0: {"leased": 100, "generated": 90}})
 
     async def scene() -> None:
@@ -188,17 +190,9 @@ class Reward:
         return self._scores
 
 
-class Tokenizer:
-    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
-        return ["" for _ in rows]
-
-    def decode(self, row: Any, **options: Any) -> str:
-        return ""
-
-
-def test_rewards_that_are_not_finite_are_counted_before_the_run_stops(meter):
+def test_rewards_that_are_not_finite_are_counted_before_the_run_stops(meter, monkeypatch):
+    monkeypatch.setattr(scoring_processes, "decode_responses", lambda tokenizer, rows: [""] * len(rows))
     scoring = plain(ScoringWorker)("scoring-0", ScoringSettings())
-    scoring._tokenizer = Tokenizer()
     scoring._reward = Reward([1.0, 2.0])
     scoring.score_pairs([[1], [1]], [[2], [2]])
     assert meter.of(SCORING_NON_FINITE) is None

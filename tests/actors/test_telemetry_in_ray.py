@@ -18,26 +18,31 @@ FORGOTTEN_S = 35.0
 """Seconds after which Ray has forgotten a gauge that is not set again: ten to its export, twenty in the agent."""
 
 
-class Exporting:
-    """Exports every declared metric, once."""
+def exporting_class(ray: Any) -> Any:
+    """Defined in here, so that Ray takes it along by value."""
 
-    def export(self) -> None:
-        telemetry = Telemetry("démo", "tester", "one")
-        for metric in declared().values():
-            tags = dict.fromkeys(metric.tags, "x")
-            match metric.kind:
-                case Kind.COUNTER:
-                    telemetry.add(metric, 3.0, **tags)
-                case Kind.GAUGE:
-                    telemetry.set(metric, 2.5, **tags)
-                case Kind.HISTOGRAM:
-                    telemetry.observe(metric, 0.3, **tags)
+    class Exporting:
+        """Exports every declared metric, once."""
 
-    def clear(self) -> None:
-        Telemetry("démo", "tester", "one").clear(LEARNER_KL, stage="x")
+        def export(self) -> None:
+            telemetry = Telemetry("démo", "tester", "one")
+            for metric in declared().values():
+                tags = dict.fromkeys(metric.tags, "x")
+                match metric.kind:
+                    case Kind.COUNTER:
+                        telemetry.add(metric, 3.0, **tags)
+                    case Kind.GAUGE:
+                        telemetry.set(metric, 2.5, **tags)
+                    case Kind.HISTOGRAM:
+                        telemetry.observe(metric, 0.3, **tags)
 
-    def count(self) -> None:
-        Telemetry("late", "tester", "two").add(SCORING_NON_FINITE)
+        def clear(self) -> None:
+            Telemetry("démo", "tester", "one").clear(LEARNER_KL, stage="x")
+
+        def count(self) -> None:
+            Telemetry("late", "tester", "two").add(SCORING_NON_FINITE)
+
+    return ray.remote(num_cpus=0)(Exporting)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def until(condition: Any, what: str, seconds: float = WAIT_S) -> None:
 
 
 def test_a_node_exports_exactly_the_declared_names_as_long_as_they_last(ray_session, scrape):
-    actor = ray_session.remote(num_cpus=0)(Exporting)
+    actor = exporting_class(ray_session)
     exporting = actor.remote()
     ray_session.get(exporting.export.remote(), timeout=WAIT_S)
     Telemetry("demo", "driver").set(RUN_STAGE, 1.0, stage="ppo")

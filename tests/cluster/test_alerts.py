@@ -85,7 +85,6 @@ QUIET: dict[str, list[tuple[list[dict[str, str]], int]]] = {
         (kl("5 5 5 30x1 5x60", "6x60"), 20),
         (kl("4x60 11x15"), 70),
         (kl("0.5x60 3x15"), 70),
-        (kl("NaNx60", "6x60"), 20),
     ],
     "AmenableLearnerStalled": [
         (trained("60+60x60"), 45),
