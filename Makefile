@@ -10,13 +10,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check commands parts test-demo test-service test-jobs chaos soak hh bench docs image sbom lint types unit install install-test clean help
+.PHONY: demo test check commands parts test-demo test-extended test-service test-jobs chaos soak hh bench docs image sbom lint types unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
 	@echo "make test    lint, types, import floors, unit and end-to-end tests (25 minutes)"
 	@echo "make check   its part under 2 minutes: lint, types, floors, fast unit tests"
 	@echo "make test-demo   the demo learns, and with learning rate 0 does not (8 to 15 minutes)"
+	@echo "make test-extended   what takes long: models of other makers, more ways for learners and workers to die (8 to 15 minutes)"
 	@echo "make test-service   the endpoint and its page: engines, Ray Serve, real clients, a browser if there is Chromium"
 	@echo "make test-jobs   amenable submit, stop, resume and doctor against a Ray head with its dashboard and tokens"
 	@echo "make chaos   every role killed or stopped in every phase of PPO; writes the table of docs/reliability.md"
@@ -49,11 +50,14 @@ types: $(VENV)/.installed-test
 
 # Whole commands.
 commands: $(VENV)/.installed-test
-	$(BIN)/pytest -q -m "slow and not long and not service and not jobs" tests/end_to_end tests/chaos
+	$(BIN)/pytest -q -m "slow and not long and not service and not jobs and not extended" tests/end_to_end tests/chaos
 
 # Actors, learners and engines, each by itself.
 parts: $(VENV)/.installed-test
-	$(BIN)/pytest -q -m "slow and not long and not service and not jobs" --ignore=tests/end_to_end --ignore=tests/chaos
+	$(BIN)/pytest -q -m "slow and not long and not service and not jobs and not extended" --ignore=tests/end_to_end --ignore=tests/chaos
+
+test-extended: $(VENV)/.installed-test
+	$(BIN)/pytest -q -m extended
 
 test-service: $(VENV)/.installed-lm-eval
 	$(BIN)/pytest -q -m service tests/serving

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.scaling import Level, latency_of, linearity, table, verdict
-from bench.simulated_stage import CHUNK_SIZE, Cast, Options, TimeUp, cast_of, stage_of
+from bench.simulated_generators import Observed
+from bench.simulated_stage import CHUNK_SIZE, CHUNKS_MEASURED, Cast, Options, TimeUp, cast_of, stage_of
 from cluster.session import session
 from corpus.problems import RunProblem
 
@@ -91,6 +92,11 @@ def measure(generators: int, options: Options, cast: Cast, directory: Path) -> L
             cpu, machine, began = stage.cpu_seconds(), _machine_cpu_seconds(), time.monotonic()
             _watch(learning, options.measured_s(generators))
             seen = stage.observe()
+            while not _enough(seen):
+                if time.monotonic() > options.give_up:
+                    raise TimeUp(f"{generators} generators had too little accepted when the time was up.")
+                _watch(learning, LOOK_S)
+                seen = [one.and_then(more) for one, more in zip(seen, stage.observe(), strict=True)]
             seconds = time.monotonic() - began
             cpu_after, machine_after = stage.cpu_seconds(), _machine_cpu_seconds()
         finally:
@@ -98,10 +104,6 @@ def measure(generators: int, options: Options, cast: Cast, directory: Path) -> L
         learning.result()
         stage.end()
     lease_s, accept_s = ([each for one in seen for each in getattr(one, name)] for name in ("lease_s", "accept_s"))
-    if not lease_s or not accept_s:
-        raise RunProblem(
-            f"{generators} generators leased {len(lease_s)} chunks in {seconds:.0f} s: too few to measure."
-        )
     written_s, drawn_s = sum(one.written_s for one in seen), sum(one.drawn_s for one in seen)
     return Level(
         generators=generators,
@@ -117,6 +119,11 @@ def measure(generators: int, options: Options, cast: Cast, directory: Path) -> L
         late=written_s / drawn_s - 1.0,
         load=load,
     )
+
+
+def _enough(seen: Sequence[Observed]) -> bool:
+    """Whether there was a lease, and as much was accepted as a rate is told from."""
+    return any(one.lease_s for one in seen) and sum(len(one.accept_s) for one in seen) >= CHUNKS_MEASURED
 
 
 def _watch(learning: "Future[None]", seconds: float) -> None:

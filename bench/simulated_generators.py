@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -74,6 +74,10 @@ class Observed:
     episodes: int = 0
     drawn_s: float = 0.0
     written_s: float = 0.0
+
+    def and_then(self, later: "Observed") -> "Observed":
+        """What was seen from the look before this one to that of `later`, the next."""
+        return Observed(*(getattr(self, each.name) + getattr(later, each.name) for each in fields(Observed)))
 
 
 @dataclass(frozen=True)

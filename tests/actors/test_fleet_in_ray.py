@@ -172,7 +172,7 @@ def is_alive(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] not in "ZX"
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.extended), signal.SIGSTOP])
 def test_a_generator_that_is_killed_or_stopped_is_replaced_and_the_run_goes_on(stage, how):
     each = stage()
     each.publish()
@@ -190,7 +190,7 @@ def test_a_generator_that_is_killed_or_stopped_is_replaced_and_the_run_goes_on(s
         each.train()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.extended)])
 def test_what_a_scoring_process_had_in_hand_is_scored_by_the_one_in_its_place(stage, how):
     each = stage()
     each.publish()

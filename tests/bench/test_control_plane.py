@@ -10,8 +10,18 @@ import pytest
 
 from bench import control_plane
 from bench.scaling import Latency, Level, Linearity, full, latency_of, linearity, percentile, table, verdict
-from bench.simulated_generators import Seat, chunk_seconds, logprob_of, probe_of, snapshot_of
-from bench.simulated_stage import CHUNK_SIZE, STALENESS, UPDATE_S, Options, TimeUp, cast_of, problem_with, stage_of
+from bench.simulated_generators import Observed, Seat, chunk_seconds, logprob_of, probe_of, snapshot_of
+from bench.simulated_stage import (
+    CHUNK_SIZE,
+    CHUNKS_MEASURED,
+    STALENESS,
+    UPDATE_S,
+    Options,
+    TimeUp,
+    cast_of,
+    problem_with,
+    stage_of,
+)
 from models.snapshot import unpack
 
 LEVEL = Level(
@@ -110,6 +120,19 @@ def test_batches_are_so_many_seconds_of_all_generators_in_whole_chunks():
     assert options.measured_s(256) == 10.0
     assert options.measured_s(1) == 30.0  # thirty chunks of a second
     assert STALENESS >= 1  # else generators would wait for the learner by design, and that be measured
+
+
+def test_what_is_seen_in_two_looks_adds_up_and_is_measured_only_once_it_is_enough():
+    first = Observed(1.0, [0.1], [0.2], 4, 0.5, 0.6)
+    later = Observed(0.5, [], [0.3] * (CHUNKS_MEASURED - 1), 8, 0.25, 0.3)
+    both = first.and_then(later)
+    assert (both.seconds, both.lease_s, both.episodes, both.drawn_s) == (1.5, [0.1], 12, 0.75)
+    assert both.accept_s == [0.2] + [0.3] * (CHUNKS_MEASURED - 1)
+    assert first.lease_s == [0.1]
+    assert control_plane._enough([both])
+    assert control_plane._enough([first, later])
+    assert not control_plane._enough([first])
+    assert not control_plane._enough([later, later])  # accepted, but nothing leased
 
 
 def test_counts_that_do_not_agree_are_told():

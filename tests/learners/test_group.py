@@ -125,6 +125,7 @@ def test_a_desk_that_is_killed_is_named_and_the_group_still_ends(storage):
     assert not group._thread.is_alive()
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("ray_session")
 def test_a_rank_that_is_killed_is_named_where_the_group_may_not_restart(storage):
     with LearnerGroup(1, 1, 0, str(storage), Patience(300, max_restarts=0)) as group:

@@ -82,12 +82,14 @@ def test_a_rank_that_is_stopped_is_found_killed_and_restarted(group, tmp_path):
     assert f"after: rank 0 gave no sign of life for {SILENCE_S:g} s" in group.notes[0]
 
 
+@pytest.mark.extended
 def test_a_rank_that_lives_but_does_not_move_is_killed_and_restarted(group, tmp_path):
     group.notes.clear()
     assert group.run(group_jobs.is_stuck_once, tmp_path / "stuck", silent, never) == {"done": True}
     assert f"after: rank 0 made no progress for {STALL_S:g} s" in group.notes[0]
 
 
+@pytest.mark.extended
 def test_a_rank_that_dies_between_two_jobs_hurts_neither(group, tmp_path):
     first = group.run(group_jobs.counts_its_runs, tmp_path, silent, never)
     os.kill(first["pid"], signal.SIGKILL)
@@ -113,12 +115,14 @@ def test_a_stop_without_a_checkpoint_in_its_grace_is_said(group, tmp_path):
     assert group.run(group_jobs.adds, [1], silent, never)["sum"] == 1
 
 
+@pytest.mark.extended
 def test_a_rank_that_dies_while_it_is_to_stop_is_not_waited_for(group, tmp_path):
     with pytest.raises(RunProblem, match=r"were to save and stop, and could not: rank 0 died: .*; the same command"):
         group.run(group_jobs.makes_steps, Steps(tmp_path, signal.SIGKILL, at=2), silent, lambda: True)
     assert group.run(group_jobs.adds, [1], silent, never)["sum"] == 1
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("ray_session")
 def test_a_group_that_has_restarted_as_often_as_it_may_says_who_died(tmp_path):
     with Group(1, tmp_path, Patience(300, max_restarts=1)) as group:
@@ -130,6 +134,7 @@ def test_a_group_that_has_restarted_as_often_as_it_may_says_who_died(tmp_path):
     assert len(group.notes) == 1
 
 
+@pytest.mark.extended
 def test_what_a_rank_runs_into_when_another_dies_is_not_what_the_job_ended_with(pair, tmp_path):
     steps = Steps(tmp_path, signal.SIGKILL, rank=1)
     result = pair.run(group_jobs.makes_steps, steps, silent, never)
@@ -137,6 +142,7 @@ def test_what_a_rank_runs_into_when_another_dies_is_not_what_the_job_ended_with(
     assert pair.notes == ["learners restarted (1 of 2) after: rank 1 died: its process was killed or crashed"]
 
 
+@pytest.mark.extended
 def test_two_ranks_tell_their_problem_once_and_the_next_job_has_a_new_group(pair, tmp_path):
     with pytest.raises(RunProblem, match=r"^The loss is NaN\.$"):
         pair.run(group_jobs.counts_its_runs_and_has_a_problem, tmp_path, silent, never)
