@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check commands parts test-demo test-extended test-service test-jobs chaos soak hh bench docs image sbom lint types unit install install-test clean help
+.PHONY: demo test check commands parts test-demo test-extended test-service test-jobs test-hosts chaos soak hh bench docs image sbom lint types unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-extended   what takes long: models of other makers, more ways for learners and workers to die (8 to 15 minutes)"
 	@echo "make test-service   the endpoint and its page: engines, Ray Serve, real clients, a browser if there is Chromium"
 	@echo "make test-jobs   amenable submit, stop, resume and doctor against a Ray head with its dashboard and tokens"
+	@echo "make test-hosts   a run over two hosts: network namespaces with Ray as KubeRay starts it; needs root"
 	@echo "make chaos   every role killed or stopped in every phase of PPO; writes the table of docs/reliability.md"
 	@echo "make soak    half an hour of PPO with a kill every half minute (MINUTES=…)"
 	@echo "make hh      the run on real human comparisons (HH_PATH=…)"
@@ -48,13 +49,16 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/basedpyright --level error
 
+# The others have targets of their own.
+SLOW := slow and not long and not service and not jobs and not hosts and not extended
+
 # Whole commands.
 commands: $(VENV)/.installed-test
-	$(BIN)/pytest -q -m "slow and not long and not service and not jobs and not extended" tests/end_to_end tests/chaos
+	$(BIN)/pytest -q -m "$(SLOW)" tests/end_to_end tests/chaos
 
 # Actors, learners and engines, each by itself.
 parts: $(VENV)/.installed-test
-	$(BIN)/pytest -q -m "slow and not long and not service and not jobs and not extended" --ignore=tests/end_to_end --ignore=tests/chaos
+	$(BIN)/pytest -q -m "$(SLOW)" --ignore=tests/end_to_end --ignore=tests/chaos
 
 test-extended: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m extended
@@ -64,6 +68,9 @@ test-service: $(VENV)/.installed-lm-eval
 
 test-jobs: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m jobs tests/end_to_end
+
+test-hosts: $(VENV)/.installed-test
+	$(BIN)/pytest -q -m hosts tests/cluster
 
 test-demo: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m long

@@ -1,5 +1,7 @@
 """vLLM's engine in this process, driven step by step: requests in, completions out, weights changed between steps.
 
+With tensor parallelism the scheduler is in this process still, and the model in one child process for each device.
+
 Invariants:
 - A request's tokens depend on the weights, its prompt and its own seed, not on what else is in the batch.
 - A completion says which weights wrote which of its tokens.
@@ -12,13 +14,16 @@ Only this module imports vllm, and only when an engine is made: the import takes
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from actors.owner import OWNER_VARIABLE
 from actors.settings import RolloutSettings
+from actors.snapshot_files import in_shared_memory
 from corpus.problems import RunProblem, UsageProblem
 from models.snapshot import Snapshot, unpack, verify
 
@@ -34,6 +39,8 @@ ENVIRONMENT = {
 }
 """Set before vllm is imported, unless the person has set them."""
 
+RANK_EXTENSION = "actors.engine_rank.Extension"
+"""What vLLM imports in the processes of a model that is divided over several devices."""
 
 PREFILL_TOKENS = 4096
 """Prompt tokens that one engine step reads at most (never less than one whole sequence)."""
@@ -86,7 +93,11 @@ class RolloutEngine:
     def __init__(self, model_directory: str, settings: RolloutSettings, max_sequence_tokens: int) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        ranks = settings.tensor_parallel
         os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
+        if ranks > 1:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, settings.threads // ranks))  # of each; they inherit it
+            os.environ[OWNER_VARIABLE] = str(os.getpid())
         # vLLM writes what it has learnt of a model's class under HOME; nothing of ours depends on it.
         from vllm.config import WeightTransferConfig
         from vllm.engine.arg_utils import EngineArgs
@@ -102,7 +113,12 @@ class RolloutEngine:
                     max_model_len=max_sequence_tokens,
                     max_num_seqs=settings.max_concurrent,
                     enforce_eager=True,
-                    kv_cache_memory_bytes=settings.kv_cache_mib << 20,
+                    kv_cache_memory_bytes=(settings.kv_cache_mib << 20) // ranks,  # vLLM's is of one device
+                    tensor_parallel_size=ranks,
+                    # One device: in this very process. More: a process for each, below this one; vLLM's Ray executor
+                    # would make actors of its own, which nobody of ours gives up or places.
+                    distributed_executor_backend="uni" if ranks == 1 else "mp",
+                    worker_extension_cls="" if ranks == 1 else RANK_EXTENSION,
                     generation_config="vllm",  # not the model's own sampling defaults
                     logprobs_mode="processed_logprobs",  # after temperature: what the token was really drawn from
                     # A prompt is read in one step: vLLM takes back the draw of an unfinished prompt, which a CPU
@@ -118,6 +134,7 @@ class RolloutEngine:
             )
         except (ValueError, OSError) as error:
             raise UsageProblem(f"vLLM cannot serve the model in {model_directory}: {_first_line(error)}") from error
+        self._ranks = ranks
         self._model_directory = model_directory
         self._max_sequence_tokens = max_sequence_tokens
         self._loaded_names: frozenset[str] | None = None
@@ -220,10 +237,10 @@ class RolloutEngine:
             _check_offer(offer, snapshot, version)
         self._engine.collective_rpc("start_weight_update")
         try:
-            update = {"weights": list(unpack(snapshot))} if offer is None else offer
-            self._engine.collective_rpc("update_weights", args=(update,))
+            with self._update(snapshot, offer) as update:
+                self._engine.collective_rpc("update_weights", args=(update,))
         except (RuntimeError, ValueError) as error:
-            if offer is None:
+            if offer is None and self._ranks == 1:
                 raise
             raise RunProblem(f"Weights {version} could not be received over {self._transport}: {error}") from error
         self._engine.collective_rpc("finish_weight_update")
@@ -239,6 +256,17 @@ class RolloutEngine:
     def close(self) -> None:
         """Free the engine's memory; it is not to be used afterwards."""
         self._engine.engine_core.shutdown()
+
+    @contextmanager
+    def _update(self, snapshot: Snapshot, offer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+        """What the engine's workers are told: the learner's offer, or where in this machine's memory weights are."""
+        if offer is not None:
+            yield offer
+        elif self._ranks == 1:
+            yield {"weights": list(unpack(snapshot))}
+        else:
+            with in_shared_memory(snapshot) as path:
+                yield {"snapshot": str(path)}
 
     @property
     def _scheduler(self) -> Any:

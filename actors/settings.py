@@ -33,6 +33,12 @@ class RolloutSettings(BaseModel):
     gpus: float = Field(
         default=0, ge=0, description="GPUs of each generator (fractions share a GPU); 0 generates on the CPU."
     )
+    tensor_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="Devices that each engine's model is divided over (Megatron-LM, Shoeybi et al. 2019, as vLLM has "
+        "it): GPUs of one node, or processes on CPUs. Default: vLLM's.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Dtype of generation. float32 is the default on CPUs: the log-probabilities then agree with the "
@@ -44,7 +50,8 @@ class RolloutSettings(BaseModel):
     kv_cache_mib: int = Field(
         default=128,
         ge=1,
-        description="Memory for keys and values of each engine, in MiB. House default for tiny models.",
+        description="Memory for keys and values of each engine, in MiB, divided over its devices. House default for "
+        "tiny models.",
     )
     kv_on_publish: Literal["recompute", "keep"] = Field(
         default="recompute",
@@ -59,6 +66,33 @@ class RolloutSettings(BaseModel):
         "wherever learner and generators are. `ipc`: vLLM's CUDA IPC, for one learner rank and generators on the same "
         "GPU; not run on a GPU. `auto` is object_store, with GPUs too: it is what is known to work. House default.",
     )
+
+    @model_validator(mode="after")
+    def _has_devices_for_all_ranks(self) -> Self:
+        ranks = self.tensor_parallel
+        if ranks == 1:
+            return self
+        if self.gpus not in (0, ranks):
+            raise ValueError(
+                f"gpus {self.gpus:g} of each generator is not tensor_parallel {ranks}: its model is divided over whole "
+                f"GPUs; give rollouts.gpus={ranks}, or 0 to generate on CPUs"
+            )
+        if self.transport == "ipc":
+            raise ValueError(
+                f"transport ipc is for a GPU that learner and generator share, and tensor_parallel {ranks} divides a "
+                "generator over several; use object_store"
+            )
+        if self.gpus == 0 and self.threads < ranks:
+            raise ValueError(
+                f"threads {self.threads} of each generator is less than tensor_parallel {ranks}: each of its processes "
+                f"computes on a CPU of its own; give rollouts.threads={ranks} or more"
+            )
+        if self.gpus == 0 and self.dtype == "bfloat16":
+            raise ValueError(
+                f"dtype bfloat16 with tensor_parallel {ranks} on CPUs: vLLM's CPU engines in processes of their own "
+                "die in bfloat16; use float32"
+            )
+        return self
 
 
 class ScoringSettings(BaseModel):

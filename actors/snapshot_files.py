@@ -8,7 +8,10 @@ import logging
 import os
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -75,15 +78,31 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     partial = path.with_suffix(_PARTIAL)
     try:
         with partial.open("wb") as file:
-            header = _header(snapshot)
-            file.write(struct.pack("<Q", len(header)) + header)
-            file.write(snapshot.buffer.data)
-            file.flush()
+            _write_into(file, snapshot)
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)  # so that a full disk has room again
         raise
+
+
+@contextmanager
+def in_shared_memory(snapshot: Snapshot) -> Iterator[Path]:
+    """A path at which other processes of this user on this machine can `map_snapshot` while the block lasts.
+
+    It leads to memory that has no name in any directory (memfd), so that nothing of it is left where this process is
+    killed. What was mapped stays readable after the block. Raises OSError where there is no memory for it.
+    """
+    with os.fdopen(os.memfd_create("amenable-weights"), "wb") as file:
+        _write_into(file, snapshot)
+        yield Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+
+
+def _write_into(file: BinaryIO, snapshot: Snapshot) -> None:
+    header = _header(snapshot)
+    file.write(struct.pack("<Q", len(header)) + header)
+    file.write(snapshot.buffer.data)
+    file.flush()
 
 
 def _header(snapshot: Snapshot) -> bytes:

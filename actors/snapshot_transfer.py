@@ -5,11 +5,15 @@ backends are, for any engine in an actor's own process: nothing is copied but fr
 linear layers are repacked after loading, so weights go in through vLLM's layerwise reload, which undoes and redoes the
 repacking.
 
+An engine whose model is divided over several devices has a process for each: they map the snapshot, check it, and each
+takes its part of every tensor.
+
 An engine has one backend, and a generator that starts in the midst of a run, or answers held-out prompts, takes its
 weights from the object store whatever the transport is; so vLLM's backends are extended by ours.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +27,9 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from actors.snapshot_files import map_snapshot
+from models.snapshot import unpack, verify
 
 
 @dataclass
@@ -110,7 +117,12 @@ def register(transport: str) -> str:
 
 
 def _update(engine: WeightTransferEngine, update_info: dict[str, Any]) -> None:
-    """Weights of this process, where an update carries some; anything else is the transport's own."""
+    """Weights of this process or of a snapshot that it can map, where an update has some; anything else is the
+    transport's own."""
+    if "snapshot" in update_info:
+        snapshot = map_snapshot(Path(update_info["snapshot"]))
+        verify(snapshot)  # in each process: what it maps is what was packed
+        update_info = {"weights": list(unpack(snapshot))}
     if "weights" in update_info:
         _load(engine, SnapshotUpdate(**update_info))
     else:

@@ -128,13 +128,12 @@ class Crew:
         if self._learners is None:
             self._ray()
             from learners.group import LearnerGroup, Patience
+            from learners.ranks import Ranks
 
             settings = self._recipe.learners
             self._hold("learners", settings.workers * settings.gpus)
             self._learners = LearnerGroup(
-                settings.workers,
-                settings.threads,
-                settings.gpus,
+                Ranks(settings.workers, settings.threads, settings.gpus, settings.placement),
                 str(self._storage),
                 Patience(**{name: getattr(settings, name) for name in Patience.__dataclass_fields__}),
                 self._run_epoch,

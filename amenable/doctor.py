@@ -17,7 +17,7 @@ from amenable.recipe_loading import load_recipe
 from amenable.run_directory import RunDirectory
 from cluster.checks import Finding, Need, check_answers, check_memory, failed
 from cluster.node_facts import MODULES, Device, NodeFacts
-from cluster.packing import Bundle, Room, pack
+from cluster.packing import Bundle, Room, pack, places_of_processes
 from cluster.room import check_room, spoken
 from cluster.secrecy import check_variable
 from cluster.supported import STACK, supported
@@ -45,21 +45,23 @@ _GATHER = (
 
 
 def bundles_of(recipe: Recipe) -> list[Bundle]:
-    """What the processes of a run reserve while PPO trains, when all roles are there: one bundle a process. Learners
-    are those of Ray Train's placement group; its controller and the run's other actors reserve nothing."""
+    """What the processes of a run reserve while PPO trains, when all roles are there: one bundle a process, but for
+    learners that must be on one node. Learners are those of Ray Train's placement group; its controller and the run's
+    other actors reserve nothing."""
     learners, rollouts, scoring = recipe.learners, recipe.rollouts, recipe.scoring
     hosts = ("scoring",) * scoring.scorers
     if not scoring.fused:
         hosts = ("reward",) * scoring.scorers + ("reference",) * scoring.references
+    together = learners.workers if learners.placement == "strict_pack" else 1
     return [
-        *[Bundle("learner", learners.threads, learners.gpus)] * learners.workers,
+        *[Bundle("learner", learners.threads, learners.gpus, together)] * (learners.workers // together),
         *[Bundle("generator", rollouts.threads, rollouts.gpus)] * rollouts.generators,
         *(Bundle(role, scoring.threads, scoring.gpus) for role in hosts),
     ]
 
 
 def needs_of(recipe: Recipe) -> list[Need]:
-    """What each process of `bundles_of` is reckoned to take while PPO trains, in that order: the plan's estimate."""
+    """What each process of `bundles_of` is reckoned to take while PPO trains, in their order: the plan's estimate."""
     roles = {ROLES[role.role]: role for role in planned(recipe, None, None, None).plan.roles}
     return [
         Need(
@@ -69,6 +71,7 @@ def needs_of(recipe: Recipe) -> list[Need]:
             bundle.gpus,
         )
         for bundle in bundles_of(recipe)
+        for _ in range(bundle.processes)
     ]
 
 
@@ -112,10 +115,12 @@ def examine_here(recipe: Recipe | None, variables: Sequence[str], progress: Prog
         if recipe is not None:
             # A local session offers the CPUs that the roles ask for, and they take turns on the cores there are.
             bundles = bundles_of(recipe)
-            cpus = sum(bundle.cpus for bundle in bundles)
+            cpus = sum(bundle.all_cpus for bundle in bundles)
             room = Room(HERE, cpus, gpus, cpus, gpus)
             findings.append(check_room(bundles, [room], None))
-            findings.append(check_memory(needs_of(recipe), pack(bundles, [room]).places, {HERE: facts}))
+            findings.append(
+                check_memory(needs_of(recipe), places_of_processes(bundles, pack(bundles, [room])), {HERE: facts})
+            )
     if recipe is not None:
         findings += [try_here(place) for place in _places(RunDirectory(recipe.run_directory))]
     return findings
@@ -134,7 +139,7 @@ def examine_cluster(recipe: Recipe | None, variables: Sequence[str], progress: P
     with progress.waiting("every node to try the storage"):
         findings += [examine_storage(found, place, _stop) for place in _places(RunDirectory(recipe.run_directory))]
     bundles, rooms = bundles_of(recipe), list(found.rooms.values())
-    findings.append(check_memory(needs_of(recipe), pack(bundles, rooms).places, facts))
+    findings.append(check_memory(needs_of(recipe), places_of_processes(bundles, pack(bundles, rooms)), facts))
     return [*findings, check_room(bundles, rooms, found.groups)]
 
 

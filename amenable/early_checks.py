@@ -12,6 +12,7 @@ from amenable.stages import data
 from cluster.address import Place, cluster_place
 from cluster.secrecy import check_variable
 from corpus.problems import UsageProblem
+from models.shape import ModelShape, llama_shape, shape_of_model
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -20,6 +21,8 @@ def check_alone(recipe: Recipe) -> None:
     """Raises UsageProblem for what a recipe says that cannot be, wherever it runs and whatever is there."""
     _check_lengths(recipe)
     _check_transport(recipe)
+    if recipe.model.base is None:
+        _check_division(recipe, "The small model of model.shape", llama_shape(recipe.model.shape, 1))
 
 
 def check_early(recipe: Recipe, address: str | None = None) -> None:
@@ -37,6 +40,8 @@ def check_early(recipe: Recipe, address: str | None = None) -> None:
 
         tuned = (recipe.sft.context_length, recipe.ppo_init.context_length)
         check_causal_lm(recipe.model.base, max(recipe.tokens.context_tokens, *tuned))
+        if recipe.rollouts.tensor_parallel > 1:
+            _check_division(recipe, f"Model {recipe.model.base!r}", shape_of_model(recipe.model.base))
     from actors.rewards import check_reward
 
     check_reward(recipe.reward)
@@ -107,6 +112,16 @@ def _check_transport(recipe: Recipe) -> None:
             f"rollouts.transport ipc is for one learner rank that shares a GPU with the generators, and the recipe has "
             f"learners.workers {learners.workers}, learners.gpus {learners.gpus:g} and rollouts.gpus "
             f"{rollouts.gpus:g}; give 1 and fractions of a GPU, or use object_store."
+        )
+
+
+def _check_division(recipe: Recipe, model: str, shape: ModelShape) -> None:
+    ranks = recipe.rollouts.tensor_parallel
+    why = shape.undivided(ranks)
+    if why:
+        fewer = max(each for each in range(1, ranks) if not shape.undivided(each))
+        raise UsageProblem(
+            f"{model} cannot be divided over rollouts.tensor_parallel {ranks} devices: {why}; {fewer} would do."
         )
 
 

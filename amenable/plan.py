@@ -119,16 +119,17 @@ def told(found: Planned) -> str:
             for role in made.roles
         ],
     )
-    lines += ["", "Memory of one process, GiB:"]
+    lines += ["", "Memory of one process, on each of its devices, GiB:"]
     lines += [f"- {role.role}: {_parts(role.memory_bytes)}{_beside(role.node_memory_bytes)}" for role in made.roles]
-    lowest = made.lowest_zero_stage_that_fits
+    stage, ranks = made.lowest_zero_stage_that_fits, made.lowest_tensor_parallel_that_fits
     neither = made.generators_so_that_neither_waits
     replicas = made.serving.replicas
     lines += [
         "",
         "Conductor, episode stream, weight store and Ray Train's controller ask for no CPU, and run anywhere.",
-        f"ZeRO stage {made.zero_stage}; the lowest that fits: {'none' if lowest is None else lowest}.",
-        f"Tensor parallelism {made.tensor_parallel}: the program's generators have none.",
+        f"ZeRO stage {made.zero_stage}; the lowest that fits: {'none' if stage is None else stage}.",
+        f"Tensor parallelism {made.tensor_parallel} of each generator; the lowest that fits: "
+        f"{'none' if ranks is None else ranks}.",
         f"Keys and values of an engine hold {made.kv_sequences} sequences of full length.",
         f"Generators {made.generators}; so that neither they nor the learner wait: "
         f"{'none does it' if neither is None else neither}.",
@@ -158,7 +159,7 @@ def _shares(recipe: "Recipe") -> "Shares":
     learners, rollouts = recipe.learners, recipe.rollouts
     return shares_of(
         Share(learners.workers, learners.threads, learners.gpus),
-        Share(rollouts.generators, rollouts.threads, rollouts.gpus),
+        Share(rollouts.generators, rollouts.threads, rollouts.gpus, rollouts.tensor_parallel),
         recipe.scoring,
     )
 

@@ -16,6 +16,7 @@ from learners.engine_settings import EngineSettings
 from learners.language_model_settings import LanguageModelSettings
 from learners.optimizer import OptimizerSettings
 from learners.ppo_settings import PpoSettings
+from learners.ranks import Placement
 from learners.reward_model_settings import RewardModelSettings
 from models.settings import TinyLlamaSettings
 from serving.settings import ServingSettings
@@ -60,6 +61,12 @@ class LearnerSettings(_Slice):
     )
     threads: int = Field(default=1, ge=1, description="CPU threads (and Ray CPUs) of each rank. House default.")
     gpus: float = Field(default=0, ge=0, description="GPUs of each rank; 0 trains on the CPU.")
+    placement: Placement = Field(
+        default="pack",
+        description="How the ranks lie on the nodes. `pack`: on as few as there is room on, so that gradients go over "
+        "the fast links within a node. `strict_pack`: on one node, or the run does not start. `spread`: on as many as "
+        "there are. Default: Ray Train's.",
+    )
     start_deadline_s: float = Field(
         default=300.0,
         gt=0,

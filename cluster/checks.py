@@ -142,8 +142,8 @@ def check_storage(
 
 @dataclass(frozen=True)
 class Need:
-    """What one process of a role is reckoned to take: bytes of its device (of its node, where it has no GPU), bytes of
-    its node's memory beside that, and the GPUs it reserves."""
+    """What one process of a role is reckoned to take: bytes of its device, of each where it has several (of its node,
+    where it has no GPU), bytes of its node's memory beside that, and the GPUs it reserves."""
 
     role: str
     device_bytes: int
@@ -161,7 +161,9 @@ def check_memory(needs: Sequence[Need], places: Mapping[int, str], facts: Facts)
     for at, node in sorted(places.items()):
         need = needs[at]
         if need.gpus:
-            have = round(need.gpus * min((device.memory_mib for device in facts[node].devices), default=0)) << 20
+            have = (
+                round(min(need.gpus, 1.0) * min((device.memory_mib for device in facts[node].devices), default=0)) << 20
+            )
             if need.device_bytes > have:
                 wrong.append(f"{need.role} takes {_gib(need.device_bytes)}, and its GPUs of {node} have {_gib(have)}")
     for node in dict.fromkeys(places.values()):

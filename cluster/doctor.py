@@ -159,7 +159,7 @@ def await_room(
             if finding.state == "ok" or (finding.state == "failed" and not is_busy):
                 return finding
             if finding.state == "unknown" and found.groups is not None and not asked:
-                ask([bundle_of(bundle.cpus, bundle.gpus) for bundle in bundles])
+                ask([bundle_of(bundle.all_cpus, bundle.all_gpus) for bundle in bundles])
                 asked = True
             patience_s = freed_s if is_busy or found.groups is None else scaled_s
             if time.monotonic() - began > patience_s:

@@ -125,10 +125,13 @@ def learner_memory(shape: ModelShape, workers: int, engine: EngineSettings, devi
 def generator_memory(
     shape: ModelShape, rollouts: RolloutSettings, max_sequence_tokens: int, device: Device
 ) -> RoleMemory:
-    """One generator: a vLLM engine with the policy's weights. A snapshot of them passes through the node's memory."""
-    return _vllm_memory(
-        "generator", shape, rollouts.dtype, rollouts.kv_cache_mib, rollouts.max_concurrent, max_sequence_tokens, device
-    )
+    """One generator: a vLLM engine with the policy's weights. A snapshot of them passes through the node's memory.
+
+    With tensor parallelism the parts are those of one GPU, without GPUs those of all the engine's processes together;
+    and the node's memory has the snapshot twice, in the object store and where these processes map it.
+    """
+    ranks, cache, rows = rollouts.tensor_parallel, rollouts.kv_cache_mib, rollouts.max_concurrent
+    return _vllm_memory("generator", shape, rollouts.dtype, cache, rows, max_sequence_tokens, device, ranks)
 
 
 def serving_memory(
@@ -146,19 +149,25 @@ def _vllm_memory(
     max_concurrent: int,
     max_sequence_tokens: int,
     device: Device,
+    ranks: int = 1,
 ) -> RoleMemory:
     element = ELEMENT_BYTES[dtype]
     prefill = max(PREFILL_TOKENS, max_sequence_tokens)
-    hidden = prefill * element * (4 * shape.hidden_size + 2 * shape.mlp_size)
+    hidden = prefill * element * (4 * shape.hidden_size + 2 * shape.mlp_size // ranks)
     sampler = max_concurrent * shape.vocab_size * 12
     parts = {
-        "weights": element * shape.parameters,
-        "keys and values": kv_cache_mib * MIB,
+        "weights": element * -(-shape.parameters // ranks),
+        "keys and values": kv_cache_mib * MIB // ranks,
         "activations": hidden + sampler,
         "runtime": RUNTIME_BYTES[device]["generator"],
     }
-    found = RoleMemory(role, parts, element * shape.parameters)
-    return found if device == "gpu" else found.with_node()
+    node_bytes = (1 if ranks == 1 else 2) * element * shape.parameters
+    if device == "gpu":
+        return RoleMemory(role, parts, node_bytes)
+    if ranks > 1:
+        parts = {name: ranks * amount for name, amount in parts.items()}
+        parts["runtime"] += RUNTIME_BYTES[device]["generator"]  # of the process that schedules
+    return RoleMemory(role, parts, node_bytes).with_node()
 
 
 def scoring_memory(
@@ -190,7 +199,13 @@ def scoring_memory(
     return RoleMemory(name, parts, 0)
 
 
-def sequences_that_fit(shape: ModelShape, kv_cache_mib: int, dtype: Dtype, max_sequence_tokens: int) -> int:
-    """Sequences of full length whose keys and values an engine holds at once; further ones wait, or are recomputed."""
-    one = shape.key_value_bytes(ELEMENT_BYTES[dtype]) * max_sequence_tokens
+def sequences_that_fit(
+    shape: ModelShape, kv_cache_mib: int, dtype: Dtype, max_sequence_tokens: int, ranks: int = 1
+) -> int:
+    """Sequences of full length whose keys and values an engine holds at once; further ones wait, or are recomputed.
+
+    Divided over more `ranks` than there are key-value heads, each head is held more than once.
+    """
+    copies = max(1, ranks // shape.key_value_heads)
+    one = copies * shape.key_value_bytes(ELEMENT_BYTES[dtype]) * max_sequence_tokens
     return kv_cache_mib * MIB // one

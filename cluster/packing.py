@@ -16,11 +16,22 @@ _EPSILON = 1e-6  # Ray counts resources to four digits
 
 @dataclass(frozen=True)
 class Bundle:
-    """What one process of a role reserves."""
+    """What one process of a role reserves, or each of several processes that must lie on one node together."""
 
     role: str
     cpus: float
     gpus: float = 0.0
+    processes: int = 1
+
+    @property
+    def all_cpus(self) -> float:
+        """Of all its processes."""
+        return self.processes * self.cpus
+
+    @property
+    def all_gpus(self) -> float:
+        """Of all its processes."""
+        return self.processes * self.gpus
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,9 @@ class Packing:
 
 def pack(bundles: Sequence[Bundle], rooms: Sequence[Room]) -> Packing:
     """A way to place all bundles, if there is one; else the way of first fit, largest bundles first."""
-    order = sorted(range(len(bundles)), key=lambda at: (-bundles[at].gpus, -bundles[at].cpus, bundles[at].role, at))
+    order = sorted(
+        range(len(bundles)), key=lambda at: (-bundles[at].all_gpus, -bundles[at].all_cpus, bundles[at].role, at)
+    )
     free = [_Free(room.cpus, _instances(room.gpus)) for room in rooms]
     first = _first_fit(bundles, order, rooms, free)
     if not first.left or _never(bundles, rooms):
@@ -62,11 +75,23 @@ def pack(bundles: Sequence[Bundle], rooms: Sequence[Room]) -> Packing:
     return Packing({at: rooms[index].node for at, index in zip(order, found, strict=True)})
 
 
+def places_of_processes(bundles: Sequence[Bundle], packing: Packing) -> dict[int, str]:
+    """The node of each process, by its position where the processes of all bundles are counted one after another."""
+    found: dict[int, str] = {}
+    number = 0
+    for at, bundle in enumerate(bundles):
+        for process in range(number, number + bundle.processes):
+            if at in packing.places:
+                found[process] = packing.places[at]
+        number += bundle.processes
+    return found
+
+
 def nearest(bundle: Bundle, rooms: Sequence[Room]) -> Room | None:
     """The node that lacks least of what the bundle needs; None without nodes."""
     if not rooms:
         return None
-    return min(rooms, key=lambda room: (max(bundle.gpus - room.gpus, 0.0), max(bundle.cpus - room.cpus, 0.0)))
+    return min(rooms, key=lambda room: (max(bundle.all_gpus - room.gpus, 0.0), max(bundle.all_cpus - room.cpus, 0.0)))
 
 
 def fits(bundle: Bundle, room: Room) -> bool:
@@ -83,10 +108,14 @@ class _Free:
 
     def less(self, bundle: Bundle) -> "_Free | None":
         """What is left with the bundle on it; None where it does not fit."""
-        if bundle.cpus > self.cpus + _EPSILON:
+        if bundle.all_cpus > self.cpus + _EPSILON:
             return None
-        gpus = _taken(self.gpus, bundle.gpus)
-        return None if gpus is None else _Free(self.cpus - bundle.cpus, gpus)
+        gpus: tuple[float, ...] | None = self.gpus
+        for _ in range(bundle.processes):
+            gpus = _taken(gpus, bundle.gpus)
+            if gpus is None:
+                return None
+        return _Free(self.cpus - bundle.all_cpus, gpus)
 
 
 def _instances(gpus: float) -> tuple[float, ...]:
@@ -130,8 +159,8 @@ def _first_fit(bundles: Sequence[Bundle], order: Sequence[int], rooms: Sequence[
 def _never(bundles: Sequence[Bundle], rooms: Sequence[Room]) -> bool:
     """Whether it is plain that they do not fit: more is asked for than there is, or one fits onto no node."""
     return (
-        sum(bundle.cpus for bundle in bundles) > sum(room.cpus for room in rooms) + _EPSILON
-        or sum(bundle.gpus for bundle in bundles) > sum(room.gpus for room in rooms) + _EPSILON
+        sum(bundle.all_cpus for bundle in bundles) > sum(room.cpus for room in rooms) + _EPSILON
+        or sum(bundle.all_gpus for bundle in bundles) > sum(room.gpus for room in rooms) + _EPSILON
         or any(not any(fits(bundle, room) for room in rooms) for bundle in set(bundles))
     )
 
@@ -166,4 +195,4 @@ class _Search:
 
 
 def _same(one: Bundle, other: Bundle) -> bool:
-    return (one.cpus, one.gpus) == (other.cpus, other.gpus)
+    return (one.cpus, one.gpus, one.processes) == (other.cpus, other.gpus, other.processes)

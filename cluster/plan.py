@@ -1,8 +1,7 @@
 """A resource plan for PPO: roles, bundles, memory, who waits for whom, and what it costs. Pure arithmetic.
 
-What it knows of this program: a learner rank and a generator use one GPU each, whatever more they are given. Generators
-have no tensor parallelism: `actors.rollout_engine` makes an engine of one device, so a policy whose weights, keys and
-values do not fit one device cannot be generated with.
+What it knows of this program: a learner rank uses one GPU, and a generator as many as its tensor parallelism says,
+whatever more they are given. Learners shard by ZeRO alone, scoring processes do not at all.
 """
 
 from dataclasses import dataclass
@@ -23,14 +22,15 @@ from cluster.ppo_time import Constants, Machines, PpoWork, UpdateTime, update_ti
 from learners.engine_settings import EngineSettings
 from serving.settings import ServingSettings
 
-TENSOR_PARALLEL = 1
-"""Devices that one engine's model is divided over: the program's engines are made for one."""
-
 FORMULAS = (
     ("a forward pass", "2 · weights in matrix products + 2 · layers · attention width · length, FLOP a token"),
     ("training", "3 forward passes (4 with activation checkpointing) of policy, value network and pretraining text"),
     ("preparing", "1 forward pass of the value network, and of the policy on what is compared or recomputed"),
-    ("an engine step", "the longer of reading weights, keys and values, and multiplying; plus its overhead"),
+    (
+        "an engine step",
+        "the longer of reading weights, keys and values, and multiplying, on all its devices; with tensor parallelism "
+        "two sums over them a layer; plus its overhead",
+    ),
     ("generation", "prompts read once + engine steps · seconds of one; steps as many as the longest response has"),
     ("scoring", "1 forward pass each of reward model and reference"),
     ("publication", "weights in float32 and three times in the engines' dtype over the link, plus its overhead"),
@@ -41,11 +41,12 @@ FORMULAS = (
 
 @dataclass(frozen=True)
 class Share:
-    """What a role is given: CPUs and GPUs of each of its processes."""
+    """What a role is given: CPUs and GPUs of each of its processes, and the GPUs that one computes on at most."""
 
     processes: int
     cpus: int
     gpus: float
+    ranks: int = 1
 
     @property
     def devices(self) -> float:
@@ -54,8 +55,14 @@ class Share:
 
     @property
     def computing(self) -> float:
-        """Devices that one process computes on: no process of this program uses more than one GPU."""
-        return min(self.gpus, 1.0) or float(self.cpus)
+        """Devices that one process computes on."""
+        return min(self.gpus, float(self.ranks)) or float(self.cpus)
+
+    @property
+    def system_processes(self) -> int:
+        """Processes of the operating system that one is: a divided engine has one a device beside that which
+        schedules."""
+        return 1 if self.ranks == 1 else self.ranks + 1
 
     @property
     def device(self) -> Device:
@@ -119,6 +126,9 @@ class Plan:
     zero_stage: int
     lowest_zero_stage_that_fits: int | None
     tensor_parallel: int
+    """Devices that each generator's model is divided over."""
+    lowest_tensor_parallel_that_fits: int | None
+    """Within one node; None where no number does."""
     kv_sequences: int
     """Sequences of full length whose keys and values one engine holds."""
     generators: int
@@ -137,20 +147,30 @@ class Plan:
         return all(role.fits for role in self.roles)
 
 
+@dataclass(frozen=True)
+class Lowest:
+    """The least sharding with which learners and generators find the memory they need; None where none is enough."""
+
+    zero_stage: int | None
+    ranks: int | None
+
+
 def plan(work: PpoWork, shares: Shares, serving: ServingSettings, constants: Constants) -> Plan:
     """The plan of all of a recipe's PPO updates."""
     update = update_time(work, constants)
     hours = work.ppo.updates * update.update_s / 3600
     roles = tuple(_roles(work, shares, hours))
     longest = work.max_prompt_tokens + work.sampling.max_response_tokens
-    kv_sequences = sequences_that_fit(work.shape, work.rollouts.kv_cache_mib, work.rollouts.dtype, longest)
-    lowest = _lowest_stage(work, shares.learners)
+    ranks = work.rollouts.tensor_parallel
+    kv_sequences = sequences_that_fit(work.shape, work.rollouts.kv_cache_mib, work.rollouts.dtype, longest, ranks)
+    lowest = Lowest(_lowest_stage(work, shares.learners), _lowest_ranks(work, shares.generators))
     needed = generators_so_that_neither_waits(work, constants)
     return Plan(
         roles=roles,
         zero_stage=work.learners.engine.zero_stage,
-        lowest_zero_stage_that_fits=lowest,
-        tensor_parallel=TENSOR_PARALLEL,
+        lowest_zero_stage_that_fits=lowest.zero_stage,
+        tensor_parallel=ranks,
+        lowest_tensor_parallel_that_fits=lowest.ranks,
         kv_sequences=kv_sequences,
         generators=work.rollouts.generators,
         generators_so_that_neither_waits=needed,
@@ -221,8 +241,8 @@ def _role(name: str, share: Share, hardware: Hardware, memory: RoleMemory, hours
 
 
 def _budget(share: Share, hardware: Hardware) -> int:
-    """Memory that a process may use: of its part of one GPU, or of all its CPU cores."""
-    return int(share.computing * hardware.memory_bytes)
+    """Memory that a process may use: of its part of one GPU, of each where it has several, or of all its CPU cores."""
+    return int((min(share.gpus, 1.0) or share.cpus) * hardware.memory_bytes)
 
 
 def _lowest_stage(work: PpoWork, learners: Share) -> int | None:
@@ -231,6 +251,19 @@ def _lowest_stage(work: PpoWork, learners: Share) -> int | None:
         engine = EngineSettings.model_validate({**work.learners.engine.model_dump(), "zero_stage": stage})
         if learner_memory(work.shape, learners.processes, engine, learners.device).total_bytes <= budget:
             return stage
+    return None
+
+
+def _lowest_ranks(work: PpoWork, generators: Share) -> int | None:
+    """Without GPUs the parts of a divided model share one memory, so that dividing it saves none."""
+    longest = work.max_prompt_tokens + work.sampling.max_response_tokens
+    hardware = work.machines.generators
+    for ranks in range(1, hardware.devices_per_node + 1 if generators.gpus > 0 else 2):
+        rollouts = work.rollouts.model_copy(update={"tensor_parallel": ranks})
+        needs = generator_memory(work.shape, rollouts, longest, generators.device).total_bytes
+        has = hardware.memory_bytes if ranks > 1 else _budget(generators, hardware)
+        if needs <= has and not work.shape.undivided(ranks):
+            return ranks
     return None
 
 
@@ -249,13 +282,13 @@ def _remarks(
     work: PpoWork,
     shares: Shares,
     roles: tuple[RolePlan, ...],
-    lowest: int | None,
+    lowest: Lowest,
     needed: int | None,
     kv_sequences: int,
     update: UpdateTime,
 ) -> list[str]:
     said = []
-    stage = work.learners.engine.zero_stage
+    stage, ranks = work.learners.engine.zero_stage, work.rollouts.tensor_parallel
     for role in roles:
         if role.fits:
             continue
@@ -263,15 +296,23 @@ def _remarks(
             f"{role.role}: a process is reckoned to need {role.memory_total_bytes / GIB:.1f} GiB of {role.hardware} "
             f"and has {role.memory_budget_bytes / GIB:.1f} GiB"
         )
-        said.append(f"{lack}; {_cure(role.role, stage, lowest)}")
-    if lowest is not None and lowest < stage:
-        said.append(f"ZeRO stage {lowest} would fit too (the recipe has {stage}).")
-    for name, key, gpus in (
-        ("learner rank", "learners.gpus", shares.learners.gpus),
-        ("generator", "rollouts.gpus", shares.generators.gpus),
-    ):
-        if gpus > 1:
-            said.append(f"{key} {gpus:g}: a {name} uses one GPU; the others would stand idle.")
+        said.append(f"{lack}; {_cure(role.role, stage, ranks, lowest)}")
+    if lowest.zero_stage is not None and lowest.zero_stage < stage:
+        said.append(f"ZeRO stage {lowest.zero_stage} would fit too (the recipe has {stage}).")
+    if lowest.ranks is not None and lowest.ranks < ranks:
+        said.append(f"Tensor parallelism {lowest.ranks} would fit too (the recipe has {ranks}).")
+    undivided = work.shape.undivided(ranks)
+    if undivided:
+        said.append(f"rollouts.tensor_parallel {ranks} cannot be: {undivided}.")
+    if shares.learners.gpus > 1:
+        said.append(
+            f"learners.gpus {shares.learners.gpus:g}: a learner rank uses one GPU; the others would stand idle."
+        )
+    if shares.generators.gpus > max(ranks, 1):
+        said.append(
+            f"rollouts.gpus {shares.generators.gpus:g}: a generator uses as many GPUs as rollouts.tensor_parallel "
+            f"says, {ranks}; the others would stand idle."
+        )
     if kv_sequences < 1:
         said.append(
             f"rollouts.kv_cache_mib {work.rollouts.kv_cache_mib} holds no sequence of full length; vLLM will refuse it."
@@ -285,19 +326,19 @@ def _remarks(
     return said
 
 
-def _cure(role: str, stage: int, lowest: int | None) -> str:
+def _cure(role: str, stage: int, ranks: int, lowest: Lowest) -> str:
     if role == "learners":
-        if lowest is not None and lowest > stage:
-            return f"ZeRO stage {lowest} fits (learners.engine.zero_stage={lowest})."
+        if lowest.zero_stage is not None and lowest.zero_stage > stage:
+            return f"ZeRO stage {lowest.zero_stage} fits (learners.engine.zero_stage={lowest.zero_stage})."
         return (
             "give more learners.workers, activation checkpointing, fewer learners.engine.tokens_per_microbatch or a "
             "device with more memory."
         )
     if role == "generators":
-        return (
-            "give fewer rollouts.kv_cache_mib or a device with more memory: the program's generators have no tensor "
-            "parallelism, so a policy cannot be divided over several."
-        )
+        if lowest.ranks is not None and lowest.ranks > ranks:
+            fits = f"rollouts.tensor_parallel={lowest.ranks} rollouts.gpus={lowest.ranks}"
+            return f"tensor parallelism {lowest.ranks} fits ({fits})."
+        return "give fewer rollouts.kv_cache_mib or a device with more memory."
     return "give fewer scoring.rows_per_batch, a larger share of a device, or scoring.fused: false."
 
 

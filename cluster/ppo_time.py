@@ -67,6 +67,9 @@ class Constants:
     """Of the memory bandwidth, in an engine step that writes one token for each sequence."""
     engine_step_s: float = 0.02
     """Seconds of an engine step beside its arithmetic: vLLM's scheduler and sampler, without CUDA graphs."""
+    all_reduce_s: float = 2e-5
+    """Seconds of one sum over the devices of a divided engine, two a layer in every step (Megatron-LM, Shoeybi et al.
+    2019, section 3): the latency of NCCL within a node, the bytes being few."""
     optimizer_step_s: float = 0.05
     """Seconds of an optimiser step beside its arithmetic: dispatch of small kernels, DeepSpeed's hooks."""
     node_link_bytes_per_s: float = 20e9
@@ -186,7 +189,8 @@ def generation_seconds(work: PpoWork, constants: Constants) -> tuple[float, floa
     prompt, response = lengths(work, constants)
     longest = max(response, constants.longest_share * work.sampling.max_response_tokens)
     episodes = -(-work.ppo.batch_size // rollouts.generators)
-    room = sequences_that_fit(shape, rollouts.kv_cache_mib, rollouts.dtype, round(prompt + response) or 1)
+    ranks = rollouts.tensor_parallel
+    room = sequences_that_fit(shape, rollouts.kv_cache_mib, rollouts.dtype, round(prompt + response) or 1, ranks)
     admitted = -(-work.ppo.batch_size * (work.ppo.max_staleness + 1) // rollouts.generators)
     running = max(1, min(rollouts.max_concurrent, room, admitted))
     flops = work.generator_devices * work.machines.generators.flops(rollouts.dtype)
@@ -194,7 +198,8 @@ def generation_seconds(work: PpoWork, constants: Constants) -> tuple[float, floa
     read = element * shape.parameters + running * shape.key_value_bytes(element) * (prompt + response / 2)
     read_s = read / (constants.bandwidth_share * work.generator_devices * work.machines.generators.bandwidth)
     multiply_s = running * policy_flop(shape, 0, 1) / (constants.forward_share * flops)
-    step_s = max(read_s, multiply_s) + constants.engine_step_s
+    sums_s = 0.0 if ranks == 1 else 2 * shape.layers * constants.all_reduce_s
+    step_s = max(read_s, multiply_s) + sums_s + constants.engine_step_s
     steps = longest + response * max(0.0, episodes / running - 1)
     return prefill_s + steps * step_s, prefill_s + episodes * response / running * step_s
 

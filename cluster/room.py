@@ -50,11 +50,13 @@ def check_room(bundles: Sequence[Bundle], rooms: Sequence[Room], groups: Sequenc
 
 def spoken(bundles: Sequence[Bundle]) -> str:
     """Bundles for a person: "2 learner (1 CPU each), 1 scoring (1 CPU and 0.5 GPU)"."""
-    counted = Counter((bundle.role, bundle.cpus, bundle.gpus) for bundle in bundles)
-    return ", ".join(
-        f"{count} {role} ({spoken_bundle(bundle_of(cpus, gpus))}{' each' if count > 1 else ''})"
-        for (role, cpus, gpus), count in counted.items()
-    )
+    said = []
+    for bundle, count in Counter(bundles).items():
+        number = count * bundle.processes
+        each = spoken_bundle(bundle_of(bundle.cpus, bundle.gpus)) + (" each" if number > 1 else "")
+        together = ", all on one node" if bundle.processes > 1 else ""
+        said.append(f"{number} {bundle.role} ({each}{together})")
+    return ", ".join(said)
 
 
 def _added(bundles: Sequence[Bundle], groups: Sequence[NodeGroup]) -> list[Room]:
@@ -71,28 +73,25 @@ def _lacks(
     bundles: Sequence[Bundle], left: Sequence[int], rooms: Sequence[Room], groups: Sequence[NodeGroup]
 ) -> list[str]:
     """One sentence for each kind of bundle that finds no room."""
-    told: dict[tuple[str, float, float], str] = {}
-    counts = Counter((bundles[at].role, bundles[at].cpus, bundles[at].gpus) for at in left)
+    told: dict[Bundle, str] = {}
     empty = [room.empty() for room in rooms]
-    for at in left:
-        bundle = bundles[at]
-        key = (bundle.role, bundle.cpus, bundle.gpus)
-        if key in told:
-            continue
-        asks = spoken([bundle] * counts[key])
+    for bundle, count in Counter(bundles[at] for at in left).items():
+        asks = spoken([bundle] * count)
         closest = nearest(bundle, rooms)
         if closest is None:
-            told[key] = f"{asks}: there is no node"
+            told[bundle] = f"{asks}: there is no node"
         elif not any(fits(bundle, room) for room in empty):
             large = nearest(bundle, empty)
             assert large is not None
-            told[key] = f"{asks}: no node is that large; {large.node} comes nearest with {_has(large)} in all"
+            told[bundle] = f"{asks}: no node is that large; {large.node} comes nearest with {_has(large)} in all"
         elif not any(fits(bundle, room) for room in rooms):
-            told[key] = f"{asks}: none has that free; {closest.node} comes nearest with {_has(closest)} free"
+            told[bundle] = f"{asks}: none has that free; {closest.node} comes nearest with {_has(closest)} free"
         else:
-            told[key] = f"{asks}: no room beside the other roles, which take what {closest.node} and others have free"
+            told[bundle] = (
+                f"{asks}: no room beside the other roles, which take what {closest.node} and others have free"
+            )
         if groups:
-            told[key] += ", and what the autoscaler may add does not do"
+            told[bundle] += ", and what the autoscaler may add does not do"
     return list(told.values())
 
 

@@ -100,7 +100,7 @@ def _node_bytes(share: Share, role: RolePlan) -> int:
     """Memory of the node that one process takes: all of it without a GPU, else what lies beside the device."""
     if share.gpus == 0:
         return role.memory_total_bytes
-    return NODE_BYTES_OF_A_GPU_PROCESS + role.node_memory_bytes
+    return share.system_processes * NODE_BYTES_OF_A_GPU_PROCESS + role.node_memory_bytes
 
 
 def serving_group(plan: Plan, serving: ServingSettings, reward: Share) -> WorkerGroup:

@@ -21,6 +21,7 @@ from corpus.problems import RunProblem
 from corpus.run_epoch import RunEpoch
 from learners.desk import Desk, Loss, News, Ordered, Process, at_desk
 from learners.liveness import Liveness, kill_on_its_node
+from learners.ranks import Ranks
 from learners.worker import Interrupted, Progress, Worker
 
 POLL_S = 0.5
@@ -49,7 +50,7 @@ class Patience:
 
 
 class LearnerGroup:
-    """A Ray Train group of `workers` ranks that runs the jobs it is given. Use as a context manager.
+    """A Ray Train group of `ranks` that runs the jobs it is given. Use as a context manager.
 
     With a `run_epoch` the ranks check, before they commit, that its holder still has the run's lease. `note` is told,
     while a job or the group's start is waited for, that the group was started anew, and why. `run_tag` is the run's tag
@@ -58,9 +59,7 @@ class LearnerGroup:
 
     def __init__(
         self,
-        workers: int,
-        threads: int,
-        gpus_per_worker: float,
+        ranks: Ranks,
         storage: str,
         patience: Patience,
         run_epoch: RunEpoch | None = None,
@@ -69,7 +68,7 @@ class LearnerGroup:
     ) -> None:
         self._desk: Any = Desk.remote()
         self._number = 0
-        self._workers = workers
+        self._workers = ranks.workers
         self._patience = patience
         self._run_epoch = run_epoch
         self._note = note
@@ -81,27 +80,22 @@ class LearnerGroup:
         self._is_counted = True
         self._given_up: dict[int, str] = {}
         self._kills: list[Any] = []
-        self._thread = threading.Thread(
-            target=self._fit, args=(workers, threads, gpus_per_worker, storage, run_tag), name="ray-train", daemon=True
-        )
+        self._thread = threading.Thread(target=self._fit, args=(ranks, storage, run_tag), name="ray-train", daemon=True)
         self._thread.start()  # at once: the workers' imports overlap with whatever the driver does next
 
-    def _fit(self, workers: int, threads: int, gpus_per_worker: float, storage: str, run_tag: str) -> None:
+    def _fit(self, ranks: Ranks, storage: str, run_tag: str) -> None:
         # On a thread of its own, because on the main one fit() would take SIGINT for itself.
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, RunConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         from learners.rank import TellLosses, serve
 
-        resources = {"CPU": float(threads)} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
         try:
             TorchTrainer(
                 serve,
-                train_loop_config={"desk": self._desk, "threads": threads, "run": run_tag},
-                torch_config=TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
-                scaling_config=ScalingConfig(
-                    num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
-                ),
+                train_loop_config={"desk": self._desk, "threads": ranks.threads, "run": run_tag},
+                torch_config=TorchConfig(backend="nccl" if ranks.gpus else "gloo"),
+                scaling_config=ranks.scaling_config(),
                 run_config=RunConfig(
                     name="learners",
                     storage_path=storage,

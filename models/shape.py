@@ -38,6 +38,20 @@ class ModelShape:
         unembedding = 0 if self.tied_embeddings else self.unembedding_parameters
         return self.parameters - unembedding + self.hidden_size + 1
 
+    def undivided(self, ranks: int) -> str:
+        """Why vLLM cannot divide the model over `ranks` devices, as a clause; empty where it can.
+
+        Each device has as many heads as the others and as much of the MLP; key-value heads that are too few are held
+        more than once (vLLM's LlamaAttention). Rows of the vocabulary are padded.
+        """
+        if self.heads % ranks:
+            return f"its {self.heads} attention heads do not divide by {ranks}"
+        if self.key_value_heads % ranks and ranks % self.key_value_heads:
+            return f"its {self.key_value_heads} key-value heads neither divide by {ranks} nor divide it"
+        if self.mlp_size % ranks:
+            return f"the width of its MLP, {self.mlp_size}, does not divide by {ranks}"
+        return ""
+
     def key_value_bytes(self, element_bytes: int) -> int:
         """Memory of one token's keys and values in all layers."""
         return 2 * self.layers * self.key_value_heads * self.head_size * element_bytes

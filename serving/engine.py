@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from actors.owner import OWNER_VARIABLE
 from corpus.problems import RunProblem
 from serving.feeds import TAKES
 from serving.names import Weights
@@ -224,9 +225,7 @@ class EngineSlot:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ["OMP_NUM_THREADS"] = str(self._settings.threads)
-        from serving.worker import REPLICA_VARIABLE
-
-        os.environ[REPLICA_VARIABLE] = str(os.getpid())
+        os.environ[OWNER_VARIABLE] = str(os.getpid())
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app

@@ -3,29 +3,19 @@
 vLLM imports this module in the worker, by its name, before the engine is made.
 """
 
-import logging
-import os
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from actors.owner import end_with_owner
 from actors.snapshot_files import map_snapshot
 from actors.snapshot_transfer import SnapshotTransferEngine
 from models.snapshot import unpack
 
 BACKEND = "amenable_files"
-REPLICA_VARIABLE = "AMENABLE_REPLICA_PID"
-"""Environment variable: the process whose end ends the engine."""
-WATCH_S = 1.0
-
-log = logging.getLogger(__name__)
 
 
 class FileTransferEngine(SnapshotTransferEngine):
@@ -55,23 +45,6 @@ class Extension:
     """vLLM asks for a class, whose methods a worker would gain; all there is to do is done by importing it."""
 
 
-def _watch(replica: int) -> None:
-    """End vLLM's engine process and this one once the replica is gone; a killed replica cannot tell them to."""
-    try:
-        process = psutil.Process(replica)
-    except psutil.NoSuchProcess:
-        process = None
-    parent = os.getppid()
-    while process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(WATCH_S)
-    log.warning("the replica that this engine belongs to has ended; so does the engine")
-    if parent not in (replica, 1) and os.getppid() == parent:
-        os.kill(parent, signal.SIGKILL)
-    os._exit(1)
-
-
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, FileTransferEngine)
-_replica = int(os.environ.get(REPLICA_VARIABLE, "0"))
-if _replica not in (0, os.getpid()):
-    threading.Thread(target=_watch, args=(_replica,), name="watch replica", daemon=True).start()
+end_with_owner()

@@ -82,6 +82,13 @@ def test_learners_of_ray_train_are_counted_with_generators_and_scoring(tmp_path)
     ]
 
 
+def test_learners_that_must_be_on_one_node_are_one_bundle_and_are_reckoned_one_by_one(tmp_path):
+    asked = recipe(tmp_path, learners={"workers": 2, "gpus": 1, "placement": "strict_pack"}, ppo={"batch_size": 512})
+    assert bundles_of(asked)[0] == Bundle("learner", 1, 1.0, processes=2)
+    assert [need.role for need in needs_of(asked)] == ["learner", "learner", "generator", "scoring"]
+    assert all(need.gpus == (1.0 if need.role == "learner" else 0.0) for need in needs_of(asked))
+
+
 def test_a_sound_cluster_passes_and_is_left_as_it_was(cluster, tmp_path):
     findings = examine_cluster(recipe(tmp_path), [], Progress(json=True))
     assert {finding.state for finding in findings} == {"ok"}

@@ -41,6 +41,53 @@ def test_ipc_is_for_a_learner_that_shares_its_gpu(tmp_path, workers, learner_gpu
     check_early(recipe(tmp_path, **settings), "10.0.0.1:6379")
 
 
+@pytest.mark.parametrize(
+    ("rollouts", "says"),
+    [
+        ({"gpus": 0.5}, r"gpus 0.5 of each generator is not tensor_parallel 2.*give rollouts.gpus=2"),
+        ({"gpus": 1}, "gpus 1 of each generator is not tensor_parallel 2"),
+        ({"gpus": 2, "transport": "ipc"}, "use object_store"),
+        ({"threads": 1}, "give rollouts.threads=2 or more"),
+        ({"threads": 2, "dtype": "bfloat16"}, "use float32"),
+    ],
+)
+def test_a_divided_generator_has_whole_gpus_or_a_cpu_for_each_part(tmp_path, rollouts, says):
+    with pytest.raises(ValueError, match=says):
+        recipe(tmp_path, rollouts={"tensor_parallel": 2, **rollouts})
+    recipe(tmp_path, rollouts={**rollouts, "tensor_parallel": 1})
+
+
+def test_a_divided_generator_may_be_on_gpus_or_on_cpus(tmp_path):
+    check_early(recipe(tmp_path, rollouts={"tensor_parallel": 2, "gpus": 2, "dtype": "bfloat16"}), "10.0.0.1:6379")
+    check_early(recipe(tmp_path, rollouts={"tensor_parallel": 2, "threads": 2}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "says"),
+    [
+        ({"heads": 4}, 3, "4 attention heads do not divide by 3; 2 would do"),
+        ({"heads": 12, "hidden_size": 384, "key_value_heads": 3}, 2, "3 key-value heads neither divide by 2 nor"),
+        ({"heads": 4, "mlp_size": 250}, 4, "the width of its MLP, 250, does not divide by 4; 2 would do"),
+        ({"heads": 4, "key_value_heads": 2}, 4, ""),
+    ],
+)
+def test_a_small_model_that_does_not_divide_is_told(tmp_path, shape, ranks, says):
+    asked = recipe(
+        tmp_path, model={"shape": shape}, rollouts={"tensor_parallel": ranks, "threads": ranks, "generators": 1}
+    )
+    if not says:
+        check_early(asked)
+        return
+    with pytest.raises(UsageProblem, match=rf"The small model of model.shape cannot be divided.*{says}"):
+        check_early(asked)
+
+
+def test_a_base_model_that_does_not_divide_is_told(tmp_path, model):
+    check_early(recipe(tmp_path, model={"base": str(model)}, rollouts={"tensor_parallel": 2, "threads": 2}))
+    with pytest.raises(UsageProblem, match=r"its 2 attention heads do not divide by 4; 2 would do"):
+        check_early(recipe(tmp_path, model={"base": str(model)}, rollouts={"tensor_parallel": 4, "threads": 4}))
+
+
 def reads_of(settings: Recipe) -> dict[str, dict]:
     stages = stages_of(settings, RunDirectory(settings.run_directory))
     return {stage.name: stage.spec.reads for stage in stages}

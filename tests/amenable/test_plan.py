@@ -45,7 +45,7 @@ def test_a_plan_names_roles_bundles_memory_time_and_cost_with_formulas_and_assum
         "generators  4",
         "reference   1",
         "moments",
-        "Tensor parallelism 1: the program's generators have none.",
+        "Tensor parallelism 1 of each generator; the lowest that fits: 1.",
         "GPU-hours",
         "episodes/s",
         "Formulas:",
@@ -87,14 +87,41 @@ def test_what_does_not_fit_is_told_with_what_would_help():
     told = command("paper", "--model", "gpt3-6.7b", "--hardware", "l4-24gb").stdout
     assert "TOO LITTLE" in told
     assert "learners: a process is reckoned to need" in told
-    assert "the program's generators have no tensor parallelism" in told
+    assert "generators: a process is reckoned to need" in told
+    assert "tensor parallelism 2 fits (rollouts.tensor_parallel=2 rollouts.gpus=2)" in told
     stage = command("paper", "--model", "llama-3.1-8b", "learners.engine.zero_stage=0", "learners.workers=16").stdout
     assert "ZeRO stage 3 fits (learners.engine.zero_stage=3)" in stage
 
 
-def test_a_second_gpu_of_a_generator_stands_idle():
+def test_a_second_gpu_of_a_generator_stands_idle_unless_its_model_is_divided():
     told = command(*PAPER, "rollouts.gpus=2").stdout
-    assert "rollouts.gpus 2: a generator uses one GPU; the others would stand idle." in told
+    assert (
+        "rollouts.gpus 2: a generator uses as many GPUs as rollouts.tensor_parallel says, 1; the others would" in told
+    )
+    assert "stand idle" not in command(*PAPER, "rollouts.gpus=2", "rollouts.tensor_parallel=2").stdout
+    assert "stand idle" in command(*PAPER, "learners.gpus=2").stdout
+
+
+def test_a_policy_too_large_for_one_device_is_planned_over_as_few_as_hold_it():
+    large = ["paper", "--model", "gpt3-175b", "--hardware", "h200-141gb", "--json"]
+    plan = json.loads(command(*large).stdout)["plan"]
+    roles = {role["role"]: role for role in plan["roles"]}
+    assert not roles["generators"]["fits"]
+    fewest = plan["lowest_tensor_parallel_that_fits"]
+    assert fewest == 3  # 350 GB of weights in bfloat16 and 20 GiB of keys and values on 141 GB each
+
+    def divided(ranks: int) -> dict:
+        words = [f"rollouts.tensor_parallel={ranks}", f"rollouts.gpus={ranks}"]
+        return json.loads(command(*large, *words).stdout)["plan"]
+
+    for ranks, fits in ((fewest, True), (fewest - 1, False)):
+        role = {each["role"]: each for each in divided(ranks)["roles"]}["generators"]
+        assert role["fits"] == fits
+        assert role["bundle"] == {"CPU": 1.0, "GPU": float(ranks)}
+        assert role["gpu_hours"] == pytest.approx(4 * ranks * divided(ranks)["hours"])
+    assert divided(8)["update"]["generate_s"] < divided(4)["update"]["generate_s"]
+    assert "Tensor parallelism 3 would fit too (the recipe has 8)." in divided(8)["remarks"]
+    assert any(said.startswith("rollouts.tensor_parallel 5 cannot be: its 96") for said in divided(5)["remarks"])
 
 
 def test_a_persons_price_counts(tmp_path):

@@ -157,6 +157,28 @@ def test_roles_add_up_and_fused_scoring_holds_both_networks():
     assert reward < reference
 
 
+def test_a_divided_generator_has_its_part_on_each_gpu_and_all_of_it_in_a_nodes_memory():
+    shape = model_presets()["qwen2.5-7b"]
+    settings = RolloutSettings(gpus=2, tensor_parallel=2, dtype="bfloat16", kv_cache_mib=8192)
+    whole = generator_memory(shape, settings.model_copy(update={"tensor_parallel": 1}), 2048, "gpu")
+    half = generator_memory(shape, settings, 2048, "gpu")
+    for part in ("weights", "keys and values"):
+        assert 2 * half.parts[part] == pytest.approx(whole.parts[part], rel=1e-6)
+    assert half.parts["runtime"] == whole.parts["runtime"]
+    assert half.node_bytes == 2 * whole.node_bytes  # in the object store, and where the parts map it
+    cpus = generator_memory(shape, settings, 2048, "cpu")
+    alone = generator_memory(shape, settings.model_copy(update={"tensor_parallel": 1}), 2048, "cpu")
+    assert cpus.parts["runtime"] == 3 * alone.parts["runtime"]
+    assert cpus.parts["weights"] == pytest.approx(alone.parts["weights"], rel=1e-6)
+
+
+def test_key_value_heads_that_are_too_few_are_held_more_than_once():
+    shape = model_presets()["qwen2.5-7b"]  # four of them
+    fit = [sequences_that_fit(shape, 8192, "bfloat16", 2048, ranks) for ranks in (1, 4, 8)]
+    assert fit[0] == fit[1]
+    assert fit[2] == fit[0] // 2
+
+
 def test_the_demos_roles_are_reckoned_near_what_they_were_measured_at():
     """Peaks of the recorded demo, from its metrics: learner 974,745,600 bytes, generator 1,493,147,648, scoring
     713,080,832."""

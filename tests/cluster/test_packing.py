@@ -6,11 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import packing
-from cluster.packing import Bundle, Packing, Room, fits, nearest, pack
+from cluster.packing import Bundle, Packing, Room, fits, nearest, pack, places_of_processes
 
 SHARES = [0.0, 0.25, 0.5, 1.0, 2.0]
 bundles = st.lists(
-    st.builds(Bundle, st.sampled_from(["learner", "generator", "scoring"]), st.integers(0, 3), st.sampled_from(SHARES)),
+    st.builds(
+        Bundle,
+        st.sampled_from(["learner", "generator", "scoring"]),
+        st.integers(0, 3),
+        st.sampled_from(SHARES),
+        st.sampled_from([1, 1, 2]),
+    ),
     max_size=5,
 )
 rooms = st.integers(0, 3).flatmap(
@@ -22,6 +28,7 @@ rooms = st.integers(0, 3).flatmap(
 
 def holds(asked: list[Bundle], room: Room) -> bool:
     """Whether a node holds the bundles, by trying every GPU for every fraction."""
+    asked = [each for each in asked for _ in range(each.processes)]
     if sum(bundle.cpus for bundle in asked) > room.cpus:
         return False
     whole = sum(bundle.gpus for bundle in asked if bundle.gpus >= 1)
@@ -85,6 +92,17 @@ def test_whole_gpus_are_not_shared_and_a_fraction_lies_on_one():
     assert not pack([Bundle("g", 0, 0.6), Bundle("g", 0, 0.6)], [Room("n", 1, 2)]).left
     assert pack([Bundle("l", 0, 2), Bundle("g", 0, 0.5)], [Room("n", 1, 2)]).left == (1,)
     assert not fits(Bundle("g", 0, 0.75), Room("n", 1, 0.5))
+
+
+def test_processes_that_must_be_together_find_one_node_or_none():
+    nodes = [Room("x", 8, 2), Room("y", 8, 2)]
+    assert not pack([Bundle("l", 1, 1)] * 3, nodes).left
+    assert pack([Bundle("l", 1, 1, processes=3)], nodes).left == (0,)
+    assert not pack([Bundle("l", 1, 0.5, processes=3)], nodes).left
+    asked = [Bundle("g", 1, 2), Bundle("l", 1, 1, processes=2), Bundle("s", 1)]
+    assert places_of_processes(asked, pack(asked, nodes)) == {0: "y", 1: "x", 2: "x", 3: "x"}
+    asked = [Bundle("l", 1, 1, processes=3), Bundle("s", 1)]
+    assert places_of_processes(asked, pack(asked, nodes)) == {3: "x"}
 
 
 def test_a_question_that_takes_too_long_is_left_open(monkeypatch):

@@ -101,6 +101,16 @@ def test_more_generators_write_a_batch_faster_until_the_longest_response_is_all_
     assert seconds[-1] > longest
 
 
+def test_a_divided_engine_is_faster_by_its_devices_less_what_their_sums_take():
+    whole, halves = work_of(), work_of(generator_devices=2.0)
+    divided = replace(halves, rollouts=whole.rollouts.model_copy(update={"tensor_parallel": 2}))
+    one, free, two = (generation_seconds(each, Constants())[0] for each in (whole, halves, divided))
+    assert free < two < one
+    steps = (two - free) / (2 * whole.shape.layers * Constants().all_reduce_s)
+    assert steps == pytest.approx(1024, rel=1.0)  # as many as the longest response has, or some more
+    assert generation_seconds(divided, replace(Constants(), all_reduce_s=0.0))[0] == pytest.approx(free)
+
+
 def test_a_small_cache_of_keys_and_values_makes_generation_slower():
     roomy, tight = (
         generation_seconds(work_of(rollouts=work_of().rollouts.model_copy(update={"kv_cache_mib": mib})), Constants())[

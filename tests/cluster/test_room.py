@@ -71,6 +71,18 @@ def test_bundles_are_counted_for_a_person():
     assert spoken([Bundle("scoring", 1, 0.5)] * 2) == "2 scoring (1 CPU and 0.5 GPU each)"
 
 
+def test_learners_that_must_be_on_one_node_are_told_as_such():
+    asked = [Bundle("learner", 1, 1, processes=4)]
+    nodes = [node("a", 8, 2), node("b", 8, 2)]
+    assert check_room([Bundle("learner", 1, 1)] * 4, nodes, None).state == "ok"
+    found = check_room(asked, nodes, None)
+    assert (found.state, found.says) == (
+        "failed",
+        "4 learner (1 CPU and 1 GPU each, all on one node): no node is that large; a comes nearest with 8 CPUs and 2 "
+        "GPUs in all",
+    )
+
+
 def test_an_autoscaler_that_does_not_say_what_it_may_add_leaves_it_open():
     found = check_room(LEARNERS, [node("head", 2, 0)], [])
     assert (found.state, found.says) == (

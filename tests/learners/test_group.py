@@ -15,6 +15,7 @@ from corpus.problems import RunProblem
 from corpus.run_epoch import RunEpoch
 from learners import desk as desks
 from learners.group import LearnerGroup, Patience
+from learners.ranks import Ranks
 from learners.worker import Interrupted, Progress
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -49,7 +50,7 @@ def lease(storage: Path) -> Path:
 @pytest.fixture(scope="module")
 def group(ray_session, storage: Path, lease: Path) -> Iterator[LearnerGroup]:
     """One rank, ready."""
-    with LearnerGroup(1, 1, 0, str(storage), Patience(300), RunEpoch(lease, 3)) as group:
+    with LearnerGroup(Ranks(1, 1), str(storage), Patience(300), RunEpoch(lease, 3)) as group:
         group.wait_until_ready(never)
         yield group
 
@@ -116,7 +117,7 @@ def test_a_learner_commits_only_while_its_command_holds_the_lease(group, lease):
 def test_a_desk_that_is_killed_is_named_and_the_group_still_ends(storage):
     import ray
 
-    group = LearnerGroup(1, 1, 0, str(storage), Patience(300, max_restarts=0))
+    group = LearnerGroup(Ranks(1, 1), str(storage), Patience(300, max_restarts=0))
     group.wait_until_ready(never)
     ray.kill(group._desk)
     with pytest.raises(RunProblem, match=r"^The learners' desk died: .*; the same command continues"):
@@ -128,7 +129,7 @@ def test_a_desk_that_is_killed_is_named_and_the_group_still_ends(storage):
 @pytest.mark.extended
 @pytest.mark.usefixtures("ray_session")
 def test_a_rank_that_is_killed_is_named_where_the_group_may_not_restart(storage):
-    with LearnerGroup(1, 1, 0, str(storage), Patience(300, max_restarts=0)) as group:
+    with LearnerGroup(Ranks(1, 1), str(storage), Patience(300, max_restarts=0)) as group:
         group.wait_until_ready(never)
         with pytest.raises(RunProblem, match=r"^Learner rank 0 died: .*; the same command continues"):
             group.run(group_jobs.is_killed, None, silent, never)
