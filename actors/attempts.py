@@ -71,7 +71,9 @@ def begin_attempt(
                 continue
             return attempt
     except OSError as error:
-        raise RunProblem(f"{place}: the beginning of an attempt could not be recorded ({error.strerror}).") from error
+        raise RunProblem(
+            f"{place}: the beginning of an attempt could not be recorded ({error.strerror}).", "storage/write"
+        ) from error
 
 
 def read_attempts(directory: Path) -> list[Attempt]:
@@ -89,11 +91,13 @@ def read_attempts(directory: Path) -> list[Attempt]:
             version = content.pop("schema_version")
             attempt = Attempt(**content)
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise RunProblem(f"{path} cannot be read as the record of an attempt.") from None
+            raise RunProblem(f"{path} cannot be read as the record of an attempt.", "run/damaged") from None
         if version != SCHEMA_VERSION:
-            raise RunProblem(f"{path}: its schema version is {version}; this program reads {SCHEMA_VERSION}.")
+            raise RunProblem(
+                f"{path}: its schema version is {version}; this program reads {SCHEMA_VERSION}.", "run/schema-version"
+            )
         if attempt.number != number:
-            raise RunProblem(f"{path} says that it is of attempt {attempt.number}.")
+            raise RunProblem(f"{path} says that it is of attempt {attempt.number}.", "run/damaged")
         found.append(attempt)
     return found
 
@@ -109,17 +113,25 @@ def committed_lineage(attempts: Sequence[Attempt]) -> list[Segment]:
     while number is not None:
         attempt = by_number.get(number)
         if attempt is None:
-            raise RunProblem(f"Attempt {segments[0].attempt} began from attempt {number}, of which there is no record.")
+            raise RunProblem(
+                f"Attempt {segments[0].attempt} began from attempt {number}, of which there is no record.",
+                "run/damaged",
+            )
         if end is not None and attempt.start > end:
             raise RunProblem(
                 f"Attempt {segments[0].attempt} began with {end} updates of attempt {number}, which itself began with "
-                f"{attempt.start}."
+                f"{attempt.start}.",
+                "run/damaged",
             )
         segments.insert(0, Segment(number, attempt.start, end))
         if attempt.parent is None and attempt.start > 0:
-            raise RunProblem(f"Attempt {number} began with {attempt.start} updates and does not say whose.")
+            raise RunProblem(
+                f"Attempt {number} began with {attempt.start} updates and does not say whose.", "run/damaged"
+            )
         if attempt.parent is not None and attempt.parent >= number:
-            raise RunProblem(f"Attempt {number} began from attempt {attempt.parent}, which is not an earlier one.")
+            raise RunProblem(
+                f"Attempt {number} began from attempt {attempt.parent}, which is not an earlier one.", "run/damaged"
+            )
         number, end = attempt.parent, attempt.start
     return segments
 
@@ -163,9 +175,11 @@ def read_counts(directory: Path) -> dict[int, dict[str, int]]:
             int(number): {str(key): int(count) for key, count in each.items()} for number, each in attempts.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise RunProblem(f"{path} cannot be read as the counts of a stage's attempts.") from None
+        raise RunProblem(f"{path} cannot be read as the counts of a stage's attempts.", "run/damaged") from None
     if version != SCHEMA_VERSION:
-        raise RunProblem(f"{path}: its schema version is {version}; this program reads {SCHEMA_VERSION}.")
+        raise RunProblem(
+            f"{path}: its schema version is {version}; this program reads {SCHEMA_VERSION}.", "run/schema-version"
+        )
     return found
 
 

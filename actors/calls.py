@@ -31,7 +31,7 @@ async def within(call: Awaitable[Any], names: Mapping[str, str], who: str, what:
     await asyncio.wait([task], timeout=deadline_s)
     if not task.done():
         task.cancel()
-        raise RunProblem(f"Waited {deadline_s:.0f} s for {who} to {what} and gave up.")
+        raise RunProblem(f"Waited {deadline_s:.0f} s for {who} to {what} and gave up.", "run/no-answer")
     try:
         return task.result()
     except RayError as error:

@@ -190,7 +190,7 @@ class Conductor:
         problems |= self._sort_out(probes, incarnations, what)
         for name, scored in probes.found.items():
             if not present.note(name, loads.found[name], scored):
-                problems[name] = RunProblem(present.refused[name])
+                problems[name] = RunProblem(present.refused[name], "fleet/refused")
         await self._lend([name for name in probes.found if name in present.fits], incarnations)
         for name in probes.found:
             if name in present.fits:
@@ -246,7 +246,8 @@ class Conductor:
                 found = await self._within(newest, "the weight store", "hand out its newest weights")
                 if found is None or tuple(found[0]) != present.version:
                     raise RunProblem(
-                        f"The weight store no longer has weights {present.label}, which {name} is to load."
+                        f"The weight store no longer has weights {present.label}, which {name} is to load.",
+                        "publication/lost",
                     )
                 await self._refit([name], present, found[1][0])
             except RunProblem as problem:  # not this generator's alone: another one would meet it too

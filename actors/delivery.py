@@ -125,5 +125,7 @@ class Delivery:
         names = chunk.work.names() | self.pools.names
         told = plain_problem(problem, names, "the episode stream", aim, doing)
         if chunk.tries >= SCORING_TRIES:
-            told = RunProblem(f"{slots} were scored {chunk.tries} times, and no process survived that: {told}")
+            told = RunProblem(
+                f"{slots} were scored {chunk.tries} times, and no process survived that: {told}", "fleet/unscored"
+            )
         chunk.work.conductor.failed.remote(self._name, told)

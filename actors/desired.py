@@ -42,7 +42,7 @@ def read_desired(directory: Path) -> Desired | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunProblem(f"{path} cannot be read ({error}): write it anew with amenable scale.") from None
+        raise RunProblem(f"{path} cannot be read ({error}): write it anew with amenable scale.", "fleet/wish") from None
     return wish
 
 
@@ -57,7 +57,8 @@ def write_desired(directory: Path, seen: int, generators: int, who: str, when: s
         if present is not None and counter != seen:
             raise UsageProblem(
                 f"{present.who} has asked for {present.generators} generators at {present.when}, since this command "
-                "looked; look again."
+                "looked; look again.",
+                "fleet/overtaken",
             )
         wish = Desired(counter + 1, generators, who, when)
         partial = path.with_suffix(".partial")

@@ -3,7 +3,6 @@
 Ray raises an argument that is one of its own errors instead of calling the method, so none of those is ever sent on.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from ray.exceptions import (
 )
 
 from corpus.deaths import cause_of_death
-from corpus.problems import RunProblem, UsageProblem
+from corpus.problems import UNEXPECTED, RunProblem, UsageProblem, problem_in_traceback
 
 Problem = UsageProblem | RunProblem
 
@@ -26,8 +25,6 @@ LONGEST_MESSAGE = 400
 """Characters of an unexpected error's own message that are told."""
 
 _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, OutOfMemoryError)
-# An actor that fails in its constructor leaves only the text of the traceback; its last line names the error.
-_LAST_LINE = re.compile(r"^(?:corpus\.problems\.)?(UsageProblem|RunProblem): (.+)$", re.MULTILINE)
 
 
 def expected_problem(error: BaseException, names: Mapping[str, str], who: str, aim: str) -> Problem | None:
@@ -38,23 +35,26 @@ def expected_problem(error: BaseException, names: Mapping[str, str], who: str, a
     """
     origin = _origin(error)
     if isinstance(origin, UsageProblem | RunProblem):
-        return _sort(origin)(str(origin))
+        return _sort(origin)(str(origin), origin.code)
     if getattr(origin, "actor_init_failed", False) is True:
-        found = _LAST_LINE.search(str(origin))
-        return None if found is None else {"UsageProblem": UsageProblem, "RunProblem": RunProblem}[found[1]](found[2])
+        return problem_in_traceback(str(origin))
     again = "the same command continues from what was last saved"
     if isinstance(origin, _DEATHS):
         dead = names.get(getattr(origin, "actor_id", None) or "", who)
-        return RunProblem(f"{_sentence(dead)} died before {aim}: {cause_of_death(origin)}; {again}.")
+        return RunProblem(
+            f"{_sentence(dead)} died before {aim}: {cause_of_death(origin)}; {again}.", "run/process-died"
+        )
     if isinstance(origin, ObjectLostError):
-        return RunProblem(f"What {who} needed was lost with the process that held it, before {aim}; {again}.")
+        return RunProblem(
+            f"What {who} needed was lost with the process that held it, before {aim}; {again}.", "run/process-died"
+        )
     return None
 
 
 def plain_problem(error: BaseException, names: Mapping[str, str], who: str, aim: str, doing: str) -> Problem:
     """As `expected_problem`; anything else becomes "`doing`: type: message." in one line."""
     problem = expected_problem(error, names, who, aim)
-    return problem or RunProblem(f"{doing}: {_one_line(_origin(error))}")
+    return problem or RunProblem(f"{doing}: {_one_line(_origin(error))}", UNEXPECTED)
 
 
 def dead_actor(error: BaseException) -> str | None:

@@ -145,7 +145,8 @@ class RolloutGenerator:
             if time.monotonic() - progressed_at > ENGINE_DEADLINE_S:
                 raise RunProblem(
                     f"Waited for {what} of {self._name}, whose engine has ended no step and no command for "
-                    f"{ENGINE_DEADLINE_S:.0f} s."
+                    f"{ENGINE_DEADLINE_S:.0f} s.",
+                    "run/no-answer",
                 )
 
     def _fetch(self, reference: Any) -> Snapshot:
@@ -154,7 +155,8 @@ class RolloutGenerator:
         except GetTimeoutError as error:
             raise RunProblem(
                 f"{self._name} waited {FETCH_DEADLINE_S:.0f} s for the weights to sample under, which the weight store "
-                "put into the object store."
+                "put into the object store.",
+                "publication/lost",
             ) from error
         except RayError as error:
             problem = expected_problem(error, {}, self._name, "it had the weights to sample under")
@@ -217,7 +219,7 @@ class RolloutGenerator:
             # What is no expected problem may be this process's own: another is tried.
             tell = "failed" if expected_problem(problem, names, "", aim) is not None else "broke"
             getattr(self._work.conductor, tell).remote(self._name, told)
-        refusal = RunProblem(f"{self._name} has failed: {told}")
+        refusal = RunProblem(f"{self._name} has failed: {told}", "fleet/generator-failed")
         for waiting in (*self._probes.values(), *(answer for _, answer in self._exclusive)):
             waiting.set_exception(refusal)
         while True:
@@ -225,7 +227,7 @@ class RolloutGenerator:
 
     def _start(self, model_directory: str, tokenizer: str, max_sequence_tokens: int) -> str:
         if self._engine is not None:
-            raise RunProblem(f"{self._name} has an engine already.")
+            raise RunProblem(f"{self._name} has an engine already.", "fleet/order")
         from models.build import load_tokenizer
 
         self._tokenizer = load_tokenizer(tokenizer)
@@ -239,7 +241,7 @@ class RolloutGenerator:
 
     def _ready_engine(self) -> RolloutEngine:
         if self._engine is None:
-            raise RunProblem(f"{self._name} was given work before it was started.")
+            raise RunProblem(f"{self._name} was given work before it was started.", "fleet/order")
         return self._engine
 
     def _load(self, snapshot: Snapshot, label: str, offer: dict[str, Any] | None = None) -> float:
@@ -345,6 +347,6 @@ def snapshot_of_directory(directory: str) -> Snapshot:
 
     files = sorted(Path(directory).glob("*.safetensors"))
     if not files:
-        raise RunProblem(f"There are no safetensors weights in {directory}.")
+        raise RunProblem(f"There are no safetensors weights in {directory}.", "model/weights")
     state = {name: tensor for file in files for name, tensor in load_file(file).items()}
     return pack(state, (0, 0))

@@ -69,7 +69,8 @@ class GpuSender:
             )
         except (RuntimeError, ValueError, AttributeError) as error:
             raise RunProblem(
-                f"The learner could not open vLLM's {transport} weight transport to the generators: {error}"
+                f"The learner could not open vLLM's {transport} weight transport to the generators: {error}",
+                "publication/transport",
             ) from error
 
     def send(self, snapshot: Snapshot, deliver: Callable[[Offer], None]) -> None:
@@ -85,7 +86,8 @@ class GpuSender:
                 raise
             attempt, update = snapshot.version
             raise RunProblem(
-                f"The weights of attempt {attempt}, update {update} could not be sent over {self._transport}: {error}"
+                f"The weights of attempt {attempt}, update {update} could not be sent over {self._transport}: {error}",
+                "publication/transport",
             ) from error
         finally:
             self._source.snapshot = self._client.deliver = None
@@ -139,7 +141,10 @@ def _trainer_info(transport: str, rendezvous: Rendezvous | None, packed: bool | 
     if transport == "ipc":
         return IPCTrainerInitInfo(rank=0, **chosen)
     if rendezvous is None:
-        raise RunProblem("NCCL needs a rendezvous: the learner's address, a free port, and the number of engines.")
+        raise RunProblem(
+            "NCCL needs a rendezvous: the learner's address, a free port, and the number of engines.",
+            "publication/transport",
+        )
     return NCCLTrainerInitInfo(
         master_address=rendezvous.address,
         master_port=rendezvous.port,

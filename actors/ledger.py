@@ -160,12 +160,15 @@ class Ledger:
                 counts.duplicates += 1
                 continue
             if slot >= self.admitted:
-                raise RunProblem(f"Slot {slot} was delivered but is not admitted yet: only {self.admitted} are.")
+                raise RunProblem(
+                    f"Slot {slot} was delivered but is not admitted yet: only {self.admitted} are.", "episodes/order"
+                )
             oldest = slot // self.batch_size - self.max_staleness
             if written_by is not None and written_by[place] < oldest:
                 raise RunProblem(
                     f"Slot {slot} was delivered with tokens of weights {written_by[place]}, but trains in batch "
-                    f"{slot // self.batch_size}, where none may be older than {oldest}."
+                    f"{slot // self.batch_size}, where none may be older than {oldest}.",
+                    "episodes/order",
                 )
             self._accepted[slot] = attempt
             counts.generated += 1
@@ -202,17 +205,21 @@ class Ledger:
     def refuse_other_attempts(self, attempt: int, what: str) -> None:
         """Returns where `attempt` is the present one. Raises RunProblem, which says `what` the other one did."""
         if attempt != self.attempt:
-            raise RunProblem(f"Attempt {attempt} {what}, but attempt {self.attempt} is the present one.")
+            raise RunProblem(
+                f"Attempt {attempt} {what}, but attempt {self.attempt} is the present one.", "episodes/order"
+            )
 
     def train(self, batch: int, attempt: int) -> None:
         """Record that `batch` was trained. Raises RunProblem unless it is the next one, complete, and of the present
         attempt."""
         self.refuse_other_attempts(attempt, f"trained batch {batch}")
         if batch != self.trained:
-            raise RunProblem(f"Batch {batch} was given to training, but batch {self.trained} is next.")
+            raise RunProblem(
+                f"Batch {batch} was given to training, but batch {self.trained} is next.", "episodes/order"
+            )
         missing = self.missing(batch)
         if missing:
-            raise RunProblem(f"Batch {batch} was given to training without its slots {missing[:8]}.")
+            raise RunProblem(f"Batch {batch} was given to training without its slots {missing[:8]}.", "episodes/order")
         self.trained += 1
         self.counts[attempt].trained += self.batch_size
         self._trained_from.update(self._accepted.pop(slot) for slot in self.batch_slots(batch))
@@ -222,9 +229,11 @@ class Ledger:
         weights of more updates than were trained."""
         self.refuse_other_attempts(attempt, "published weights")
         if version < self.version:
-            raise RunProblem(f"Version {version} was published after version {self.version}.")
+            raise RunProblem(f"Version {version} was published after version {self.version}.", "episodes/order")
         if version > self.trained:
-            raise RunProblem(f"Version {version} was published, but {self.trained} batches are trained.")
+            raise RunProblem(
+                f"Version {version} was published, but {self.trained} batches are trained.", "episodes/order"
+            )
         self.version = version
         self._waits_for_weights = False
         self._count_admitted()
@@ -256,7 +265,7 @@ class Ledger:
         state = _as_written_now(state, self.batch_size)
         latest = max(self.attempt, state["attempt"])
         if attempt <= latest:
-            raise RunProblem(f"Attempt {attempt} cannot follow attempt {latest}.")
+            raise RunProblem(f"Attempt {attempt} cannot follow attempt {latest}.", "episodes/order")
         self.attempt = attempt
         self.version = state["version"]
         self.trained = self._start = state["trained"]
@@ -283,7 +292,8 @@ def _as_written_now(state: dict[str, Any] | None, batch_size: int) -> dict[str, 
     if state["schema_version"] != 1:
         raise RunProblem(
             f"The ledger in the checkpoint is of schema version {state['schema_version']}; this program reads 1 and "
-            f"{SCHEMA_VERSION}."
+            f"{SCHEMA_VERSION}.",
+            "run/schema-version",
         )
     number, trained = state["attempt"], state["trained"] * batch_size
     regenerated, duplicates, refused = state["counts"]

@@ -58,7 +58,7 @@ class PublishedSnapshot:
         try:
             return load_snapshot(self.weights)
         except OSError as error:
-            raise RunProblem(f"{self.weights} cannot be read ({error}).") from error
+            raise RunProblem(f"{self.weights} cannot be read ({error}).", "publication/damaged") from error
 
     def check(self) -> None:
         """Raises RunProblem where the file's bytes are not those that the manifest tells of."""
@@ -66,9 +66,11 @@ class PublishedSnapshot:
             with open(self.weights, "rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
-            raise RunProblem(f"{self.weights} cannot be read ({error}).") from error
+            raise RunProblem(f"{self.weights} cannot be read ({error}).", "publication/damaged") from error
         if found != self.sha256:
-            raise RunProblem(f"{self.weights} is damaged: it is not the file that its manifest tells of.")
+            raise RunProblem(
+                f"{self.weights} is damaged: it is not the file that its manifest tells of.", "publication/damaged"
+            )
 
 
 def published(directory: Path) -> list[PublishedSnapshot]:

@@ -8,6 +8,7 @@ Invariants:
 
 import importlib
 import math
+import os
 import re
 import sys
 import time
@@ -69,6 +70,12 @@ class RewardSettings(BaseModel):
         default=None, description="function only: 'module:function', called with two lists of texts."
     )
     url: str | None = Field(default=None, description="http only: where prompts and responses are posted as JSON.")
+    token_variable: str | None = Field(
+        default=None,
+        pattern="^[A-Z_][A-Z0-9_]*$",
+        description="http only: name of the environment variable whose value is sent as bearer token, set where the "
+        "scoring processes run; the token itself stands in no recipe. None sends none.",
+    )
     timeout_s: float = Field(
         default=30.0, gt=0, description="http only: seconds until one request counts as failed. Ours."
     )
@@ -85,6 +92,8 @@ class RewardSettings(BaseModel):
                 raise ValueError(f"reward kind {kind} needs {name}")
             if kind != self.kind and given:
                 raise ValueError(f"reward {name} is for kind {kind}; the kind is {self.kind}")
+        if self.token_variable is not None and self.kind != "http":
+            raise ValueError(f"reward token_variable is for kind http; the kind is {self.kind}")
         if self.function is not None and not re.fullmatch(r"[^:]+:[^:]+", self.function):
             raise ValueError(f"reward function should be 'module:function', not {self.function!r}")
         return self
@@ -112,9 +121,11 @@ def make_reward(
         return FunctionReward(settings.function)
     if settings.kind == "http":
         assert settings.url is not None
-        return HTTPReward(settings.url, rows_per_batch, settings.timeout_s, settings.deadline_s)
+        return HTTPReward(
+            settings.url, rows_per_batch, settings.timeout_s, settings.deadline_s, settings.token_variable
+        )
     if directory is None:
-        raise UsageProblem("reward kind trained needs a trained reward model, and this run has none.")
+        raise UsageProblem("reward kind trained needs a trained reward model, and this run has none.", "reward/missing")
     return TrainedReward(directory, tokenizer, rows_per_batch, device, dtype)
 
 
@@ -123,13 +134,15 @@ def check_reward(settings: RewardSettings) -> None:
     if settings.function is not None:
         FunctionReward(settings.function)
     if settings.url is not None:
-        HTTPReward(settings.url, 1, settings.timeout_s, settings.deadline_s)
+        HTTPReward(settings.url, 1, settings.timeout_s, settings.deadline_s, settings.token_variable)
     if settings.model is not None:
         from models.build import load_config
 
         labels = load_config(settings.model).num_labels
         if labels != 1:
-            raise UsageProblem(f"reward model {settings.model}: it gives {labels} numbers; a reward is one.")
+            raise UsageProblem(
+                f"reward model {settings.model}: it gives {labels} numbers; a reward is one.", "reward/labels"
+            )
 
 
 def check_scores(scores: Any, count: int, scorer: str) -> list[float]:
@@ -137,12 +150,14 @@ def check_scores(scores: Any, count: int, scorer: str) -> list[float]:
     try:
         numbers = [float(score) for score in scores]
     except (TypeError, ValueError) as error:
-        raise RunProblem(f"{scorer}: it should return a list of {count} numbers ({error}).") from error
+        raise RunProblem(f"{scorer}: it should return a list of {count} numbers ({error}).", "reward/scores") from error
     if len(numbers) != count:
-        raise RunProblem(f"{scorer}: it returned {len(numbers)} scores for {count} responses.")
+        raise RunProblem(f"{scorer}: it returned {len(numbers)} scores for {count} responses.", "reward/scores")
     for row, number in enumerate(numbers):
         if not math.isfinite(number):
-            raise RunProblem(f"{scorer}: the score of response {row} of {count} is {number}; it should be finite.")
+            raise RunProblem(
+                f"{scorer}: the score of response {row} of {count} is {number}; it should be finite.", "reward/scores"
+            )
     return numbers
 
 
@@ -167,7 +182,9 @@ class TrainedReward:
 
         self._name = f"reward model {directory}"
         if load_tokenizer(directory).get_vocab() != tokenizer.get_vocab():
-            raise UsageProblem(f"{self._name}: it was trained with another vocabulary than the policy's.")
+            raise UsageProblem(
+                f"{self._name}: it was trained with another vocabulary than the policy's.", "reward/vocabulary"
+            )
         self._model = load_scalar(directory, getattr(torch, dtype)).to(device).eval().requires_grad_(False)
         self._rows_per_batch = rows_per_batch
         self._device = device
@@ -210,11 +227,13 @@ class HuggingFaceReward:
         self._name = f"reward model {model}"
         classifier: Any = load_pretrained(AutoModelForSequenceClassification, model, getattr(torch, dtype))
         if classifier.config.num_labels != 1:
-            raise UsageProblem(f"{self._name}: it gives {classifier.config.num_labels} numbers; a reward is one.")
+            raise UsageProblem(
+                f"{self._name}: it gives {classifier.config.num_labels} numbers; a reward is one.", "reward/labels"
+            )
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         except LOAD_ERRORS as error:
-            raise UsageProblem(f"{self._name}: its tokenizer does not load ({error}).") from error
+            raise UsageProblem(f"{self._name}: its tokenizer does not load ({error}).", "model/tokenizer") from error
         self._tokenizer.truncation_side = "left"
         own = template == "auto" and self._tokenizer.chat_template is not None
         self._template = None if own else PLAIN_TEMPLATE if template == "plain" else DIALOGUE_TEMPLATE
@@ -314,10 +333,12 @@ class FunctionReward:
             module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:  # whatever a module of the person's does as it is imported
             reason = f"{type(error).__name__}: {error}"
-            raise UsageProblem(f"{self._name}: the module cannot be imported ({reason}).") from error
+            raise UsageProblem(f"{self._name}: the module cannot be imported ({reason}).", "reward/function") from error
         self._function: Callable[[list[str], list[str]], Any] = getattr(module, function_name, None)  # pyright: ignore[reportAttributeAccessIssue]
         if not callable(self._function):
-            raise UsageProblem(f"{self._name}: the module {module_name} has no function {function_name}.")
+            raise UsageProblem(
+                f"{self._name}: the module {module_name} has no function {function_name}.", "reward/function"
+            )
 
     def score(
         self, prompts: list[str], responses: list[str], prompt_tokens: Tokens, response_tokens: Tokens
@@ -328,7 +349,8 @@ class FunctionReward:
         except Exception as error:
             at = traceback.extract_tb(error.__traceback__)[-1]
             raise RunProblem(
-                f"{self._name}: it raised {type(error).__name__}: {error} ({at.filename}:{at.lineno})."
+                f"{self._name}: it raised {type(error).__name__}: {error} ({at.filename}:{at.lineno}).",
+                "reward/function",
             ) from error
         return check_scores(scores, len(responses), self._name)
 
@@ -337,10 +359,18 @@ class HTTPReward:
     """A service: POST {"prompts": […], "responses": […]} is answered by {"scores": […]}.
 
     A refused or lost connection, a time-out, and the answers 429 and 5xx are tried again, after 0.5 s, 1 s, 2 s, … and
-    at most 30 s, until the deadline; any other answer but 200 ends the run at once.
+    at most 30 s, until the deadline; any other answer but 200 ends the run at once. The bearer token, where one is
+    sent, is in no sentence, even if the service repeats it.
     """
 
-    def __init__(self, url: str, rows_per_request: int, timeout_s: float, deadline_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        rows_per_request: int,
+        timeout_s: float,
+        deadline_s: float,
+        token_variable: str | None = None,
+    ) -> None:
         import httpx
 
         self._name = f"reward service {url}"
@@ -351,12 +381,30 @@ class HTTPReward:
             scheme, parts = httpx.URL(url).scheme, urlsplit(url)
             has_place = bool(parts.hostname) and parts.port != 0  # `port` raises ValueError for one that cannot be
         except (httpx.InvalidURL, ValueError) as error:
-            raise UsageProblem(f"{self._name}: this is no web address ({error}).") from error
+            raise UsageProblem(f"{self._name}: this is no web address ({error}).", "reward/address") from error
         if scheme not in ("http", "https"):
-            raise UsageProblem(f"{self._name}: the address should begin with http:// or https://.")
+            raise UsageProblem(f"{self._name}: the address should begin with http:// or https://.", "reward/address")
         if not has_place:
-            raise UsageProblem(f"{self._name}: the address should name a host, as http://HOST:PORT/PATH does.")
-        self._client = httpx.Client(timeout=timeout_s)
+            raise UsageProblem(
+                f"{self._name}: the address should name a host, as http://HOST:PORT/PATH does.", "reward/address"
+            )
+        self._token = None if token_variable is None else self._token_in(token_variable)
+        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+        self._client = httpx.Client(timeout=timeout_s, headers=headers)
+
+    def _token_in(self, variable: str) -> str:
+        token = os.environ.get(variable, "").strip()  # one that comes from a file has the end of its line
+        if not token:
+            raise UsageProblem(
+                f"{self._name}: the environment has no {variable}, which reward.token_variable names; set it where the "
+                "scoring processes run.",
+                "reward/token",
+            )
+        if not token.isascii() or not token.isprintable() or " " in token:
+            raise UsageProblem(
+                f"{self._name}: the value of {variable} is no bearer token: it has blanks or no ASCII.", "reward/token"
+            )
+        return token
 
     def score(
         self, prompts: list[str], responses: list[str], prompt_tokens: Tokens, response_tokens: Tokens
@@ -379,18 +427,25 @@ class HTTPReward:
                 response = self._client.post(self._url, json=body)
                 if response.status_code == 200:
                     return self._scores(response)
-                failure = f"it answered {response.status_code} {response.text[:200]!r}"
+                failure = f"it answered {response.status_code} {self._without_token(response.text)[:200]!r}"
                 if response.status_code != 429 and response.status_code < 500:
-                    raise RunProblem(f"{self._name}: {failure}.")
+                    raise RunProblem(f"{self._name}: {failure}.", "reward/service")
             except httpx.TransportError as error:
                 failure = f"{type(error).__name__} {error}".strip()
             if time.monotonic() + pause_s > give_up:
-                raise RunProblem(f"{self._name}: no scores within {self._deadline_s:g} s; at last, {failure}.")
+                raise RunProblem(
+                    f"{self._name}: no scores within {self._deadline_s:g} s; at last, {failure}.", "reward/unreachable"
+                )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 30.0)
+
+    def _without_token(self, text: str) -> str:
+        return text if self._token is None else text.replace(self._token, "…")
 
     def _scores(self, response: Any) -> Any:
         try:
             return response.json()["scores"]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunProblem(f'{self._name}: its answer is not JSON with a list under "scores".') from error
+            raise RunProblem(
+                f'{self._name}: its answer is not JSON with a list under "scores".', "reward/service"
+            ) from error

@@ -25,15 +25,14 @@ from actors.owner import OWNER_VARIABLE
 from actors.settings import RolloutSettings
 from actors.snapshot_files import in_shared_memory
 from corpus.problems import RunProblem, UsageProblem
+from corpus.telemetry import TELEMETRY_OFF
 from models.snapshot import Snapshot, unpack, verify
 
 ENVIRONMENT = {
+    **TELEMETRY_OFF,
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives and dies with its actor: no orphaned process
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # roles share cores on small machines
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     # Without CUDA graphs only a few small sampler functions would be compiled: seconds of start-up for nothing.
     "TORCH_COMPILE_DISABLE": "1",
 }
@@ -133,7 +132,9 @@ class RolloutEngine:
                 )
             )
         except (ValueError, OSError) as error:
-            raise UsageProblem(f"vLLM cannot serve the model in {model_directory}: {_first_line(error)}") from error
+            raise UsageProblem(
+                f"vLLM cannot serve the model in {model_directory}: {_first_line(error)}", "model/vllm"
+            ) from error
         self._ranks = ranks
         self._model_directory = model_directory
         self._max_sequence_tokens = max_sequence_tokens
@@ -164,7 +165,8 @@ class RolloutEngine:
         if len(request.prompt_tokens) + request.max_tokens > self._max_sequence_tokens:
             raise UsageProblem(
                 f"A prompt of {len(request.prompt_tokens)} tokens and a response of up to {request.max_tokens} do not "
-                f"fit the context of {self._max_sequence_tokens} tokens."
+                f"fit the context of {self._max_sequence_tokens} tokens.",
+                "data/too-long",
             )
         prompt: TokensPrompt = {"prompt_token_ids": list(request.prompt_tokens)}
         if self._keeps_kv:
@@ -198,7 +200,9 @@ class RolloutEngine:
         """All of `requests`, in their order, with nothing else in the engine meanwhile. None stays behind where it
         raises."""
         if self.pending:
-            raise RunProblem(f"The engine still has {self.pending} requests; they must finish before a batch is run.")
+            raise RunProblem(
+                f"The engine still has {self.pending} requests; they must finish before a batch is run.", "fleet/order"
+            )
         done: dict[str, Completion] = {}
         try:
             for request in requests:
@@ -216,7 +220,8 @@ class RolloutEngine:
             self._engine.collective_rpc("init_weight_transfer_engine", args=(init_info,))
         except (RuntimeError, ValueError) as error:
             raise RunProblem(
-                f"An engine could not be connected to the learner's {self._transport} weight transport: {error}"
+                f"An engine could not be connected to the learner's {self._transport} weight transport: {error}",
+                "publication/transport",
             ) from error
 
     def load(self, snapshot: Snapshot, version: str, offer: dict[str, Any] | None = None) -> float:
@@ -232,7 +237,10 @@ class RolloutEngine:
         names = frozenset(entry.name for entry in snapshot.manifest)
         if self._loaded_names is not None and names != self._loaded_names:
             odd = sorted(names ^ self._loaded_names)[0]
-            raise RunProblem(f"Weights {version} do not name the same tensors as those before them: {odd} differs.")
+            raise RunProblem(
+                f"Weights {version} do not name the same tensors as those before them: {odd} differs.",
+                "publication/mapping",
+            )
         if offer is not None:
             _check_offer(offer, snapshot, version)
         self._engine.collective_rpc("start_weight_update")
@@ -242,13 +250,17 @@ class RolloutEngine:
         except (RuntimeError, ValueError) as error:
             if offer is None and self._ranks == 1:
                 raise
-            raise RunProblem(f"Weights {version} could not be received over {self._transport}: {error}") from error
+            raise RunProblem(
+                f"Weights {version} could not be received over {self._transport}: {error}", "publication/transport"
+            ) from error
         self._engine.collective_rpc("finish_weight_update")
         self._loads += 1
         if self._keeps_kv:
             self._salt_waiting()
         elif not self._engine.reset_prefix_cache(reset_running_requests=True):
-            raise RunProblem(f"vLLM kept keys and values of older weights when {version} was loaded.")
+            raise RunProblem(
+                f"vLLM kept keys and values of older weights when {version} was loaded.", "publication/mapping"
+            )
         self._engine.set_weight_version(version)
         self._loaded_names = names
         return time.perf_counter() - started
@@ -316,12 +328,14 @@ def _check_offer(offer: dict[str, Any], snapshot: Snapshot, version: str) -> Non
         if place >= len(held) or (name, tuple(shape), dtype) != held[place]:
             raise RunProblem(
                 f"Weights {version}: what the learner's GPU offers, {name} of shape {list(shape)} in {dtype}, is not "
-                f"what its snapshot holds there."
+                f"what its snapshot holds there.",
+                "publication/mapping",
             )
     if len(offer["names"]) != len(held):
         raise RunProblem(
             f"Weights {version}: the learner's GPU offers {len(offer['names'])} tensors, and its snapshot holds "
-            f"{len(held)}."
+            f"{len(held)}.",
+            "publication/mapping",
         )
 
 

@@ -180,7 +180,7 @@ class Roster:
         try:
             incarnation = self.fleet.restart(name, time.monotonic())
         except BudgetSpent:
-            await self._failed(name, RunProblem(self._spent(name, why)))
+            await self._failed(name, RunProblem(self._spent(name, why), "fleet/restarts-spent"))
             return
         await self._recruit(name, incarnation, dead.reserved, why)
 

@@ -21,6 +21,7 @@ from actors.role_reports import RoleReport, report_now
 from actors.settings import ScoringSettings
 from actors.telemetry import worker_telemetry
 from corpus.problems import RunProblem
+from corpus.telemetry import switch_telemetry_off
 from corpus.templates import decode_responses
 
 
@@ -29,6 +30,7 @@ class ScoringWorker:
     """Loads what it is told to score with; one call at a time, in the order of the calls, heartbeats beside them."""
 
     def __init__(self, name: str, settings: ScoringSettings) -> None:
+        switch_telemetry_off()
         import torch
 
         torch.set_num_threads(settings.threads)
@@ -83,7 +85,7 @@ class ScoringWorker:
     def score_pairs(self, prompts: list[list[int]], responses: list[list[int]]) -> list[float]:
         """The reward of each response (tokens) to its prompt (tokens)."""
         if self._reward is None:
-            raise RunProblem(f"{self._name} was asked for rewards before it was given a reward model.")
+            raise RunProblem(f"{self._name} was asked for rewards before it was given a reward model.", "fleet/order")
         with self._at_work(prompts, responses):
             texts = [self._prompts.get(tuple(prompt), "") for prompt in prompts]
             answers = decode_responses(self._tokenizer, responses)
@@ -91,7 +93,9 @@ class ScoringWorker:
         self._telemetry.add(SCORING_NON_FINITE, sum(not math.isfinite(score) for score in scores))
         for row, score in enumerate(scores):
             if not math.isfinite(score):
-                raise RunProblem(f"{self._name}: the reward of response {row} of a batch is {score}, not a number.")
+                raise RunProblem(
+                    f"{self._name}: the reward of response {row} of a batch is {score}, not a number.", "reward/scores"
+                )
         return scores
 
     def reference_logprobs(self, episodes: pa.RecordBatch, temperature: float) -> list[list[float]]:
@@ -109,7 +113,9 @@ class ScoringWorker:
         from models.sequences import sequence_batch
 
         if self._reference is None:
-            raise RunProblem(f"{self._name} was asked for log-probabilities before it was given a reference.")
+            raise RunProblem(
+                f"{self._name} was asked for log-probabilities before it was given a reference.", "fleet/order"
+            )
         results: list[list[float]] = []
         rows = self._settings.rows_per_batch
         with self._at_work(prompts, responses), torch.inference_mode():

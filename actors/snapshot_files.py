@@ -142,7 +142,7 @@ def map_snapshot(path: Path) -> Snapshot:
         attempt, update = metadata["version"]
         return Snapshot((attempt, update), buffer, manifest, metadata["checksum"])
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunProblem(f"{path} is no weight snapshot ({error}).") from error
+        raise RunProblem(f"{path} is no weight snapshot ({error}).", "publication/damaged") from error
 
 
 def _sync(directory: Path) -> None:

@@ -206,7 +206,9 @@ class StageFleet:
             try:
                 await asyncio.wait_for(changed.wait(), max(give_up - time.monotonic(), 0.0))
             except TimeoutError:
-                raise RunProblem(f"Waited {patience_s:.0f} s for {what}; {self._state_of_fleet()}; {AGAIN}.") from None
+                raise RunProblem(
+                    f"Waited {patience_s:.0f} s for {what}; {self._state_of_fleet()}; {AGAIN}.", "run/no-answer"
+                ) from None
 
     async def _watch(self) -> None:
         """Hearts are listened to, too small a fleet is told of, and the wish for more or fewer is followed."""
@@ -242,7 +244,8 @@ class StageFleet:
                     roster.role,
                     RunProblem(
                         f"Of at least {wanted} {roster.role}{'s' if wanted > 1 else ''} only {len(able)} served for "
-                        f"{short_s:.0f} s; {self._state_of_fleet()}; {AGAIN}."
+                        f"{short_s:.0f} s; {self._state_of_fleet()}; {AGAIN}.",
+                        "fleet/too-few",
                     ),
                 )
 

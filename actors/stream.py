@@ -33,7 +33,7 @@ from actors.exported_metrics import (
 from actors.failures import Problem
 from actors.ledger import Counts, Ledger
 from actors.telemetry import Telemetry
-from corpus.problems import RunProblem
+from corpus.problems import RunProblem, code_in_traceback
 from corpus.schemas import read_table
 from corpus.storage import write_atomically
 
@@ -81,7 +81,8 @@ class EpisodeStream:
     def __init__(self, plan: StreamPlan) -> None:
         self._plan = plan
         self._ledger = Ledger(plan.batch_size, plan.chunk_size, plan.max_staleness, plan.batches)
-        table = read_table(plan.prompts, "prompts")
+        with code_in_traceback():
+            table = read_table(plan.prompts, "prompts")
         self._prompt_ids: list[str] = table["prompt_id"].to_pylist()
         self._prompt_tokens: list[list[int]] = table["prompt_tokens"].to_pylist()
         self._order = PromptOrder(len(self._prompt_ids), plan.seed)
@@ -195,7 +196,9 @@ class EpisodeStream:
         while True:
             self._ledger.refuse_other_attempts(attempt, f"asked for batch {batch}")
             if batch < self._ledger.trained:
-                raise RunProblem(f"Batch {batch} was asked for, but batch {self._ledger.trained} is next.")
+                raise RunProblem(
+                    f"Batch {batch} was asked for, but batch {self._ledger.trained} is next.", "episodes/order"
+                )
             missing = self._ledger.missing(batch)
             if not missing:
                 return
@@ -208,7 +211,8 @@ class EpisodeStream:
                 raise RunProblem(
                     f"Batch {batch} was not complete after {timeout_s:.0f} s: {len(missing)} of "
                     f"{self._plan.batch_size} episodes are missing, the first of slot {missing[0]}; "
-                    f"{self._owing(batch)}."
+                    f"{self._owing(batch)}.",
+                    "episodes/deadline",
                 )
 
     @contextlib.contextmanager
@@ -324,7 +328,8 @@ class EpisodeStream:
         if set(rows) != set(self._ledger.accepted):
             raise RunProblem(
                 f"The checkpoint has episodes of {len(rows)} slots, but its ledger has {len(self._ledger.accepted)} "
-                "accepted that are not trained."
+                "accepted that are not trained.",
+                "checkpoint/unreadable",
             )
         self._rows = rows
         self._writing = None

@@ -82,7 +82,8 @@ def _as_they_come(pending: dict[Any, str], what: str, deadline_s: float, setting
             owing = ", ".join(dict.fromkeys(pending.values()))
             raise RunProblem(
                 f"Waited {deadline_s:.0f} s for {what} without an answer from {owing}; where that is only slow, raise "
-                f"{setting}, and the same command continues."
+                f"{setting}, and the same command continues.",
+                "run/no-answer",
             )
 
 

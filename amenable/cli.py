@@ -16,6 +16,7 @@ import typer
 from amenable.arguments import Address, AsJson, Overrides, RecipeName, RunPath, Variables
 from amenable.cluster_commands import add_to
 from amenable.ending import RUN_PROBLEM, ending
+from corpus.telemetry import switch_telemetry_off
 
 if TYPE_CHECKING:
     from amenable.progress import Progress
@@ -431,4 +432,5 @@ def _short(path: str) -> str:
 
 def main() -> None:
     """The command `amenable`."""
+    switch_telemetry_off()  # before a command imports what reads it
     app()

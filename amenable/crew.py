@@ -218,7 +218,8 @@ class Crew:
             return problem
         return RunProblem(
             f"{problem} {', '.join(waiting)} wait for a bundle of {placement.says()} each, which the cluster does not "
-            "have free."
+            "have free.",
+            "placement/no-room",
         )
 
     @property

@@ -106,6 +106,7 @@ def examine_here(recipe: Recipe | None, variables: Sequence[str], progress: Prog
     """The findings about this machine, as a local session would use it."""
     from cluster.doctor import findings_of, try_here
 
+    variables = _needed(recipe, variables)
     with progress.waiting("this machine to import what a run needs"):
         facts, problem = _facts_here(variables)
     findings = [check_answers([HERE], {HERE: problem} if problem else {})]
@@ -131,6 +132,7 @@ def examine_cluster(recipe: Recipe | None, variables: Sequence[str], progress: P
     room for its roles as it is now. Raises Interrupted where a stop is asked for."""
     from cluster.doctor import capacity, examine_nodes, examine_storage
 
+    variables = _needed(recipe, variables)
     found = capacity(_stop)
     with progress.waiting("every node to import what a run needs"):
         findings, facts = examine_nodes(found, supported(), variables, _stop)
@@ -156,7 +158,15 @@ def check_before_start(recipe: Recipe, variables: Sequence[str], progress: Progr
             wrong = failed([await_room(bundles, progress.note, _stop)])
     if wrong:
         told = " ".join(f"{each.check}: {each.says}." for each in wrong)
-        raise RunProblem(f"The cluster cannot run this recipe. {told} (amenable doctor asks the same.)")
+        raise RunProblem(
+            f"The cluster cannot run this recipe. {told} (amenable doctor asks the same.)", "cluster/not-fit"
+        )
+
+
+def _needed(recipe: Recipe | None, variables: Sequence[str]) -> list[str]:
+    """The environment variables that must be there: `variables`, and the one that holds the recipe's bearer token."""
+    token = None if recipe is None else recipe.reward.token_variable
+    return list(dict.fromkeys([*variables, *([token] if token is not None else [])]))
 
 
 def told(findings: Sequence[Finding]) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from amenable.recipe import Recipe
 from amenable.stages import data
 from cluster.address import Place, cluster_place
-from cluster.secrecy import check_variable
+from cluster.secrecy import FOR_A_RUN, check_no_secret, check_variable
 from corpus.problems import UsageProblem
 from models.shape import ModelShape, llama_shape, shape_of_model
 
@@ -23,6 +23,7 @@ def check_alone(recipe: Recipe) -> None:
     _check_transport(recipe)
     if recipe.model.base is None:
         _check_division(recipe, "The small model of model.shape", llama_shape(recipe.model.shape, 1))
+    check_no_secret(recipe.model_dump(mode="json"), os.environ, "recipe", FOR_A_RUN)
 
 
 def check_early(recipe: Recipe, address: str | None = None) -> None:
@@ -55,20 +56,23 @@ def check_variables(variables: Sequence[str]) -> None:
     if missing:
         raise UsageProblem(
             f"The environment has no {' and no '.join(missing)}, which --env asks for; set it for this command, or for "
-            "the Ray processes of the cluster's nodes where this is a job."
+            "the Ray processes of the cluster's nodes where this is a job.",
+            "cluster/variable",
         )
 
 
 def check_source(address: str) -> None:
     """Raises UsageProblem where there is nothing at `address` that rows could be read from; a dataset of the Hub is
     only asked for what reads it."""
-    from corpus.readers import HUB, find_files
+    from corpus.hub import HUB
+    from corpus.readers import find_files
 
     if not address.startswith(HUB):
         find_files(address)
     elif importlib.util.find_spec("datasets") is None:
         raise UsageProblem(
-            f"{address}: reading from the Hub needs the `datasets` package (pip install 'amenable[hub]')."
+            f"{address}: reading from the Hub needs the `datasets` package (pip install 'amenable[hub]').",
+            "data/hub-package",
         )
 
 
@@ -79,7 +83,8 @@ def _check_lengths(recipe: Recipe) -> None:
         if stage.context_length < longest:
             raise UsageProblem(
                 f"{name}.context_length {stage.context_length} is less than tokens.max_prompt_tokens + "
-                f"tokens.max_response_tokens, {longest}: demonstrations of that length could not be trained on."
+                f"tokens.max_response_tokens, {longest}: demonstrations of that length could not be trained on.",
+                "recipe/lengths",
             )
     if recipe.model.base is None:
         own = recipe.model.shape.context_length
@@ -87,7 +92,8 @@ def _check_lengths(recipe: Recipe) -> None:
             if stage.context_length > own:
                 raise UsageProblem(
                     f"{name}.context_length {stage.context_length} is more than model.shape.context_length {own}: the "
-                    "small model reads no longer sequences; lower the one or raise the other."
+                    "small model reads no longer sequences; lower the one or raise the other.",
+                    "recipe/lengths",
                 )
 
 
@@ -98,7 +104,9 @@ def _check_corpus(recipe: Recipe) -> None:
     if corpus.path is None:
         for name in ("pretraining", "demonstrations", "prompts", "comparisons"):
             if getattr(corpus, name) is None:
-                raise UsageProblem(f"The corpus has no source for its {name}: give corpus.path or corpus.{name}.")
+                raise UsageProblem(
+                    f"The corpus has no source for its {name}: give corpus.path or corpus.{name}.", "data/no-source"
+                )
     for address in data.addresses(recipe):
         check_source(address)
 
@@ -111,7 +119,8 @@ def _check_transport(recipe: Recipe) -> None:
         raise UsageProblem(
             f"rollouts.transport ipc is for one learner rank that shares a GPU with the generators, and the recipe has "
             f"learners.workers {learners.workers}, learners.gpus {learners.gpus:g} and rollouts.gpus "
-            f"{rollouts.gpus:g}; give 1 and fractions of a GPU, or use object_store."
+            f"{rollouts.gpus:g}; give 1 and fractions of a GPU, or use object_store.",
+            "recipe/transport",
         )
 
 
@@ -136,7 +145,8 @@ def _check_gpus(recipe: Recipe) -> None:
         keys = ", ".join(f"{key} {gpus:g}" for key, gpus in wanted.items())
         raise UsageProblem(
             f"The recipe asks for GPUs ({keys}), and this machine has none that Ray could use; set these keys to 0, or "
-            "give a cluster that has some with --address."
+            "give a cluster that has some with --address.",
+            "devices/none",
         )
 
 
@@ -160,5 +170,6 @@ def _check_service(url: str) -> None:
     if refusal is not None and not isinstance(refusal, TimeoutError):
         raise UsageProblem(
             f"reward service {url}: nobody answers at {place.host}:{place.port} ({refusal}); start the service, or "
-            "correct reward.url."
+            "correct reward.url.",
+            "reward/unreachable",
         )

@@ -31,8 +31,9 @@ def ending(as_json: bool, where: Callable[[], str]) -> Iterator[Callable[[dict[s
 
     Yields the function that gives the command's answer. With `as_json` the answer goes to standard output as JSON, and
     all else that is printed meanwhile goes to standard error; a problem is an answer too: `{"problem": …, "kind":
-    "usage" | "run" | "unreachable" | "interrupted" | "limit"}`. Without, the answer is not printed. `where` tells where
-    an interruption struck.
+    "usage" | "run" | "unreachable" | "interrupted" | "limit"}`, the first three with their `code`
+    (amenable.error_codes), which otherwise stands behind the sentence. Without, the answer is not printed. `where`
+    tells where an interruption struck.
     """
     stdout = sys.stdout
 
@@ -60,8 +61,10 @@ def ending(as_json: bool, where: Callable[[], str]) -> Iterator[Callable[[dict[s
             problem = problem_in(error)
             if problem is None:
                 raise
-            kind, code = _sort_of(problem)
-            raise end(kind, str(problem), code) from None
+            kind, exit_code = _sort_of(problem)
+            typer.echo(f"{problem} [{problem.code}]", err=True)
+            answer({"problem": str(problem), "kind": kind, "code": problem.code})
+            raise typer.Exit(exit_code) from None
 
 
 def _sort_of(problem: UsageProblem | RunProblem) -> tuple[str, int]:

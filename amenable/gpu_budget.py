@@ -135,5 +135,6 @@ def _read(path: Path) -> float:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunProblem(
             f"{path} does not say how many GPU-hours the run has used ({error}); write them there, as in "
-            '{"schema_version": 1, "gpu_hours": 12.5}, or remove it to count from 0.'
+            '{"schema_version": 1, "gpu_hours": 12.5}, or remove it to count from 0.',
+            "run/damaged",
         ) from None

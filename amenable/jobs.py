@@ -74,7 +74,8 @@ def stop(server: JobServer, run: str, owner: str, grace_s: float | None) -> dict
         when = "by now" if is_rays else f"{spoken(job.grace_s)} after it was asked to end"
         raise RunProblem(
             f"{job.labels.run} has not ended within {spoken(patience_s)}; Ray kills it {when}, and what was saved "
-            "before stands."
+            "before stands.",
+            "job/not-ended",
         )
     lines = server.logs(job.submission_id).strip().splitlines()
     return ended.as_json() | {"last_line": lines[-1] if lines else ""}

@@ -50,7 +50,8 @@ def rendered(
     if not stored and not f"{storage}/".startswith(f"{SHARED}/"):
         raise UsageProblem(
             f"--storage {storage} should be below {SHARED}, where pods mount the volume, or an address in an object "
-            "store."
+            "store.",
+            "manifests/place",
         )
     _check_places(recipe)
     found = planned(recipe, None, hardware, model)
@@ -77,7 +78,7 @@ def rendered(
     documents = render(asked, parts)
     wrong = problems(documents)
     if wrong:
-        raise RunProblem(f"The manifests that were made would be refused: {'; '.join(wrong)}.")
+        raise RunProblem(f"The manifests that were made would be refused: {'; '.join(wrong)}.", "manifests/invalid")
 
     class Dumper(yaml.SafeDumper):
         """Writes text of several lines as such, so that a recipe in a ConfigMap can be read."""
@@ -95,14 +96,16 @@ def parts_of(text: str) -> tuple["Part", ...]:
 
     given = [part.strip() for part in text.split(",")]
     if not set(given) <= set(PARTS):
-        raise UsageProblem(f"--parts {text!r} should be some of {', '.join(PARTS)}, with commas between.")
+        raise UsageProblem(
+            f"--parts {text!r} should be some of {', '.join(PARTS)}, with commas between.", "manifests/parts"
+        )
     return tuple(part for part in PARTS if part in given)
 
 
 def _check_places(recipe: "Recipe") -> None:
     """Raises UsageProblem for a path of the recipe that only this machine knows."""
     from amenable.stages.data import addresses
-    from corpus.readers import HUB
+    from corpus.hub import HUB
 
     places = [("a source of the corpus", each) for each in addresses(recipe) if not each.startswith(HUB)]
     if _looks_local(recipe.model.base):
@@ -111,7 +114,8 @@ def _check_places(recipe: "Recipe") -> None:
         if "://" not in place and not os.path.isabs(place):
             raise UsageProblem(
                 f"{place} ({key}) is relative to this machine's directory, which pods do not have; give an absolute "
-                "path on the volume that they mount at /shared, or an address."
+                "path on the volume that they mount at /shared, or an address.",
+                "manifests/place",
             )
 
 

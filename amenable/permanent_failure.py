@@ -111,14 +111,15 @@ def _refuse_again(run_directory: str, identity: str) -> None:
         return
     raise UsageProblem(
         f"An earlier attempt with this recipe failed for good ({known.where}, {known.when}): {known.problem} Change "
-        f"the recipe or its data; after a change of data alone, remove {_name(run_directory)}."
+        f"the recipe or its data; after a change of data alone, remove {_name(run_directory)}.",
+        "run/failed-for-good",
     )
 
 
 def _record(run_directory: str, identity: str, where: str, problem: UsageProblem) -> None:
     """Writes the record. That it cannot be written is not told: what went wrong is what a person must hear of."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    content = asdict(PermanentFailure(1, identity, where, str(problem), when))
+    content = asdict(PermanentFailure(1, identity, where, f"{problem} [{problem.code}]", when))
     try:
         if is_object_store(run_directory):
             filesystem, inner = opened(below(run_directory, FAILURE_FILE))
@@ -144,7 +145,7 @@ def _read(run_directory: str) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise RunProblem(f"{_name(run_directory)} cannot be read ({one_line(error)}).") from error
+        raise RunProblem(f"{_name(run_directory)} cannot be read ({one_line(error)}).", "storage/read") from error
 
 
 def _remove(run_directory: str) -> None:

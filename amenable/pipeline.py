@@ -134,7 +134,9 @@ def run_pipeline(
     names = [stage.name for stage in stages]
     if until is not None:
         if until not in names:
-            raise UsageProblem(f"This recipe has no stage {until!r}; its stages are {', '.join(names)}.")
+            raise UsageProblem(
+                f"This recipe has no stage {until!r}; its stages are {', '.join(names)}.", "recipe/stage"
+            )
         stages = stages[: names.index(until) + 1]
     progress.plan([stage.name for stage in stages])
     run.create()
@@ -155,8 +157,13 @@ def run_pipeline(
                 interruption.stop_if_requested(f"the beginning of {stage.name}")
                 summaries[run.relative(stage.spec.directory)] = _run_stage(context, stage)
                 lease.check()
-                run.write_lineage(recipe.name, sources)
+                run.write_lineage(recipe.name, sources, _data_sets(context))
             return _finish(context, summaries, until, time.monotonic() - started)
+
+
+def _data_sets(context: Context) -> dict[str, dict[str, str]]:
+    made = read_record(context.run.data)
+    return data.data_sets(context.recipe, made.values.get(data.HUB_CARDS, {}) if made is not None else {})
 
 
 @contextmanager
@@ -295,7 +302,8 @@ def _score_comparisons(
         elsewhere = "" if Path(directory) == Path("runs") / recipe.name else f" --run {shlex.quote(directory)}"
         raise UsageProblem(
             f"There is no trained reward model in {directory}; run `amenable rm RECIPE{elsewhere}`, with this recipe, "
-            "first."
+            "first.",
+            "reward/missing",
         )
     if address is not None:
         cluster_place(address)
@@ -304,12 +312,12 @@ def _score_comparisons(
     progress.stage("comparisons")
     rows = read_source(comparisons, "auto").comparisons
     if not rows:
-        raise UsageProblem(f"{comparisons}: there are no comparisons (pairs or rankings) in it.")
+        raise UsageProblem(f"{comparisons}: there are no comparisons (pairs or rankings) in it.", "data/empty")
     with Crew(recipe, run.root / "ray-train", progress, address) as crew:
         context = Context(recipe, run, progress, crew)
         table = tokenise_comparisons(rows, load_tokenizer(context.tokenizer), recipe.tokens)
         if untied_pairs(table) == 0:
-            raise UsageProblem(f"{comparisons}: no two responses of a prompt are ranked apart in it.")
+            raise UsageProblem(f"{comparisons}: no two responses of a prompt are ranked apart in it.", "data/all-ties")
         from amenable.stages.sampling import load_reward
 
         load_reward(context, RewardSettings())

@@ -60,7 +60,9 @@ def planned(recipe: "Recipe", run: str | None, hardware: str | None, model: str 
     gpus = any(share.gpus > 0 for share in (shares.learners, shares.generators, shares.scorers))
     named = hardware_named(hardware or (GPU if gpus else CPU))
     if named.kind == "cpu" and gpus:
-        raise UsageProblem(f"--hardware {named.name} is a CPU's core, and the recipe asks for GPUs; name a GPU.")
+        raise UsageProblem(
+            f"--hardware {named.name} is a CPU's core, and the recipe asks for GPUs; name a GPU.", "plan/hardware"
+        )
     gpu, cpu = (named, hardware_named(CPU)) if named.kind == "gpu" else (hardware_named(GPU), named)
     shape, says = _shape(recipe, model)
     work = _work(recipe, shape, shares, gpu, cpu)
@@ -208,7 +210,9 @@ def _calibration(run: str, gpu: "Hardware", cpu: "Hardware", calibrated: Any) ->
     with RunDirectory.find(run).for_reading() as directory:
         lines = read_metrics(directory.round(1).ppo / "metrics.jsonl")
         if not lines:
-            raise UsageProblem(f"{run} has no metrics of PPO yet; name a run that has trained some updates.")
+            raise UsageProblem(
+                f"{run} has no metrics of PPO yet; name a run that has trained some updates.", "run/not-so-far"
+            )
         recipe = load_recipe(directory.recipe, [], Recipe)
         work = _work(recipe, _shape_of_run(recipe, directory.root), _shares(recipe), gpu, cpu)
         return calibrated(work, lines, Constants())

@@ -98,25 +98,25 @@ def find_recipe(name: str | os.PathLike[str]) -> Path:
     if str(name) in packaged:
         return packaged[str(name)]
     if path.is_dir():  # its parent can be looked into: `_is_file` has done so
-        raise UsageProblem(f"{path} is a directory, not a recipe; name a YAML file in it.")
+        raise UsageProblem(f"{path} is a directory, not a recipe; name a YAML file in it.", "recipe/not-found")
     near = difflib.get_close_matches(path.stem, packaged, n=1)
     known = ", ".join(packaged) or "none"
     hint = f"did you mean the packaged recipe {near[0]!r}?" if near else f"the packaged recipes are: {known}."
-    raise UsageProblem(f"There is no recipe file {str(name)!r}; {hint}")
+    raise UsageProblem(f"There is no recipe file {str(name)!r}; {hint}", "recipe/not-found")
 
 
 def _expanded(name: str | os.PathLike[str]) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError as error:  # ~somebody who is not known here
-        raise UsageProblem(f"{name}: the path cannot be understood ({error}).") from None
+        raise UsageProblem(f"{name}: the path cannot be understood ({error}).", "recipe/not-found") from None
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError as error:  # a directory that may not be looked into, a name that is too long
-        raise UsageProblem(f"{path}: the recipe cannot be reached ({error.strerror}).") from None
+        raise UsageProblem(f"{path}: the recipe cannot be reached ({error.strerror}).", "recipe/not-found") from None
 
 
 def recipe_files(name: str | os.PathLike[str]) -> list[Path]:
@@ -142,7 +142,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: list[str], model: type[
     try:
         return model.model_validate(merged)
     except ValidationError as error:
-        raise UsageProblem(sentence(error, model, layers)) from None
+        raise UsageProblem(sentence(error, model, layers), "recipe/setting") from None
 
 
 def resolved(recipe: BaseModel) -> str:
@@ -165,7 +165,9 @@ def _file_layers(path: Path) -> list[Layer]:
     while True:
         if current.resolve() in seen:
             chain = " → ".join(layer.source for layer in reversed(layers))
-            raise UsageProblem(f"{path}: the recipes extend each other in a circle: {chain} → {current}.")
+            raise UsageProblem(
+                f"{path}: the recipes extend each other in a circle: {chain} → {current}.", "recipe/extends"
+            )
         seen.append(current.resolve())
         values = _read_yaml(current)
         parent = values.pop(_EXTENDS, None)
@@ -173,10 +175,12 @@ def _file_layers(path: Path) -> list[Layer]:
         if parent is None:
             return layers
         if not isinstance(parent, str):
-            raise UsageProblem(f"{current}: '{_EXTENDS}' must name one YAML file, but {parent!r} was given.")
+            raise UsageProblem(
+                f"{current}: '{_EXTENDS}' must name one YAML file, but {parent!r} was given.", "recipe/extends"
+            )
         following = current.parent / _expanded(parent)
         if not _is_file(following):
-            raise UsageProblem(f"{current}: it extends {parent!r}, but there is no file {following}.")
+            raise UsageProblem(f"{current}: it extends {parent!r}, but there is no file {following}.", "recipe/extends")
         current = following
 
 
@@ -184,15 +188,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageProblem(f"{path}: the recipe cannot be read ({error.strerror}).") from None
+        raise UsageProblem(f"{path}: the recipe cannot be read ({error.strerror}).", "recipe/unreadable") from None
     except UnicodeDecodeError:
-        raise UsageProblem(f"{path}: the recipe is not UTF-8 text.") from None
+        raise UsageProblem(f"{path}: the recipe is not UTF-8 text.", "recipe/unreadable") from None
     except yaml.YAMLError as error:
-        raise UsageProblem(f"{path}{_place(error)}: this is not a valid recipe ({_yaml_reason(error)}).") from None
+        raise UsageProblem(
+            f"{path}{_place(error)}: this is not a valid recipe ({_yaml_reason(error)}).", "recipe/unreadable"
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UsageProblem(f"{path}: a recipe is a group of 'key: value' lines, but this file holds something else.")
+        raise UsageProblem(
+            f"{path}: a recipe is a group of 'key: value' lines, but this file holds something else.",
+            "recipe/unreadable",
+        )
     return values
 
 
@@ -223,7 +232,8 @@ def _override_layer(overrides: list[str]) -> dict[str, Any]:
         if not equals or not all(part and part == part.strip() for part in parts):
             raise UsageProblem(
                 f"{COMMAND_LINE}: {override!r} is not an override; write key=value with dots between the parts "
-                "of the key, as in seed=7 or ppo.batch_size=128."
+                "of the key, as in seed=7 or ppo.batch_size=128.",
+                "recipe/override",
             )
         try:
             value = _parsed(text)
@@ -231,7 +241,8 @@ def _override_layer(overrides: list[str]) -> dict[str, Any]:
             shown = override if len(override) <= 80 else f"{override[:77]}…"
             raise UsageProblem(
                 f"{COMMAND_LINE}: the value in {shown!r} cannot be read ({_yaml_reason(error)}); "
-                "quote it if it is meant as text."
+                "quote it if it is meant as text.",
+                "recipe/override",
             ) from None
         for part in reversed(parts):
             value = {part: value}

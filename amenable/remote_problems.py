@@ -1,16 +1,12 @@
 """Finds the sentence for a person inside the errors that Ray wraps around it. Imports nothing of Ray."""
 
 import errno
-import re
 from collections.abc import Iterator
 
 from corpus.deaths import death, is_death
-from corpus.problems import RunProblem, UsageProblem
+from corpus.problems import RunProblem, UsageProblem, problem_in_traceback
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_SORTS = {problem.__name__: problem for problem in (UsageProblem, RunProblem)}
-# An actor that fails in its constructor leaves only the text of the traceback; its last line names the error.
-_LAST_LINE = re.compile(r"^(?:corpus\.problems\.)?(UsageProblem|RunProblem): (.+)$", re.MULTILINE)
 
 
 def problem_in(error: BaseException) -> UsageProblem | RunProblem | None:
@@ -28,15 +24,17 @@ def problem_in(error: BaseException) -> UsageProblem | RunProblem | None:
         seen.add(id(current))
         wrapped = list(_wrapped(current))
         if isinstance(current, OSError) and current.errno in _FULL:
-            return RunProblem(f"The disk is full ({current}); make room, and the same command continues.")
+            return RunProblem(
+                f"The disk is full ({current}); make room, and the same command continues.", "storage/full"
+            )
         # Ray makes an error that is both its own and the problem, with the traceback for its text: look inside first.
         if isinstance(current, UsageProblem | RunProblem) and not wrapped:
             return current
         waiting.extend(wrapped)
         if getattr(current, "actor_init_failed", False) is True:
-            found = _LAST_LINE.search(str(current))
-            if found:
-                return _SORTS[found[1]](found[2])
+            found = problem_in_traceback(str(current))
+            if found is not None:
+                return found
         if died is None and is_death(current):
             died = current
     return None if died is None else death(died)

@@ -81,12 +81,14 @@ class RunDirectory:
     def find(cls, run: str) -> "RunDirectory":
         """The existing run meant by `run`: a path, or the name of a run in ./runs. Raises UsageProblem without one."""
         if not run:
-            raise UsageProblem("The name of the run is empty; name the directory of a run, such as runs/demo.")
+            raise UsageProblem(
+                "The name of the run is empty; name the directory of a run, such as runs/demo.", "run/not-found"
+            )
         if is_object_store(run):
             found = cls(run)
             if found.is_stored():
                 return found
-            raise UsageProblem(f"There is no run in {found.name}; name the address of a run.")
+            raise UsageProblem(f"There is no run in {found.name}; name the address of a run.", "run/not-found")
         places = [Path(run)]
         if os.sep not in run and run not in (".", ".."):
             places.append(Path("runs") / run)
@@ -95,9 +97,11 @@ class RunDirectory:
                 if place.is_dir() and cls(place).is_a_run():
                     return cls(place)
             except OSError as error:  # a directory that may not be looked into, a name that is too long
-                raise UsageProblem(f"{place}: the run cannot be reached ({error.strerror}).") from None
+                raise UsageProblem(f"{place}: the run cannot be reached ({error.strerror}).", "storage/read") from None
         looked = " or ".join(str(place) for place in places)
-        raise UsageProblem(f"There is no run in {looked}; name the directory of a run, such as runs/demo.")
+        raise UsageProblem(
+            f"There is no run in {looked}; name the directory of a run, such as runs/demo.", "run/not-found"
+        )
 
     def is_a_run(self) -> bool:
         """True where the directory bears the marks of a run."""
@@ -116,7 +120,7 @@ class RunDirectory:
         try:
             return any(self.stored.holds(mark) for mark in _MARKS_IN_A_STORE)
         except RunProblem as problem:
-            raise UsageProblem(str(problem)) from problem
+            raise UsageProblem(str(problem), problem.code) from problem
 
     @contextmanager
     def for_reading(self) -> Iterator["RunDirectory"]:
@@ -138,7 +142,9 @@ class RunDirectory:
         try:
             send(report, filesystem, f"{inner}/{report.name}")
         except OSError as error:
-            raise RunProblem(f"{self.name}: the report could not be written there ({one_line(error)}).") from error
+            raise RunProblem(
+                f"{self.name}: the report could not be written there ({one_line(error)}).", "storage/write"
+            ) from error
         return f"{self.name}/{report.name}"
 
     def create(self) -> None:
@@ -148,21 +154,27 @@ class RunDirectory:
             try:
                 strange = not self.is_stored() and not self.stored.is_empty()
             except RunProblem as problem:
-                raise UsageProblem(str(problem)) from problem
+                raise UsageProblem(str(problem), problem.code) from problem
             if strange:
                 raise UsageProblem(
-                    f"{self.name} holds files that are not a run's; give the run a new or empty place with --run."
+                    f"{self.name} holds files that are not a run's; give the run a new or empty place with --run.",
+                    "run/directory",
                 )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             foreign = self.stored is None and not self.is_a_run() and any(self.root.iterdir())
         except (FileExistsError, NotADirectoryError):
-            raise UsageProblem(f"{self.root} is a file; give the run a directory with --run.") from None
+            raise UsageProblem(
+                f"{self.root} is a file; give the run a directory with --run.", "run/directory"
+            ) from None
         except OSError as error:
-            raise UsageProblem(f"The run directory {self.root} cannot be made ({error.strerror}).") from None
+            raise UsageProblem(
+                f"The run directory {self.root} cannot be made ({error.strerror}).", "run/directory"
+            ) from None
         if foreign:
             raise UsageProblem(
-                f"{self.root} holds files that are not a run's; give the run a new or empty directory with --run."
+                f"{self.root} holds files that are not a run's; give the run a new or empty directory with --run.",
+                "run/directory",
             )
 
     def lease(self) -> RunLease | StoreLease:
@@ -226,9 +238,9 @@ class RunDirectory:
         """Writes recipe.yaml: what the run was told, every default stated."""
         write_text(self.recipe, resolved(recipe))
 
-    def write_lineage(self, run: str, data_hashes: dict[str, str]) -> None:
+    def write_lineage(self, run: str, data_hashes: dict[str, str], data_sets: dict[str, dict[str, str]]) -> None:
         """Writes lineage.json anew from the stages that are complete; when the run was created is kept."""
-        write_json(self.lineage, lineage(self.root, run, data_hashes))
+        write_json(self.lineage, lineage(self.root, run, data_hashes, data_sets))
 
     def write_summary(self, summary: Summary) -> None:
         """Writes summary.json, whose keys `amenable.summary.Summary` documents."""
@@ -239,9 +251,11 @@ class RunDirectory:
         try:
             return Summary.model_validate_json(self.summary.read_bytes())
         except FileNotFoundError:
-            raise RunProblem(f"{self.root} has no summary.json yet: the run has not come to its end.") from None
+            raise RunProblem(
+                f"{self.root} has no summary.json yet: the run has not come to its end.", "run/not-so-far"
+            ) from None
         except ValueError:
-            raise RunProblem(f"{self.summary} cannot be read as a summary.") from None
+            raise RunProblem(f"{self.summary} cannot be read as a summary.", "run/damaged") from None
 
 
 def _working_copy(address: str) -> Path:

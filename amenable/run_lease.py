@@ -134,7 +134,8 @@ class RunLease:
             seen = f", last seen {spoken(silent_s)} ago"
         raise UsageProblem(
             f"{self._directory} is in use by process {holder.pid} on {holder.host} since {holder.started}{seen}; "
-            f"{remedy}, or give this run another directory with --run."
+            f"{remedy}, or give this run another directory with --run.",
+            "lease/held",
         )
 
     def _show_life(self) -> None:
@@ -158,12 +159,15 @@ class RunLease:
             return None
         except OSError as error:
             raise UsageProblem(
-                f"{self._path} cannot be read ({error.strerror}); give the run another directory with --run."
+                f"{self._path} cannot be read ({error.strerror}); give the run another directory with --run.",
+                "lease/unusable",
             ) from None
         try:
             return Holder(**json.loads(text))
         except (ValueError, TypeError):
-            raise UsageProblem(f"{self._path} cannot be read; remove it if no run writes there.") from None
+            raise UsageProblem(
+                f"{self._path} cannot be read; remove it if no run writes there.", "lease/unusable"
+            ) from None
 
     def _write(self, holder: Holder) -> None:
         write_json(self._path, asdict(holder))
@@ -175,7 +179,9 @@ class RunLease:
             lock = open(self._directory / LOCK_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by the block below
         except OSError as error:
             raise UsageProblem(
-                f"{self._directory} cannot be written to ({error.strerror}); give the run another directory with --run."
+                f"{self._directory} cannot be written to ({error.strerror}); give the run another directory with "
+                "--run.",
+                "lease/unusable",
             ) from None
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -12,6 +12,7 @@ def check_run_name(name: str) -> str:
     if not _RUN_NAME.fullmatch(name):
         raise UsageProblem(
             f"{name!r} cannot be the name of a run; use up to 100 letters, digits, '.', '_' and '-', "
-            "and begin with a letter or a digit."
+            "and begin with a letter or a digit.",
+            "recipe/name",
         )
     return name

@@ -16,9 +16,11 @@ def wished(text: str) -> int:
     """The number in "generators=4". Raises UsageProblem for all else."""
     key, equals, value = text.partition("=")
     if key != "generators" or not equals:
-        raise UsageProblem(f"Command line: {text!r} cannot be scaled; give generators=N, as in generators=4.")
+        raise UsageProblem(
+            f"Command line: {text!r} cannot be scaled; give generators=N, as in generators=4.", "fleet/wish"
+        )
     if not value.isascii() or not value.isdigit() or int(value) < 1:
-        raise UsageProblem(f"Command line: generators={value} should be a whole number above 0.")
+        raise UsageProblem(f"Command line: generators={value} should be a whole number above 0.", "fleet/wish")
     return int(value)
 
 
@@ -32,11 +34,12 @@ def scale(run: Path, text: str | None) -> dict[str, Any]:
     stages = sorted(run.glob("round-*/ppo"))
     if not stages:
         raise UsageProblem(
-            f"{run} has not come to PPO yet; rollouts.generators in its recipe says how many there will be."
+            f"{run} has not come to PPO yet; rollouts.generators in its recipe says how many there will be.",
+            "run/not-so-far",
         )
     stage = stages[-1]
     if read_record(stage) is not None:
-        raise UsageProblem(f"PPO in {run} is done: there is nothing to scale.")
+        raise UsageProblem(f"PPO in {run} is done: there is nothing to scale.", "run/over")
     wish = read_desired(stage)
     if wanted is not None:
         seen = wish.counter if wish is not None else 0

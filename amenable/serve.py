@@ -36,7 +36,8 @@ def served_run(run: str) -> RunDirectory:
     directory = RunDirectory.find(run)
     if directory.stored is not None:
         raise UsageProblem(
-            f"{directory.name} is in an object store; a service follows files: name a copy of the run in a directory."
+            f"{directory.name} is in an object store; a service follows files: name a copy of the run in a directory.",
+            "serving/object-store",
         )
     return directory
 
@@ -47,17 +48,20 @@ def check_listening(host: str, port: int, has_tokens: bool) -> None:
     if not has_tokens and not _is_loopback(host):
         raise UsageProblem(
             f"--host {host} is reachable from other machines, and there are no tokens: make one with "
-            "amenable tokens add FILE NAME and give --token-file FILE."
+            "amenable tokens add FILE NAME and give --token-file FILE.",
+            "serving/open",
         )
     if not 0 < port < 65536:
-        raise UsageProblem(f"--port {port} should be 1 to 65535.")
+        raise UsageProblem(f"--port {port} should be 1 to 65535.", "serving/port")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise UsageProblem(f"The service cannot listen on {host}, port {port} ({error.strerror}).") from None
+        raise UsageProblem(
+            f"The service cannot listen on {host}, port {port} ({error.strerror}).", "serving/port"
+        ) from None
 
 
 def serve(
@@ -85,7 +89,10 @@ def serve(
     names.skeleton()
     settings = ServingSettings.model_validate(names.recipe().get("serving", {}))
     if address is not None and os.environ.get(TOKENS_VARIABLE) and token_file is None:
-        raise UsageProblem(f"Replicas in a cluster do not see {TOKENS_VARIABLE} of this shell: give --token-file FILE.")
+        raise UsageProblem(
+            f"Replicas in a cluster do not see {TOKENS_VARIABLE} of this shell: give --token-file FILE.",
+            "serving/tokens",
+        )
     arguments = Arguments(run=str(run.root), token_file=None if token_file is None else str(token_file.absolute()))
     cpus = settings.max_replicas * settings.threads * settings.engines + 1
     with session(address, cpus=cpus), _serving(host, port, address is None):
@@ -98,7 +105,9 @@ def serve(
         while not interruption.wait(LOOK_S):
             status = ray_serve.status().applications.get(APPLICATION)
             if status is None or str(status.status.value) in ("DEPLOY_FAILED", "DELETING", "NOT_STARTED"):
-                raise RunProblem(f"The service of {run.name} has ended: {_reason(APPLICATION) or 'it was removed'}")
+                raise RunProblem(
+                    f"The service of {run.name} has ended: {_reason(APPLICATION) or 'it was removed'}", "serving/start"
+                )
 
 
 def _start(application: Any, run: str, deadline_s: float) -> None:
@@ -119,11 +128,12 @@ def _start(application: Any, run: str, deadline_s: float) -> None:
     except TimeoutError:
         raise RunProblem(
             f"The service of {run} was not ready within {deadline_s:.0f} s (serving.start_deadline_s): "
-            f"{_reason(APPLICATION) or 'Ray Serve does not say why.'}"
+            f"{_reason(APPLICATION) or 'Ray Serve does not say why.'}",
+            "serving/start",
         ) from None
     if failure is not None:
         said = _reason(APPLICATION) or str(failure)
-        raise RunProblem(f"The service of {run} did not start: {said}") from failure
+        raise RunProblem(f"The service of {run} did not start: {said}", "serving/start") from failure
 
 
 @contextmanager
@@ -177,7 +187,8 @@ def pin(run: RunDirectory, version: str | None) -> dict[str, Any]:
         if pinned is not None and Names(run.root).find(pinned) is None:
             there = [name for name in Names(run.root).all() if name.startswith("policy@")]
             raise UsageProblem(
-                f"{run.name} has no published version {version}; it has {', '.join(there) or 'none'}, or newest."
+                f"{run.name} has no published version {version}; it has {', '.join(there) or 'none'}, or newest.",
+                "serving/version",
             )
         now = datetime.now(UTC).isoformat(timespec="seconds")
         wish = write_wish(run.root, pinned, wish.counter, f"{getpass.getuser()} on {socket.gethostname()}", now)
@@ -201,7 +212,9 @@ def scopes_of(text: str) -> frozenset[Any]:
 
     scopes = frozenset(part.strip() for part in text.split(","))
     if not scopes <= set(get_args(Scope)):
-        raise UsageProblem(f"--scopes {text!r} should be some of {', '.join(get_args(Scope))}, with commas between.")
+        raise UsageProblem(
+            f"--scopes {text!r} should be some of {', '.join(get_args(Scope))}, with commas between.", "serving/tokens"
+        )
     return scopes
 
 

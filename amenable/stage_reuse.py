@@ -194,7 +194,10 @@ def _parent_hashes(spec: StageSpec) -> dict[str, str]:
     for parent in spec.parents:
         record = read_record(parent)
         if record is None:
-            raise RunProblem(f"{spec.name} needs {parent.name} to be complete, but {parent} has no valid {STAGE_FILE}.")
+            raise RunProblem(
+                f"{spec.name} needs {parent.name} to be complete, but {parent} has no valid {STAGE_FILE}.",
+                "stage/incomplete",
+            )
         held = record.model_dump(mode="json", include={"hash", "files", "values"})
         hashes[Path(os.path.relpath(parent, spec.directory)).as_posix()] = _sha256_of(held)
     return hashes
@@ -274,9 +277,11 @@ def _files_in(spec: StageSpec, paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         if not path.is_relative_to(spec.directory):
-            raise RunProblem(f"{spec.name}: {path} is not in its directory {spec.directory}.")
+            raise RunProblem(f"{spec.name}: {path} is not in its directory {spec.directory}.", "stage/incomplete")
         if not path.exists():
-            raise RunProblem(f"{spec.name}: it should have written {path}, but there is no such file.")
+            raise RunProblem(
+                f"{spec.name}: it should have written {path}, but there is no such file.", "stage/incomplete"
+            )
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in inside:
             if file.is_file() and file.name not in (STAGE_FILE, STARTED_FILE):
@@ -297,7 +302,9 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(values, allow_nan=False, sort_keys=True))
     except ValueError:
-        raise RunProblem(f"A stage cannot record a value that is NaN or infinite: {values!r}.") from None
+        raise RunProblem(
+            f"A stage cannot record a value that is NaN or infinite: {values!r}.", "stage/not-finite"
+        ) from None
 
 
 def _sha256_of(content: Any) -> str:

@@ -80,7 +80,7 @@ class StoreLease:
             self._take()
         except OSError as error:
             self._local.__exit__(None, None, None)
-            raise UsageProblem(f"{self._run} cannot be written to ({one_line(error)}).") from error
+            raise UsageProblem(f"{self._run} cannot be written to ({one_line(error)}).", "lease/unusable") from error
         except BaseException:
             self._local.__exit__(None, None, None)
             raise
@@ -101,7 +101,9 @@ class StoreLease:
                 self._write(replace(self._holder, held=False))
         except OSError as problem:
             if kind is None:  # else what went wrong before is what a person must hear of
-                raise RunProblem(f"{self._run}: the lease could not be given back ({one_line(problem)}).") from problem
+                raise RunProblem(
+                    f"{self._run}: the lease could not be given back ({one_line(problem)}).", "lease/unusable"
+                ) from problem
         finally:
             self._holder = None
             self._local.__exit__(kind, error, trace)
@@ -130,7 +132,7 @@ class StoreLease:
                 return
             self._delete(self._claim)
             time.sleep(random.uniform(0.2, 2.0))
-        raise UsageProblem(f"{self._run} is being taken by another process at this moment; try again.")
+        raise UsageProblem(f"{self._run} is being taken by another process at this moment; try again.", "lease/held")
 
     def _refuse_if_alive(self, claim: fs.FileInfo) -> None:
         try:
@@ -140,7 +142,7 @@ class StoreLease:
             return  # taken back meanwhile
         except (ValueError, TypeError):
             told = f"{self._run}: {claim.base_name} is no lease; remove it if no run writes there."
-            raise UsageProblem(told) from None
+            raise UsageProblem(told, "lease/unusable") from None
         if not holder.held:
             return
         if holder.machine == this_machine():
@@ -155,7 +157,8 @@ class StoreLease:
             seen = f", last seen {spoken(silent_s)} ago"
         raise UsageProblem(
             f"{self._run} is in use by process {holder.pid} on {holder.host} since {holder.started}{seen}; {remedy}, "
-            "or give this run another directory with --run."
+            "or give this run another directory with --run.",
+            "lease/held",
         )
 
     def _now(self) -> float:

@@ -73,7 +73,8 @@ def place_of(recipe: Recipe, storage: str | None) -> str:
         key = "--storage" if storage is not None else "run_directory"
         raise UsageProblem(
             f"{key} {place} is a relative path, and a job's working directory is gone when the job ends; give "
-            "--storage s3://… or --storage /mounted/…, a place that all nodes of the cluster see."
+            "--storage s3://… or --storage /mounted/…, a place that all nodes of the cluster see.",
+            "job/relative-directory",
         )
     return place
 
@@ -104,7 +105,8 @@ def prepare(
     if is_fresh and asked.storage is None:
         raise UsageProblem(
             f"--fresh begins a run in a directory of its own, and the recipe says {place}; give --storage PLACE, or "
-            "another run_directory."
+            "another run_directory.",
+            "job/option",
         )
     digest = run_hash(owner, told, place, fresh)
     run = run_id(owner, recipe.name, digest)
@@ -134,12 +136,15 @@ def prepare_again(run: str, owner: str, jobs: list[Job], root: Path, environment
     UsageProblem where the run is somebody else's, or the recipe here is not what the run was begun with."""
     last = find_run(jobs, run, owner).labels
     if last.owner != owner:
-        raise UsageProblem(f"{last.run} is {last.owner}'s run; whoever goes on with it says --owner {last.owner}.")
+        raise UsageProblem(
+            f"{last.run} is {last.owner}'s run; whoever goes on with it says --owner {last.owner}.", "job/owner"
+        )
     again = prepare(last.asked, owner, jobs, root, False, environment)
     if again.labels.run != last.run:
         raise UsageProblem(
             f"The recipe {last.asked.recipe} in {root} is not what {last.run} was begun with: it would be "
-            f"{again.labels.run}. Go back to commit {last.git}, or submit it as a run of its own."
+            f"{again.labels.run}. Go back to commit {last.git}, or submit it as a run of its own.",
+            "job/changed",
         )
     return again
 
@@ -206,7 +211,7 @@ def driver_resources(given: list[str]) -> dict[str, float]:
         except ValueError:
             found[name] = -1.0
         if not equals or not name or not 0 < found[name] < float("inf"):
-            raise UsageProblem(f"--driver-resource {text!r} should be NAME=AMOUNT, as in head=1.")
+            raise UsageProblem(f"--driver-resource {text!r} should be NAME=AMOUNT, as in head=1.", "job/option")
     return found
 
 

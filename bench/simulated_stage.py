@@ -176,7 +176,7 @@ class Stage:
         counts = self._get(self.stream.counts.remote(), "the counts of the stream")
         problem = problem_with(accepted, self._trained * self._batch_size, counts)
         if problem is not None:
-            raise RunProblem(problem)
+            raise RunProblem(problem, "bench/measurement")
 
     def close(self) -> None:
         """End the actors of the stage."""
@@ -216,7 +216,7 @@ def _answers(answers: Any, what: str, options: Options) -> Any:
     except GetTimeoutError as error:
         if left_s < PATIENCE_S:
             raise TimeUp(f"The time was up while {what} was waited for.") from error
-        raise RunProblem(f"Waited {PATIENCE_S:.0f} s for {what} and gave up.") from error
+        raise RunProblem(f"Waited {PATIENCE_S:.0f} s for {what} and gave up.", "bench/measurement") from error
     except RayError as error:
         raise plain_problem(error, {}, "an actor", f"{what} was there", f"waited for {what}") from error
 
@@ -230,7 +230,7 @@ def _cpu_seconds(pid: int) -> float:
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        raise RunProblem(f"Process {pid} of the simulation has ended before its time.") from None
+        raise RunProblem(f"Process {pid} of the simulation has ended before its time.", "bench/measurement") from None
     fields = status.rpartition(")")[2].split()  # proc(5), from field 3; the command's name may hold anything
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -49,16 +49,16 @@ def cluster_place(address: str) -> Place | None:
     )
     scheme, separator, rest = address.rpartition("://")
     if separator and scheme != "ray":
-        raise UsageProblem(f"{wrong}.")
+        raise UsageProblem(f"{wrong}.", "cluster/address")
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageProblem(f"{wrong} ({error}).") from None
+        raise UsageProblem(f"{wrong} ({error}).", "cluster/address") from None
     if scheme == "ray" and port is None:
         port = CLIENT_PORT
     if not host or not port or parts.netloc != rest or any(letter.isspace() for letter in rest):
-        raise UsageProblem(f"{wrong}.")
+        raise UsageProblem(f"{wrong}.", "cluster/address")
     return Place(host, port)
 
 
@@ -68,5 +68,6 @@ def check_cluster(address: str) -> None:
     refusal = None if place is None else place.refusal()
     if refusal is not None:
         raise Unreachable(
-            f"Could not connect to the Ray cluster at {address} ({refusal}): is it running, and reachable from here?"
+            f"Could not connect to the Ray cluster at {address} ({refusal}): is it running, and reachable from here?",
+            "cluster/unreachable",
         )

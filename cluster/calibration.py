@@ -62,7 +62,8 @@ def measured(lines: Sequence[Line], batch_size: int, max_response_tokens: int) -
     kept = [line for line in lines[1:] if line.get("time/update") is not None]
     if len(kept) < FEWEST_UPDATES - 1:
         raise UsageProblem(
-            f"The run has {len(lines)} PPO updates in its metrics; a plan is calibrated by {FEWEST_UPDATES} or more."
+            f"The run has {len(lines)} PPO updates in its metrics; a plan is calibrated by {FEWEST_UPDATES} or more.",
+            "run/not-so-far",
         )
 
     def median(name: str) -> float:

@@ -63,7 +63,7 @@ def capacity(meanwhile: Meanwhile = lambda: None) -> Capacity:
     task: Any = ray.remote(capacity_now)
     answers, problems = _answers({task.options(num_cpus=0).remote(): "the cluster"}, CAPACITY_DEADLINE_S, meanwhile)
     if problems:
-        raise RunProblem(f"The cluster does not say what it has free: {problems['the cluster']}.")
+        raise RunProblem(f"The cluster does not say what it has free: {problems['the cluster']}.", "cluster/no-answer")
     return answers["the cluster"]
 
 

@@ -61,7 +61,8 @@ def hardware_named(name_or_file: str) -> Hardware:
     path = Path(name_or_file)
     if not path.is_file():
         raise UsageProblem(
-            f"There is no hardware {name_or_file!r}; the table has {', '.join(known)}, and a file describes another."
+            f"There is no hardware {name_or_file!r}; the table has {', '.join(known)}, and a file describes another.",
+            "plan/hardware",
         )
     return _described(path)
 
@@ -72,12 +73,14 @@ def _described(path: Path) -> Hardware:
     try:
         entry: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageProblem(f"{path}: the description of hardware cannot be read ({error}).") from None
+        raise UsageProblem(f"{path}: the description of hardware cannot be read ({error}).", "plan/hardware") from None
     if not isinstance(entry, dict):
-        raise UsageProblem(f"{path}: hardware is described by 'key: value' lines, as in cluster/{TABLE}.")
+        raise UsageProblem(
+            f"{path}: hardware is described by 'key: value' lines, as in cluster/{TABLE}.", "plan/hardware"
+        )
     try:
         return Hardware.model_validate({"name": path.stem, "source": str(path), **entry})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise UsageProblem(f"{path}: {key}: {first['msg']}.") from None
+        raise UsageProblem(f"{path}: {key}: {first['msg']}.", "plan/hardware") from None

@@ -9,13 +9,7 @@ from cluster.jobs import STOP_WAIT, Labels
 from cluster.run_ids import submission_id
 from cluster.secrecy import check_no_secret
 from cluster.working_directory import WorkingDirectory
-
-PRIVACY = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-"""What every process of a job is told: libraries tell their makers nothing."""
+from corpus.telemetry import TELEMETRY_OFF
 
 GIB = 2**30
 
@@ -43,18 +37,20 @@ def command_of(labels: Labels) -> str:
 
 
 def request_of(labels: Labels, directory: WorkingDirectory, grace_s: int, environment: Mapping[str, str]) -> JobRequest:
-    """The request for one attempt. `environment` is this process's own, whose secrets must not be in it.
+    """The request for one attempt. `environment` is this process's own, whose secrets must not be in it; where it says
+    nothing else of telemetry, the processes of the job are told to report nothing to the makers of libraries.
 
     Raises UsageProblem where something in the request looks like a secret.
     """
     driver = labels.asked.driver
+    telemetry = {name: environment.get(name, off) for name, off in TELEMETRY_OFF.items()}
     request = JobRequest(
         entrypoint=command_of(labels),
         submission_id=submission_id(labels.run, labels.attempt),
         runtime_env={
             "working_dir": str(directory.root),
             "excludes": list(directory.excludes),
-            "env_vars": PRIVACY | {STOP_WAIT: str(grace_s)},
+            "env_vars": telemetry | {STOP_WAIT: str(grace_s)},
         },
         metadata=labels.metadata(),
         entrypoint_num_cpus=driver.cpus or None,

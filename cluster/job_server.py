@@ -41,7 +41,8 @@ def dashboard_url(address: str | None) -> str:
     text = given if "://" in given else f"http://{given}"
     wrong = UsageProblem(
         f"Command line: {_masked(given)} is no address of a Ray dashboard; give http://HOST:8265. (auto, HOST:6379 and "
-        "ray:// are for commands that join a cluster, such as amenable run.)"
+        "ray:// are for commands that join a cluster, such as amenable run.)",
+        "cluster/address",
     )
     try:
         parts = urlsplit(text)
@@ -76,7 +77,9 @@ class JobServer:
         with self._asking():
             job = job_of(self._client.get_job_info(submission_id))
         if job is None:
-            raise UsageProblem(f"{submission_id} was not submitted by amenable; ask for it with ray job status.")
+            raise UsageProblem(
+                f"{submission_id} was not submitted by amenable; ask for it with ray job status.", "job/not-found"
+            )
         return job
 
     def submit(self, request: JobRequest) -> str:
@@ -122,7 +125,8 @@ class JobServer:
             said = str(error).strip().splitlines()[0]
             raise UsageProblem(
                 f"The Ray cluster at {self.url} does not take this token ({said}); set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN_PATH to the file that holds the cluster's."
+                "RAY_AUTH_TOKEN_PATH to the file that holds the cluster's.",
+                "cluster/token",
             ) from None
         except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
             raise unreachable(self.url, error) from error
@@ -131,7 +135,7 @@ class JobServer:
                 raise
             said = str(error).strip().splitlines()
             raise RunProblem(
-                f"The Ray cluster at {self.url} refused: {said[0]} {said[-1] if said[1:] else ''}"
+                f"The Ray cluster at {self.url} refused: {said[0]} {said[-1] if said[1:] else ''}", "job/refused"
             ) from error
 
 
@@ -181,7 +185,8 @@ class _Following:
             self._lost_at = self._lost_at or now
             if now - self._lost_at > LOST_S:
                 raise Unreachable(
-                    f"{problem} It has been away for {LOST_S:.0f} s; the job goes on without being watched."
+                    f"{problem} It has been away for {LOST_S:.0f} s; the job goes on without being watched.",
+                    "cluster/unreachable",
                 ) from problem
             return None
         self._lost_at = None
@@ -207,7 +212,8 @@ def unreachable(url: str, error: BaseException) -> Unreachable:
     """The sentence for a dashboard that does not answer."""
     said = " ".join(str(error).split())[:200]
     return Unreachable(
-        f"The Ray cluster's dashboard at {url} does not answer ({said}): is it running, and reachable from here?"
+        f"The Ray cluster's dashboard at {url} does not answer ({said}): is it running, and reachable from here?",
+        "cluster/unreachable",
     )
 
 

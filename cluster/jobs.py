@@ -154,7 +154,8 @@ def next_attempt(jobs: Iterable[Job], run: str) -> int:
     if live is not None:
         raise UsageProblem(
             f"{run} is {live.state.lower()} already, as {live.submission_id}: follow it with amenable logs -f {run}, "
-            f"end it with amenable stop {run}, or begin another with --fresh."
+            f"end it with amenable stop {run}, or begin another with --fresh.",
+            "job/live",
         )
     return attempts[-1].labels.attempt + 1 if attempts else 1
 
@@ -169,9 +170,9 @@ def find_run(jobs: Sequence[Job], wanted: str, owner: str) -> Job:
     runs = sorted({job.labels.run for job in named})
     if not runs:
         known = ", ".join(sorted({job.labels.run for job in jobs})) or "none"
-        raise UsageProblem(f"The cluster knows no run {wanted!r}; its runs are: {known}.")
+        raise UsageProblem(f"The cluster knows no run {wanted!r}; its runs are: {known}.", "job/not-found")
     if len(runs) > 1:
-        raise UsageProblem(f"{wanted!r} could be {' or '.join(runs)}; give one of them in full.")
+        raise UsageProblem(f"{wanted!r} could be {' or '.join(runs)}; give one of them in full.", "job/not-found")
     exact = [job for job in named if job.submission_id == wanted]
     return exact[0] if exact else attempts_of(jobs, runs[0])[-1]
 
@@ -185,13 +186,17 @@ def stop_grace(job: Job, asked_s: float | None) -> float:
     """Seconds to wait for a job that is stopped. Raises UsageProblem where Ray would kill it sooner than is asked, and
     where the job has ended."""
     if not job.is_live:
-        raise UsageProblem(f"{job.labels.run} does not run: its attempt {job.labels.attempt} is {job.state.lower()}.")
+        raise UsageProblem(
+            f"{job.labels.run} does not run: its attempt {job.labels.attempt} is {job.state.lower()}.",
+            "job/not-running",
+        )
     if asked_s is None:
         return job.grace_s
     if asked_s > job.grace_s:
         raise UsageProblem(
             f"--grace {asked_s:g} is more than the {job.grace_s:g} s that this job was submitted with, after which Ray "
-            "kills it; a longer grace is given with amenable submit --grace."
+            "kills it; a longer grace is given with amenable submit --grace.",
+            "job/grace",
         )
     return asked_s
 
@@ -202,5 +207,6 @@ def taken(error: RunProblem, run: str, attempt: int) -> UsageProblem | None:
         return None
     return UsageProblem(
         f"{run} was submitted by somebody else at this moment, as {submission_id(run, attempt)}; see it with amenable "
-        f"status {run}."
+        f"status {run}.",
+        "job/live",
     )

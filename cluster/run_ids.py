@@ -34,11 +34,14 @@ def owner_of(given: str | None, environment: Mapping[str, str] = os.environ) -> 
         try:
             owner = getpass.getuser().lower()
         except (KeyError, OSError):  # a number without a name, as in many containers
-            raise UsageProblem("Nobody is logged in here by name; say whose run it is with --owner NAME.") from None
+            raise UsageProblem(
+                "Nobody is logged in here by name; say whose run it is with --owner NAME.", "job/owner"
+            ) from None
     if not _OWNER.fullmatch(owner):
         raise UsageProblem(
             f"{owner!r} cannot own a run; give --owner up to 40 small letters, digits, '-' and '_', with a letter or "
-            "digit at both ends."
+            "digit at both ends.",
+            "job/owner",
         )
     return owner
 

@@ -1,7 +1,8 @@
-"""What looks like a secret, and must therefore stay out of a job's command line, metadata and runtime environment.
+"""What looks like a secret, and must therefore stay out of a job's command line, metadata and runtime environment, and
+out of a run's recipe.
 
-Whoever may see Ray's dashboard may read all three. A secret belongs into the environment of the cluster's own
-processes, where a run finds it by its name.
+Whoever may see Ray's dashboard may read the first three, and whoever may read a run's directory the last. A secret
+belongs into the environment of the processes that use it, where a run finds it by its name.
 """
 
 import os
@@ -34,6 +35,16 @@ _SHAPES = {
 
 _SHAPE = {says: re.compile(pattern) for says, pattern in _SHAPES.items()}
 
+FOR_A_JOB = (
+    "sees the cluster's dashboard",
+    "set it in the environment of the cluster's nodes, and name the variable with --env NAME",
+)
+
+FOR_A_RUN = (
+    "sees the run's directory, where the recipe is kept",
+    "leave it out: keys of object stores, HF_TOKEN and what reward.token_variable names are read from the environment",
+)
+
 LEAST_LETTERS = 8
 """Values of this machine's secret variables shorter than this are not looked for: they would be found in any text."""
 
@@ -58,19 +69,22 @@ def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def check_no_secret(told: Any, environment: Mapping[str, str], where: str = "") -> None:
+def check_no_secret(
+    told: Any, environment: Mapping[str, str], where: str = "", remedy: tuple[str, str] = FOR_A_JOB
+) -> None:
     """Raises UsageProblem where something in `told` (plain values, lists, mappings) is a secret by its key or shape, or
-    has the value of a secret variable of this `environment` in it. The sentence says where, never what."""
+    has the value of a secret variable of this `environment` in it. The sentence says where, never what; `remedy` is who
+    would read it, and what would be right."""
     held = secrets_of(environment)
     for key, text in _texts(told, where):
         if text and is_secret_name(key.rpartition(".")[2]):
-            raise UsageProblem(_refusal(key, "by its name it is a secret"))
+            raise UsageProblem(_refusal(key, "by its name it is a secret", remedy), "secret/given")
         shape = secret_shape(text)
         if shape is not None:
-            raise UsageProblem(_refusal(key, f"it has {shape} in it"))
+            raise UsageProblem(_refusal(key, f"it has {shape} in it", remedy), "secret/given")
         name = next((name for name, value in held.items() if value in text), None)
         if name is not None:
-            raise UsageProblem(_refusal(key, f"it has the value of {name} in it"))
+            raise UsageProblem(_refusal(key, f"it has the value of {name} in it", remedy), "secret/given")
 
 
 def check_override(override: str, environment: Mapping[str, str]) -> None:
@@ -87,21 +101,20 @@ def check_variable(given: str) -> str:
         shown = name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name) else "NAME"
         raise UsageProblem(
             f"--env {shown}=… gives a value, which everybody who sees the cluster's dashboard could read; give the "
-            f"name alone, and set {shown} in the environment of the cluster's nodes."
+            f"name alone, and set {shown} in the environment of the cluster's nodes.",
+            "secret/given",
         )
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", given) or secret_shape(given) is not None:
         raise UsageProblem(
-            "--env takes the name of an environment variable, such as HF_TOKEN, and was given something else."
+            "--env takes the name of an environment variable, such as HF_TOKEN, and was given something else.",
+            "secret/given",
         )
     return given
 
 
-def _refusal(key: str, why: str) -> str:
-    what = key or "Something that was given"
-    return (
-        f"{what} would be read by everybody who sees the cluster's dashboard, and {why}; set it in the environment of "
-        "the cluster's nodes, and name the variable with --env NAME."
-    )
+def _refusal(key: str, why: str, remedy: tuple[str, str]) -> str:
+    readers, right = remedy
+    return f"{key or 'Something that was given'} would be read by everybody who {readers}, and {why}; {right}."
 
 
 def _texts(told: Any, where: str) -> Iterator[tuple[str, str]]:

@@ -11,16 +11,14 @@ import ray
 from cluster.address import Unreachable, check_cluster
 from cluster.patience import call_within
 from corpus.problems import RunProblem
+from corpus.telemetry import TELEMETRY_OFF
 
 ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
+    **TELEMETRY_OFF,
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_DEDUP_LOGS": "1",
     "RAY_memory_monitor_refresh_ms": "1000",
     "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_NO_USAGE_STATS": "1",
 }
 """Set where the person has not set them; a local session's workers inherit them."""
 
@@ -80,7 +78,7 @@ def _start_local(cpus: int, object_store_mib: int) -> None:
             return
         except Exception as error:  # Ray raises a plain one where its processes are slow to start
             if _TOO_SLOW not in str(error) or not left:
-                raise RunProblem(f"Could not start a local Ray session: {error}") from error
+                raise RunProblem(f"Could not start a local Ray session: {error}", "cluster/session") from error
             for each in psutil.Process().children(recursive=True):
                 if each.pid not in before:
                     with suppress(psutil.NoSuchProcess):
@@ -98,8 +96,11 @@ def _join(address: str, meanwhile: Callable[[], None]) -> None:
     except TimeoutError:
         raise Unreachable(
             f"The Ray cluster at {address} did not take this command in within {CONNECT_DEADLINE_S:.0f} s: is that "
-            "the port of its head (6379 unless it was started with another), and its Ray and Python those of here?"
+            "the port of its head (6379 unless it was started with another), and its Ray and Python those of here?",
+            "cluster/unreachable",
         ) from None
     if failure is not None:
         reason = " ".join(str(failure).split())
-        raise Unreachable(f"Could not connect to the Ray cluster at {address}: {reason}") from failure
+        raise Unreachable(
+            f"Could not connect to the Ray cluster at {address}: {reason}", "cluster/unreachable"
+        ) from failure

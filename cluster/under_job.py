@@ -39,5 +39,6 @@ def check_run_directory(run_directory: str, environment: Mapping[str, str] = os.
     if job is not None and not outlives_a_job(run_directory):
         raise UsageProblem(
             f"{run_directory} would be in the working directory of the Ray job {job}, which is gone when the job ends; "
-            "keep the run in an object store or on a disk that all nodes mount: --run s3://… or --run /mounted/…"
+            "keep the run in an object store or on a disk that all nodes mount: --run s3://… or --run /mounted/…",
+            "job/relative-directory",
         )

@@ -100,7 +100,10 @@ def travelling(root: Path, excludes: Sequence[str] = ()) -> WorkingDirectory:
             found.append(PackedFile(name, 0 if is_empty_directory else path.stat().st_size))
 
     if not root.is_dir():
-        raise UsageProblem(f"There is no directory {root}; name the one that is to travel with --working-dir DIR.")
+        raise UsageProblem(
+            f"There is no directory {root}; name the one that is to travel with --working-dir DIR.",
+            "job/working-directory",
+        )
     quiet = logging.getLogger(f"{__name__}.quiet")
     quiet.setLevel(logging.CRITICAL)  # Ray would say for every .gitignore that it heeds it
     left_out = _get_excludes(root, [*get_runtime_env_default_excludes(), *told])
@@ -110,7 +113,8 @@ def travelling(root: Path, excludes: Sequence[str] = ()) -> WorkingDirectory:
     except OSError as error:
         raise UsageProblem(
             f"{error.filename}: it cannot be read ({error.strerror}), and would travel with the job; leave it out with "
-            "--exclude PATTERN."
+            "--exclude PATTERN.",
+            "job/working-directory",
         ) from None
     return WorkingDirectory(root, tuple(sorted(found, key=lambda file: file.name)), told)
 
@@ -123,7 +127,8 @@ def check_fits(directory: WorkingDirectory, limit_bytes: int) -> None:
     named = ", ".join(f"{file.name} ({_mib(file.size_bytes)})" for file in largest)
     raise UsageProblem(
         f"{directory.root} has {_mib(directory.package_bytes)} to send, and Ray takes less than {_mib(limit_bytes)}; "
-        f"leave out what the job does not read with --exclude PATTERN or in .gitignore. The largest: {named}."
+        f"leave out what the job does not read with --exclude PATTERN or in .gitignore. The largest: {named}.",
+        "job/too-large",
     )
 
 
@@ -136,12 +141,14 @@ def check_has(directory: WorkingDirectory, wanted: Iterable[Path]) -> None:
         except ValueError:
             raise UsageProblem(
                 f"{path} is outside {directory.root}, so the job would not have it; submit from a directory that holds "
-                "it, or name that with --working-dir DIR."
+                "it, or name that with --working-dir DIR.",
+                "job/working-directory",
             ) from None
         if name not in names:
             raise UsageProblem(
                 f"{name} would be left out of what is sent, by .gitignore, .rayignore or --exclude, and the job needs "
-                "it; put it elsewhere, or leave it in."
+                "it; put it elsewhere, or leave it in.",
+                "job/working-directory",
             )
 
 

@@ -34,7 +34,9 @@ def death(error: BaseException, who: str | None = None) -> RunProblem:
     if who is None:
         found = _CLASS.search(str(error))
         who = _ROLES.get(found[1], f"The actor {found[1]}") if found else "A process of the run"
-    return RunProblem(f"{who} died: {cause_of_death(error)}; the same command continues from what was last saved.")
+    return RunProblem(
+        f"{who} died: {cause_of_death(error)}; the same command continues from what was last saved.", "run/process-died"
+    )
 
 
 def cause_of_death(error: BaseException) -> str:

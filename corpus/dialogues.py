@@ -82,14 +82,14 @@ def opening_of(prompt: str) -> str:
 def check_messages(value: Any) -> list[Message]:
     """`value` as chat messages; raises UsageProblem (without the place, which the caller knows) where it is none."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise UsageProblem("the messages should be a list of objects with role and content")
+        raise UsageProblem("the messages should be a list of objects with role and content", "data/row")
     messages = []
     for message in value:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise UsageProblem("each message should be an object with a role and a text content")
+            raise UsageProblem("each message should be an object with a role and a text content", "data/row")
         role = message.get("role")
         if not isinstance(role, str) or role not in SPEAKERS:
-            raise UsageProblem(f"the role {role!r} of a message is not one of {', '.join(SPEAKERS)}")
+            raise UsageProblem(f"the role {role!r} of a message is not one of {', '.join(SPEAKERS)}", "data/row")
         messages.append({"role": role, "content": message["content"]})
     return messages
 
@@ -110,12 +110,13 @@ def split_pair(chosen: str, rejected: str) -> tuple[str, str, str]:
     if cut < 0 or not is_dialogue(chosen):
         raise UsageProblem(
             'chosen and rejected share no prompt: whole dialogues begin with "\\n\\nHuman: " and differ '
-            'in the last "\\n\\nAssistant: " turn, else a prompt column is needed'
+            'in the last "\\n\\nAssistant: " turn, else a prompt column is needed',
+            "data/row",
         )
     end = cut + len(_LAST_WORD)
     prompt, good, bad = chosen[:end], chosen[end:].strip(), rejected[end:].strip()
     if good == bad:
-        raise UsageProblem("chosen and rejected are the same reply")
+        raise UsageProblem("chosen and rejected are the same reply", "data/row")
     return prompt_of(messages_of(prompt)), good, bad
 
 

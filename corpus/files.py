@@ -27,6 +27,10 @@ class Source(BaseModel):
     format: Format | Literal["auto"] = Field(
         default="auto", description="The format of its rows; auto tells it by their columns (docs/data.md)."
     )
+    licence: str | None = Field(
+        default=None,
+        description="The licence of its data, for lineage and report; by default what its card on the Hub states.",
+    )
 
 
 class FileCorpusSettings(BaseModel):
@@ -41,6 +45,11 @@ class FileCorpusSettings(BaseModel):
     )
     format: Format | Literal["auto"] = Field(
         default="auto", description="The format of the rows in path; auto tells it by their columns (docs/data.md)."
+    )
+    licence: str | None = Field(
+        default=None,
+        description="The licence of the data in path, for lineage and report; by default what its card on the Hub "
+        "states.",
     )
     pretraining: Source | None = Field(
         default=None, description="Documents for the base model and the pretraining term; by default those of path."
@@ -82,7 +91,7 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
     Raises UsageProblem where a source cannot be read or a row is malformed (naming its place), where there are no
     documents, demonstrations or prompts, and where a split is empty.
     """
-    read: dict[Source, Rows] = {}
+    read: dict[tuple[str, str], Rows] = {}
 
     def part(name: Literal["pretraining", "demonstrations", "prompts", "comparisons"]) -> Rows:
         source = getattr(settings, name) or (
@@ -91,17 +100,17 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
         if source is None:
             if name == "comparisons":
                 return Rows()
-            raise UsageProblem(f"the corpus has no source for its {name}: give path or {name}.")
-        if source not in read:
-            read[source] = read_source(source.path, source.format)
-        return read[source]
+            raise UsageProblem(f"the corpus has no source for its {name}: give path or {name}.", "data/no-source")
+        if (source.path, source.format) not in read:
+            read[source.path, source.format] = read_source(source.path, source.format)
+        return read[source.path, source.format]
 
     def split(rows: Sequence[_Row], what: str) -> tuple[list[_Row], list[_Row]]:
         return split_by_user(rows, settings.held_out_fraction, settings.split_seed, what)
 
     def thinned(rows: Sequence[_Prompt], what: str) -> list[_Prompt]:
         if not rows:
-            raise UsageProblem(f"the corpus has no {what}: no source of it holds any.")
+            raise UsageProblem(f"the corpus has no {what}: no source of it holds any.", "data/empty")
         distinct = drop_long_common_prefixes(rows, settings.duplicate_prefix_characters)
         return limit_per_user(distinct, settings.max_prompts_per_user)
 
@@ -110,7 +119,9 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
     prompts = split(thinned(part("prompts").prompts, "prompts"), "prompts")
     ranked = limit_per_user(part("comparisons").comparisons, settings.max_prompts_per_user)
     if settings.comparisons is not None and not ranked:
-        raise UsageProblem(f"{settings.comparisons.path}: there are no comparisons (pairs or rankings) in this source.")
+        raise UsageProblem(
+            f"{settings.comparisons.path}: there are no comparisons (pairs or rankings) in this source.", "data/empty"
+        )
     comparisons = split(ranked, "comparisons") if ranked else (None, None)
     texts = [document.text for document in documents[0]]
     held_out = [row.prompt for row in (*demonstrations[1], *prompts[1], *(comparisons[1] or []))]
@@ -125,7 +136,8 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
             raise UsageProblem(
                 f"the training split of the {part} is empty: the prompt of each of its {len(rows)} rows is held out "
                 f"too, because users share prompts (or their first {settings.duplicate_prefix_characters} characters); "
-                "give other rows, a smaller held_out_fraction, or a larger duplicate_prefix_characters."
+                "give other rows, a smaller held_out_fraction, or a larger duplicate_prefix_characters.",
+                "data/split",
             )
         return kept
 

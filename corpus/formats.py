@@ -56,7 +56,8 @@ def detect_format(row: RawRow) -> Format:
             return name
     known = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in COLUMNS.items())
     raise UsageProblem(
-        f"{row.place}: the columns ({', '.join(map(str, row.columns)) or 'none'}) fit none of the formats ({known})."
+        f"{row.place}: the columns ({', '.join(map(str, row.columns)) or 'none'}) fit none of the formats ({known}).",
+        "data/format",
     )
 
 
@@ -75,10 +76,11 @@ def read_source(address: str, format: Format | Literal["auto"] = "auto") -> Rows
         if format == "auto" and (other := detect_format(raw)) != found:  # else its columns were dropped in silence
             raise UsageProblem(
                 f"{raw.place}: this row has the columns of {other} ({', '.join(COLUMNS[other])}), the rows before it "
-                f"are {found}: give each format a source of its own, or set format: {found}."
+                f"are {found}: give each format a source of its own, or set format: {found}.",
+                "data/format",
             )
     if not (rows.prompts or rows.documents):
-        raise UsageProblem(f"{address}: there are no rows.")
+        raise UsageProblem(f"{address}: there are no rows.", "data/empty")
     return rows
 
 
@@ -90,11 +92,13 @@ def identity(*parts: str) -> str:
 def _add(rows: Rows, raw: RawRow, format: Format) -> None:
     for column in COLUMNS[format]:
         if raw.columns.get(column) is None:
-            raise UsageProblem(f"{raw.place}: the column {column} is missing or empty; the format is {format}.")
+            raise UsageProblem(
+                f"{raw.place}: the column {column} is missing or empty; the format is {format}.", "data/row"
+            )
     try:
         _ADD[format](rows, raw)
     except UsageProblem as problem:
-        raise UsageProblem(f"{raw.place}: {problem}.") from problem
+        raise UsageProblem(f"{raw.place}: {problem}.", problem.code) from problem
 
 
 def _add_text(rows: Rows, raw: RawRow) -> None:
@@ -148,7 +152,7 @@ def _add_comparison(rows: Rows, row: Comparison) -> None:
 
 def _add_answered(rows: Rows, prompt: Prompt, response: str) -> None:
     if not response:
-        raise UsageProblem("the response is empty")
+        raise UsageProblem("the response is empty", "data/row")
     rows.prompts.append(prompt)
     rows.demonstrations.append(Demonstration(prompt.prompt_id, prompt.user_id, prompt.prompt, response, prompt.meta))
     turns = [*messages_of(prompt.prompt), {"role": "assistant", "content": response}]
@@ -157,7 +161,7 @@ def _add_answered(rows: Rows, prompt: Prompt, response: str) -> None:
 
 def _prompt(raw: RawRow, text: str) -> Prompt:
     if not text.strip():
-        raise UsageProblem("the prompt is empty")
+        raise UsageProblem("the prompt is empty", "data/row")
     prompt_id = _given(raw, "prompt_id") or identity(text)
     # A row without a user belongs to whoever opened so: a split by user never separates one opening prompt.
     opening = " ".join(opening_of(text).lower().split())
@@ -176,20 +180,20 @@ def _meta(value: Any) -> dict[str, Any]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise UsageProblem(f"meta is text but not JSON ({error.msg})") from error
+            raise UsageProblem(f"meta is text but not JSON ({error.msg})", "data/row") from error
     if not isinstance(value or {}, dict):
-        raise UsageProblem("meta should be an object")
+        raise UsageProblem("meta should be an object", "data/row")
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:  # a date or bytes of a Parquet file, say
-        raise UsageProblem(f"meta holds what JSON cannot ({error})") from error
+        raise UsageProblem(f"meta holds what JSON cannot ({error})", "data/row") from error
     return value or {}
 
 
 def _text(raw: RawRow, column: str) -> str:
     value = raw.columns[column]
     if not isinstance(value, str):
-        raise UsageProblem(f"the column {column} should be text, not {type(value).__name__}")
+        raise UsageProblem(f"the column {column} should be text, not {type(value).__name__}", "data/row")
     return value
 
 
@@ -198,7 +202,7 @@ def _prompt_column(raw: RawRow) -> str:
     if isinstance(value, str):
         return prompt_of(messages_of(value)) if is_dialogue(value) else value
     if not isinstance(value, list):
-        raise UsageProblem(f"the prompt should be text or a list of messages, not {type(value).__name__}")
+        raise UsageProblem(f"the prompt should be text or a list of messages, not {type(value).__name__}", "data/row")
     return prompt_of(check_messages(value))
 
 
@@ -208,7 +212,7 @@ def _split_messages(value: Any) -> tuple[str, str | None]:
     if messages[-1]["role"] != "assistant":
         return prompt_of(messages), None
     if len(messages) == 1:
-        raise UsageProblem("the conversation has an assistant turn and no user turn")
+        raise UsageProblem("the conversation has an assistant turn and no user turn", "data/row")
     return prompt_of(messages[:-1]), messages[-1]["content"].strip()
 
 
@@ -217,7 +221,9 @@ def _pair(raw: RawRow) -> Comparison:
     named = raw.columns.get("prompt") is not None
     for value in (chosen, rejected):
         if not isinstance(value, str | list):
-            raise UsageProblem(f"chosen and rejected should be texts or lists of messages, not {type(value).__name__}")
+            raise UsageProblem(
+                f"chosen and rejected should be texts or lists of messages, not {type(value).__name__}", "data/row"
+            )
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt, good, bad = _text_pair(_prompt_column(raw) if named else None, chosen, rejected)
     elif named and len(chosen) == len(rejected) == 1:
@@ -227,9 +233,11 @@ def _pair(raw: RawRow) -> Comparison:
         prompt, good = _split_messages(chosen)
         other, bad = _split_messages(rejected)
         if prompt != other or good is None or bad is None:
-            raise UsageProblem("chosen and rejected should differ in the last assistant turn and in nothing else")
+            raise UsageProblem(
+                "chosen and rejected should differ in the last assistant turn and in nothing else", "data/row"
+            )
     if good == bad:
-        raise UsageProblem("chosen and rejected are the same reply")
+        raise UsageProblem("chosen and rejected are the same reply", "data/row")
     return _comparison(raw, prompt, (good, bad), (0, 1))
 
 
@@ -240,7 +248,7 @@ def _text_pair(prompt: str | None, chosen: str, rejected: str) -> tuple[str, str
     if not (is_dialogue(chosen) and is_dialogue(rejected)):
         return prompt, chosen.strip(), rejected.strip()
     if not (continues(chosen, prompt) and continues(rejected, prompt)):
-        raise UsageProblem("chosen and rejected are whole dialogues that do not begin with the prompt")
+        raise UsageProblem("chosen and rejected are whole dialogues that do not begin with the prompt", "data/row")
     shared, good, bad = split_pair(chosen, rejected)
     return (prompt if settled(prompt) == shared else shared), good, bad
 
@@ -248,13 +256,13 @@ def _text_pair(prompt: str | None, chosen: str, rejected: str) -> tuple[str, str
 def _ranking(raw: RawRow) -> Comparison:
     responses, ranks = raw.columns["responses"], raw.columns["ranks"]
     if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
-        raise UsageProblem("responses should be a list of texts")
+        raise UsageProblem("responses should be a list of texts", "data/row")
     if len(responses) < 2:
-        raise UsageProblem(f"a ranking needs at least 2 responses, not {len(responses)}")
+        raise UsageProblem(f"a ranking needs at least 2 responses, not {len(responses)}", "data/row")
     if not isinstance(ranks, list) or not all(isinstance(rank, int) and not isinstance(rank, bool) for rank in ranks):
-        raise UsageProblem("ranks should be a list of whole numbers, the best lowest, ties equal")
+        raise UsageProblem("ranks should be a list of whole numbers, the best lowest, ties equal", "data/row")
     if len(ranks) != len(responses):
-        raise UsageProblem(f"there are {len(responses)} responses and {len(ranks)} ranks")
+        raise UsageProblem(f"there are {len(responses)} responses and {len(ranks)} ranks", "data/row")
     places = {rank: place for place, rank in enumerate(sorted(set(ranks)))}
     responses = tuple(response.strip() for response in responses)
     return _comparison(raw, _prompt_column(raw), responses, tuple(places[rank] for rank in ranks))

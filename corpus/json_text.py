@@ -12,7 +12,9 @@ def parse_json(text: str, place: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
-        raise UsageProblem(f"{place}: this is not JSON ({error.msg} at {line}column {error.colno}).") from error
+        raise UsageProblem(
+            f"{place}: this is not JSON ({error.msg} at {line}column {error.colno}).", "data/unreadable"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise unreadable_json(place, error) from error
 
@@ -20,4 +22,4 @@ def parse_json(text: str, place: str) -> Any:
 def unreadable_json(place: str, error: ValueError | RecursionError) -> UsageProblem:
     """The problem with JSON that is well-formed as far as it goes, but which Python does not read."""
     why = "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it has too many digits"
-    return UsageProblem(f"{place}: this JSON cannot be read ({why}).")
+    return UsageProblem(f"{place}: this JSON cannot be read ({why}).", "data/unreadable")

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from corpus.hub import HUB, hub_card, name_and_split
 from corpus.json_text import parse_json, unreadable_json
 from corpus.problems import UsageProblem
 from corpus.storage import named, one_line, resolve
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
-HUB = "hub:"
 _WILD = "*?["
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
@@ -60,26 +60,27 @@ def find_files(address: str) -> tuple[fs.FileSystem, list[str]]:
         fixed = inner[: min(inner.index(character) for character in _WILD if character in inner)].rpartition("/")[0]
         found = [path for path in _files_below(filesystem, fixed, address) if fnmatch.fnmatch(path, inner)]
         if not found:
-            raise UsageProblem(f"{address}: no file matches.")
+            raise UsageProblem(f"{address}: no file matches.", "data/not-found")
         unreadable = [path for path in found if not path.endswith(SUFFIXES)]
         if unreadable:
             raise UsageProblem(
-                f"{named(address, unreadable[0])}: not a data file ({kinds}), though {address} matches it."
+                f"{named(address, unreadable[0])}: not a data file ({kinds}), though {address} matches it.",
+                "data/file-kind",
             )
         return filesystem, found
     try:
         info = filesystem.get_file_info(inner)
     except (OSError, ValueError) as error:  # ValueError: an object store's path with an empty part
-        raise UsageProblem(f"{address}: cannot be reached ({one_line(error)}).") from error
+        raise UsageProblem(f"{address}: cannot be reached ({one_line(error)}).", "data/unreadable") from error
     if info.type == fs.FileType.Directory:
         found = [path for path in _files_below(filesystem, inner, address) if path.endswith(SUFFIXES)]
         if not found:
-            raise UsageProblem(f"{address}: there is no data file ({kinds}) in this directory.")
+            raise UsageProblem(f"{address}: there is no data file ({kinds}) in this directory.", "data/not-found")
         return filesystem, found
     if info.type == fs.FileType.NotFound:
-        raise UsageProblem(f"{address}: there is no such file or directory.")
+        raise UsageProblem(f"{address}: there is no such file or directory.", "data/not-found")
     if not inner.endswith(SUFFIXES):
-        raise UsageProblem(f"{address}: not a data file; the name should end in one of {kinds}.")
+        raise UsageProblem(f"{address}: not a data file; the name should end in one of {kinds}.", "data/file-kind")
     return filesystem, [inner]
 
 
@@ -87,7 +88,7 @@ def _files_below(filesystem: fs.FileSystem, directory: str, address: str) -> lis
     try:
         entries = filesystem.get_file_info(fs.FileSelector(directory, recursive=True, allow_not_found=True))
     except (OSError, ValueError) as error:
-        raise UsageProblem(f"{address}: cannot be listed ({one_line(error)}).") from error
+        raise UsageProblem(f"{address}: cannot be listed ({one_line(error)}).", "data/unreadable") from error
     below = (entry.path for entry in entries if entry.type == fs.FileType.File)
     hidden = (directory.count("/") + 1) if directory else 0
     return sorted(path for path in below if not any(part.startswith(".") for part in path.split("/")[hidden:]))
@@ -104,9 +105,9 @@ def _file_rows(filesystem: fs.FileSystem, path: str, name: str) -> Iterator[RawR
         else:
             yield from _text_blocks(name, _lines(filesystem, path, name))
     except UnicodeDecodeError as error:
-        raise UsageProblem(f"{name}: this is not UTF-8 text ({error}).") from error
+        raise UsageProblem(f"{name}: this is not UTF-8 text ({error}).", "data/unreadable") from error
     except (pa.ArrowException, OSError) as error:
-        raise UsageProblem(f"{name}: cannot be read ({one_line(error)}).") from error
+        raise UsageProblem(f"{name}: cannot be read ({one_line(error)}).", "data/unreadable") from error
 
 
 def _lines(filesystem: fs.FileSystem, path: str, name: str) -> Iterator[tuple[int, str]]:
@@ -119,10 +120,13 @@ def _lines(filesystem: fs.FileSystem, path: str, name: str) -> Iterator[tuple[in
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
         except UnicodeDecodeError as error:
             raise UsageProblem(
-                f"{name}:{number}: this is not UTF-8 text ({error.reason} at byte {error.start + 1} of the line)."
+                f"{name}:{number}: this is not UTF-8 text ({error.reason} at byte {error.start + 1} of the line).",
+                "data/unreadable",
             ) from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UsageProblem(f"{name}:{number + 1}: cannot be read from here on ({error}).") from error
+            raise UsageProblem(
+                f"{name}:{number + 1}: cannot be read from here on ({error}).", "data/unreadable"
+            ) from error
 
 
 def _split(stream: Any) -> Iterator[bytes]:
@@ -149,14 +153,14 @@ def _json(name: str, lines: list[tuple[int, str]]) -> Iterator[RawRow]:
     try:
         elements = json.loads(whole)
     except json.JSONDecodeError as error:
-        raise UsageProblem(f"{name}:{error.lineno}: this is not JSON ({error.msg}).") from error
+        raise UsageProblem(f"{name}:{error.lineno}: this is not JSON ({error.msg}).", "data/unreadable") from error
     except (ValueError, RecursionError) as error:
         raise unreadable_json(f"{name}:{_line_of_failure(whole)}", error) from error
     escaped = _SURROGATE.search(whole) is not None
     for number, element in enumerate(elements, start=1):
         place = f"{name}, element {number}"
         if not isinstance(element, dict):
-            raise UsageProblem(f"{place}: a row should be an object with named columns.")
+            raise UsageProblem(f"{place}: a row should be an object with named columns.", "data/row")
         if escaped:
             _check_text(place, element)
         yield RawRow(place, element)
@@ -180,7 +184,9 @@ def _check_text(place: str, value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise UsageProblem(f"{place}: a text holds half a character ({half!a}), so it is no Unicode text.") from error
+        raise UsageProblem(
+            f"{place}: a text holds half a character ({half!a}), so it is no Unicode text.", "data/row"
+        ) from error
     except RecursionError as error:
         raise unreadable_json(place, error) from error
 
@@ -188,7 +194,7 @@ def _check_text(place: str, value: Any) -> None:
 def _json_object(place: str, line: str) -> dict[str, Any]:
     value = parse_json(line, place)
     if not isinstance(value, dict):
-        raise UsageProblem(f"{place}: a row should be an object with named columns.")
+        raise UsageProblem(f"{place}: a row should be an object with named columns.", "data/row")
     if _SURROGATE.search(line):  # UTF-8 has none: only an escape can write one
         _check_text(place, value)
     return value
@@ -218,17 +224,19 @@ def _text_blocks(name: str, lines: Iterator[tuple[int, str]]) -> Iterator[RawRow
 
 
 def _hub_rows(address: str) -> Iterator[RawRow]:
-    name, _, split = address.removeprefix(HUB).partition(":")
-    split = split or "train"
+    name, split = name_and_split(address)
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UsageProblem(
-            f"{address}: reading from the Hub needs the `datasets` package (pip install 'amenable[hub]')."
+            f"{address}: reading from the Hub needs the `datasets` package (pip install 'amenable[hub]').",
+            "data/hub-package",
         ) from error
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, split=split, revision=hub_card(name).commit)
     except Exception as error:
-        raise UsageProblem(f"{address}: this dataset cannot be loaded ({type(error).__name__}: {error}).") from error
+        raise UsageProblem(
+            f"{address}: this dataset cannot be loaded ({type(error).__name__}: {error}).", "data/hub"
+        ) from error
     for number, columns in enumerate(rows, start=1):
         yield RawRow(f"{address}, row {number}", dict(columns))

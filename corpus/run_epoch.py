@@ -38,7 +38,9 @@ class RunEpoch:
         if number != self.number:
             who = "process {pid} on {host} at {started}".format_map(holder)
             run = os.path.dirname(self._named())
-            raise RunProblem(f"{run} was taken over by {who}; this older attempt stops here and writes nothing more.")
+            raise RunProblem(
+                f"{run} was taken over by {who}; this older attempt stops here and writes nothing more.", "lease/lost"
+            )
 
     def _file(self) -> tuple[int, dict[str, Any]]:
         try:
@@ -46,7 +48,9 @@ class RunEpoch:
         except FileNotFoundError:
             raise self._gone() from None
         except OSError as error:
-            raise RunProblem(f"{self.lease} cannot be read ({error}), so the run stops here; {_AGAIN}.") from None
+            raise RunProblem(
+                f"{self.lease} cannot be read ({error}), so the run stops here; {_AGAIN}.", "lease/unusable"
+            ) from None
         except (ValueError, TypeError, KeyError):
             raise self._no_lease() from None
 
@@ -59,7 +63,7 @@ class RunEpoch:
                 return _number_and_holder(stream.read())
         except OSError as error:
             told = f"{self._named()} cannot be read ({one_line(error)}), so the run stops here; {_AGAIN}."
-            raise RunProblem(told) from error
+            raise RunProblem(told, "lease/unusable") from error
         except (ValueError, TypeError, KeyError):
             raise self._no_lease() from None
 
@@ -68,10 +72,14 @@ class RunEpoch:
         return without_options(lease) if is_object_store(lease) else lease
 
     def _gone(self) -> RunProblem:
-        return RunProblem(f"{self._named()} is gone: someone removed it while the run was writing, so it stops here.")
+        return RunProblem(
+            f"{self._named()} is gone: someone removed it while the run was writing, so it stops here.", "lease/lost"
+        )
 
     def _no_lease(self) -> RunProblem:
-        return RunProblem(f"{self._named()} is no lease of a run any more, so the run stops here; remove it.")
+        return RunProblem(
+            f"{self._named()} is no lease of a run any more, so the run stops here; remove it.", "lease/lost"
+        )
 
 
 def claim_name(number: int, token: str) -> str:

@@ -72,7 +72,7 @@ _COLUMNS: dict[TableName, list[tuple[str, pa.DataType]]] = {
 def schema(name: TableName) -> pa.Schema:
     """The schema of table `name`, with its name and schema version in the metadata."""
     if name not in get_args(TableName):
-        raise UsageProblem(f"there is no table {name!r}; the tables are {', '.join(_COLUMNS)}.")
+        raise UsageProblem(f"there is no table {name!r}; the tables are {', '.join(_COLUMNS)}.", "data/table")
     metadata = {NAME_KEY: name.encode(), VERSION_KEY: str(SCHEMA_VERSION).encode()}
     fields = [pa.field(column, kind, nullable=True) for column, kind in _COLUMNS[name]]
     return pa.schema(fields, metadata=metadata)
@@ -82,12 +82,14 @@ def make_table(name: TableName, columns: dict[str, list]) -> pa.Table:
     """A checked table `name` from Python lists, one per column."""
     wanted = schema(name)
     if set(columns) != set(wanted.names):
-        raise UsageProblem(f"{name}: the columns are {', '.join(sorted(columns))}; needed: {', '.join(wanted.names)}.")
+        raise UsageProblem(
+            f"{name}: the columns are {', '.join(sorted(columns))}; needed: {', '.join(wanted.names)}.", "data/table"
+        )
     try:
         arrays = [pa.array(columns[field.name], type=field.type) for field in wanted]
         table = pa.Table.from_arrays(arrays, schema=wanted)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UsageProblem(f"{name}: the rows do not fit the table ({error}).") from error
+        raise UsageProblem(f"{name}: the rows do not fit the table ({error}).", "data/table") from error
     validate(table, name)
     return table
 
@@ -102,14 +104,16 @@ def validate(table: pa.Table, name: TableName, source: str = "") -> None:
     wanted = schema(name)
     missing = [column for column in wanted.names if column not in table.column_names]
     if missing:
-        raise UsageProblem(f"{where}the {name} table lacks the column(s) {', '.join(missing)}.")
+        raise UsageProblem(f"{where}the {name} table lacks the column(s) {', '.join(missing)}.", "data/table")
     extra = [column for column in table.column_names if column not in wanted.names]
     if extra:
-        raise UsageProblem(f"{where}the {name} table has unknown column(s) {', '.join(extra)}.")
+        raise UsageProblem(f"{where}the {name} table has unknown column(s) {', '.join(extra)}.", "data/table")
     for field in wanted:
         if not table.schema.field(field.name).type.equals(field.type):
             found = table.schema.field(field.name).type
-            raise UsageProblem(f"{where}column {field.name} of the {name} table is {found}; it should be {field.type}.")
+            raise UsageProblem(
+                f"{where}column {field.name} of the {name} table is {found}; it should be {field.type}.", "data/table"
+            )
         _refuse(table[field.name].is_null(), f"{where}column {field.name} of the {name} table is empty")
         _refuse_nested_nulls(table[field.name], f"{where}column {field.name} of the {name} table")
     for column in ("tokens", "prompt_tokens", "response_tokens"):
@@ -133,7 +137,9 @@ def _validate_comparisons(table: pa.Table, where: str) -> None:
         _refuse(pc.invert(same), f"{where}the comparisons table has another number of {column} than of responses")
     token_lists = table["response_tokens"].combine_chunks().flatten()
     if pc.any(pc.equal(pc.list_value_length(token_lists), 0)).as_py():
-        raise UsageProblem(f"{where}response_tokens of the comparisons table has a response without tokens.")
+        raise UsageProblem(
+            f"{where}response_tokens of the comparisons table has a response without tokens.", "data/table"
+        )
     best = pa.chunked_array([pa.array([min(ranks) for ranks in table["ranks"].to_pylist()], pa.int32())])
     _refuse(pc.not_equal(best, 0), f"{where}the comparisons table has ranks that do not begin at 0 (the best)")
 
@@ -146,14 +152,14 @@ def untied_pairs(table: pa.Table) -> int:
 
 def _refuse(bad: pa.ChunkedArray, sentence: str) -> None:
     if len(bad) and pc.any(bad).as_py():
-        raise UsageProblem(f"{sentence} (row {pc.index(bad, True).as_py()}).")
+        raise UsageProblem(f"{sentence} (row {pc.index(bad, True).as_py()}).", "data/table")
 
 
 def _refuse_nested_nulls(column: pa.ChunkedArray, what: str) -> None:
     while pa.types.is_list(column.type):
         column = pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=column.type.value_type)
         if column.null_count:
-            raise UsageProblem(f"{what} holds an empty value inside a list.")
+            raise UsageProblem(f"{what} holds an empty value inside a list.", "data/table")
 
 
 def write_table(table: pa.Table, path: str | os.PathLike[str], name: TableName) -> None:
@@ -178,15 +184,18 @@ def read_table(path: str | os.PathLike[str], name: TableName) -> pa.Table:
         with filesystem.open_input_file(inner) as stream:
             table = pq.read_table(stream)
     except FileNotFoundError as error:
-        raise UsageProblem(f"{path}: there is no such file; a {name} table was expected.") from error
+        raise UsageProblem(f"{path}: there is no such file; a {name} table was expected.", "data/not-found") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise UsageProblem(f"{path}: this is not a readable Parquet file ({error}).") from error
+        raise UsageProblem(f"{path}: this is not a readable Parquet file ({error}).", "data/unreadable") from error
     metadata = table.schema.metadata or {}
     written_as = metadata.get(NAME_KEY, name.encode()).decode()
     if written_as != name:
-        raise UsageProblem(f"{path}: this is a {written_as} table; a {name} table was expected.")
+        raise UsageProblem(f"{path}: this is a {written_as} table; a {name} table was expected.", "data/table")
     version = metadata.get(VERSION_KEY, b"missing").decode()
     if version != str(SCHEMA_VERSION):
-        raise UsageProblem(f"{path}: its schema version is {version}; this program reads version {SCHEMA_VERSION}.")
+        raise UsageProblem(
+            f"{path}: its schema version is {version}; this program reads version {SCHEMA_VERSION}.",
+            "run/schema-version",
+        )
     validate(table, name, str(path))
     return table

@@ -48,7 +48,8 @@ def split_by_user(
         users = len({row.user_id for row in rows})
         raise UsageProblem(
             f"the {side} split of the {what} is empty: {len(rows)} {what} of {users} user(s), "
-            f"held-out fraction {fraction}, seed {seed}."
+            f"held-out fraction {fraction}, seed {seed}.",
+            "data/split",
         )
     return train, held_out
 

@@ -38,11 +38,14 @@ def resolve(path: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     """
     text = str(path)
     if "\0" in text:
-        raise UsageProblem(f"{text!r}: no path or address holds a NUL character.")
+        raise UsageProblem(f"{text!r}: no path or address holds a NUL character.", "storage/address")
     if is_object_store(text):
         return _object_store(text)
     if "://" in text:
-        raise UsageProblem(f"{_masked(text)}: this kind of address is not known; give a local path, s3://… or gs://….")
+        raise UsageProblem(
+            f"{_masked(text)}: this kind of address is not known; give a local path, s3://… or gs://….",
+            "storage/address",
+        )
     return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
 
 
@@ -78,7 +81,8 @@ def without_options(address: str) -> str:
         # pyarrow would take the keys, but an address is kept in the run directory and told in errors
         raise UsageProblem(
             f"{_masked(address)}: the name of a bucket should come first, without keys or a port; keys are read from "
-            "the environment, another server is ?endpoint_override=HOST:PORT (docs/data.md)."
+            "the environment, another server is ?endpoint_override=HOST:PORT (docs/data.md).",
+            "storage/address",
         )
     return place.rstrip("/")
 
@@ -93,7 +97,7 @@ def _object_store(address: str) -> tuple[fs.FileSystem, str]:
         for value in filter(None, (part.partition("=")[2] for part in options.split("&"))):
             said = said.replace(value, "…").replace(unquote(value), "…")
         said = one_line(said)
-        raise UsageProblem(f"{place}: this storage address cannot be opened ({said}).") from None
+        raise UsageProblem(f"{place}: this storage address cannot be opened ({said}).", "storage/address") from None
 
 
 def _masked(address: str) -> str:
@@ -154,7 +158,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes] | 
             with filesystem.open_output_stream(inner) as stream:
                 stream.write(content.getbuffer())
         except OSError as error:
-            raise RunProblem(f"{path}: could not be written ({one_line(error)}).") from error
+            raise RunProblem(f"{path}: could not be written ({one_line(error)}).", "storage/write") from error
         return
     temporary = f"{inner}.{uuid.uuid4().hex[:8]}.partial"
     try:
@@ -165,7 +169,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes] | 
             os.fsync(stream.fileno())
         os.replace(temporary, inner)
     except OSError as error:
-        raise RunProblem(f"{path}: could not be written ({error}).") from error
+        raise RunProblem(f"{path}: could not be written ({error}).", "storage/write") from error
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)

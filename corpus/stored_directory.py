@@ -204,7 +204,9 @@ class StoredDirectory:
 
     def _problem(self, what: str, error: OSError) -> RunProblem:
         place = without_options(self.address)
-        return RunProblem(f"{place} {what} ({one_line(error)}); once it can, the same command continues.")
+        return RunProblem(
+            f"{place} {what} ({one_line(error)}); once it can, the same command continues.", "storage/unreachable"
+        )
 
 
 def _stat(info: Any) -> list[int]:

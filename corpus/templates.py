@@ -64,13 +64,16 @@ def check_special_tokens(tokenizer: "PreTrainedTokenizerBase") -> None:
     """
     name = tokenizer.name_or_path or "the tokenizer"
     if tokenizer.eos_token_id is None:
-        raise UsageProblem(f"{name}: this tokenizer has no EOS token, so a response could not end.")
+        raise UsageProblem(f"{name}: this tokenizer has no EOS token, so a response could not end.", "model/tokenizer")
     if tokenizer.pad_token_id is None:
-        raise UsageProblem(f"{name}: this tokenizer has no PAD token; give it one that differs from EOS.")
+        raise UsageProblem(
+            f"{name}: this tokenizer has no PAD token; give it one that differs from EOS.", "model/tokenizer"
+        )
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UsageProblem(
             f"{name}: PAD and EOS are the same token ({tokenizer.eos_token}); the model would never learn to stop. "
-            "Give the tokenizer a PAD token of its own."
+            "Give the tokenizer a PAD token of its own.",
+            "model/tokenizer",
         )
 
 
@@ -94,7 +97,9 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]
         )
     except jinja2.TemplateError as error:
         start = messages[0]["content"][:60]
-        raise UsageProblem(f"the chat template refuses the prompt that begins {start!r} ({error}).") from error
+        raise UsageProblem(
+            f"the chat template refuses the prompt that begins {start!r} ({error}).", "model/chat-template"
+        ) from error
     assert isinstance(text, str)
     return text
 
@@ -148,7 +153,10 @@ def encode_responses(
     """
     eos_id, eos = tokenizer.eos_token_id, tokenizer.eos_token
     if not isinstance(eos_id, int) or not isinstance(eos, str):
-        raise UsageProblem(f"{tokenizer.name_or_path}: this tokenizer has no EOS token, so a response could not end.")
+        raise UsageProblem(
+            f"{tokenizer.name_or_path}: this tokenizer has no EOS token, so a response could not end.",
+            "model/tokenizer",
+        )
     lead = response_lead(tokenizer)
     texts = []
     for response in responses:

@@ -146,14 +146,15 @@ _Row = TypeVar("_Row", bound=PromptLike)
 def _within(rows: Sequence[_Row], prompts: list[list[int]], limits: TokenLimits) -> Iterator[tuple[_Row, list[int]]]:
     for row, tokens in zip(rows, prompts, strict=True):
         if not tokens:
-            raise UsageProblem(f"prompt {row.prompt_id} ({row.prompt[:60]!r}) has no tokens.")
+            raise UsageProblem(f"prompt {row.prompt_id} ({row.prompt[:60]!r}) has no tokens.", "data/row")
         if len(tokens) <= limits.max_prompt_tokens:
             yield row, tokens
         elif limits.long_prompts == "refuse":
             raise UsageProblem(
                 f"prompt {row.prompt_id} ({row.prompt[:60]!r}) has {len(tokens)} tokens; at most "
                 f"{limits.max_prompt_tokens} fit (context {limits.context_tokens}, "
-                f"responses up to {limits.max_response_tokens})."
+                f"responses up to {limits.max_response_tokens}).",
+                "data/too-long",
             )
 
 
@@ -186,10 +187,12 @@ def train_bpe_tokenizer(
     from transformers import PreTrainedTokenizerFast
 
     if vocab_size < 256 + 3:
-        raise UsageProblem(f"vocab_size {vocab_size} is too small: 256 bytes and 3 special tokens need 259 ids.")
+        raise UsageProblem(
+            f"vocab_size {vocab_size} is too small: 256 bytes and 3 special tokens need 259 ids.", "recipe/vocabulary"
+        )
     corpus = [text for text in texts if text]
     if not corpus:
-        raise UsageProblem("there is no text to learn a tokenizer from.")
+        raise UsageProblem("there is no text to learn a tokenizer from.", "data/empty")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     backend.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]

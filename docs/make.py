@@ -2,30 +2,37 @@
 
 - docs/recipes.md: everything below its marker, from the recipe's own models.
 - docs/observability.md: the same, from the metrics that are declared; and the dashboard in cluster/observability.
+- docs/troubleshooting.md: everything below its marker, from the codes of problems.
 - links to code in every page, [`symbol`](path.py#L12): the line where the symbol is defined now.
 
 Tests hold both to what this script would write.
 """
 
+from __future__ import annotations
+
 import ast
 import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+if TYPE_CHECKING:
+    from amenable.error_codes import Code, Symptom
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = ROOT / "docs" / "recipes.md"
 OBSERVABILITY = ROOT / "docs" / "observability.md"
 DASHBOARD = ROOT / "cluster" / "observability" / "dashboard.json"
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 MARKER = "<!-- Generated from here on: python docs/make.py -->"
 
 CODE_LINK = re.compile(r"\[`(?P<symbol>[\w.]+)`\]\((?P<path>[\w./-]+\.py)#L(?P<line>\d+)\)")
@@ -205,14 +212,30 @@ def _kind(annotation: Any) -> str:
 
 def recipes_page(text: str, recipe: BaseModel) -> str:
     """docs/recipes.md with the part below its marker written anew."""
-    return _below_marker(text, recipe_fields(recipe))
+    return _below_marker(text, RECIPES, recipe_fields(recipe))
 
 
-def _below_marker(text: str, generated: str) -> str:
+def _below_marker(text: str, page: Path, generated: str) -> str:
     introduction, marker, _ = text.partition(MARKER)
     if not marker:
-        raise ValueError(f"the page that begins {text[:40]!r} lacks the line {MARKER}")
+        raise ValueError(f"docs/{page.name} lacks the line {MARKER}")
     return f"{introduction}{MARKER}\n\n{generated}"
+
+
+# the codes of problems ------------------------------------------------------------------------------------------
+
+
+def troubleshooting_page(text: str, symptoms: Sequence[Symptom], http_codes: Sequence[Code]) -> str:
+    """docs/troubleshooting.md with the part below its marker written anew: a table for each symptom."""
+    tables = [(symptom.seen, symptom.codes) for symptom in symptoms]
+    tables.append(("What the service answers over HTTP", tuple(http_codes)))
+    return _below_marker(text, TROUBLESHOOTING, "\n".join(_codes(seen, codes) for seen, codes in tables))
+
+
+def _codes(seen: str, codes: Sequence[Code]) -> str:
+    lines = [f"## {seen}", "", _row(["code", "what it means", "what to do"]), _row(["---"] * 3)]
+    lines += [_row([f"`{one.code}`", one.means, one.do]) for one in codes]
+    return "\n".join([*lines, ""])
 
 
 # metrics and dashboard ------------------------------------------------------------------------------------------
@@ -242,12 +265,14 @@ def dashboard_json() -> str:
 
 def pages() -> dict[Path, str]:
     """Every page with its generated parts as they should be."""
+    from amenable.error_codes import HTTP_CODES, SYMPTOMS
     from amenable.recipe import Recipe
 
     found = {page: relinked(page.read_text(encoding="utf-8"), page) for page in PAGES}
     found[RECIPES] = recipes_page(found[RECIPES], Recipe.model_validate({"name": "NAME"}))
-    found[OBSERVABILITY] = _below_marker(found[OBSERVABILITY], metric_table())
+    found[OBSERVABILITY] = _below_marker(found[OBSERVABILITY], OBSERVABILITY, metric_table())
     found[DASHBOARD] = dashboard_json()
+    found[TROUBLESHOOTING] = troubleshooting_page(found[TROUBLESHOOTING], SYMPTOMS, HTTP_CODES)
     return found
 
 

@@ -103,7 +103,9 @@ class StageFiles:
         values = self.record.get("values")
         updates = values.get("updates") if isinstance(values, dict) else None
         if not isinstance(updates, int):
-            raise UsageProblem(f"{self.directory / 'stage.json'} does not say how many updates were trained.")
+            raise UsageProblem(
+                f"{self.directory / 'stage.json'} does not say how many updates were trained.", "run/damaged"
+            )
         return updates
 
     @cached_property
@@ -147,7 +149,7 @@ def ppo_stages(run_directory: Path, with_weights: bool = True) -> list[StageFile
     """The PPO stages of a run, by round. Raises RunProblem where it has none yet."""
     found = sorted(path for path in run_directory.glob("round-[0-9]*/ppo") if path.is_dir())
     if not found:
-        raise RunProblem(f"{run_directory} has no PPO stage yet: there is nothing to audit.")
+        raise RunProblem(f"{run_directory} has no PPO stage yet: there is nothing to audit.", "run/not-so-far")
     return [StageFiles(path, with_weights) for path in found]
 
 
@@ -157,13 +159,18 @@ def read_episodes(path: Path) -> pa.Table:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
         said = " ".join(str(error).split())
-        raise UsageProblem(f"{path.name}: this is not a readable Parquet file ({said}).") from error
+        raise UsageProblem(f"{path.name}: this is not a readable Parquet file ({said}).", "run/damaged") from error
     missing = [name for name in EPISODE.names if name not in table.column_names]
     if missing:
-        raise UsageProblem(f"{path.name}: these are no episodes: there is no column {', '.join(missing)}.")
+        raise UsageProblem(
+            f"{path.name}: these are no episodes: there is no column {', '.join(missing)}.", "run/damaged"
+        )
     version = (table.schema.metadata or {}).get(b"schema_version")
     if version != _SCHEMA_VERSION:
-        raise UsageProblem(f"{path.name}: its episodes are of schema version {version!r}, not {_SCHEMA_VERSION!r}.")
+        raise UsageProblem(
+            f"{path.name}: its episodes are of schema version {version!r}, not {_SCHEMA_VERSION!r}.",
+            "run/schema-version",
+        )
     return table
 
 
@@ -176,7 +183,8 @@ def _plan(directory: Path, reads: Any, recipe: Path) -> Plan:
     except (KeyError, TypeError, ValueError):
         raise UsageProblem(
             f"{directory}: neither its stage record nor {recipe.name} says what it was to do (ppo.batch_size, "
-            "ppo.max_staleness, ppo.updates, seed)."
+            "ppo.max_staleness, ppo.updates, seed).",
+            "run/damaged",
         ) from None
 
 

@@ -22,7 +22,7 @@ def read_text(path: Path) -> str | None:
         return None if content is None else content.decode()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UsageProblem(f"{path}, line {line}: this is not UTF-8 text ({error.reason}).") from error
+        raise UsageProblem(f"{path}, line {line}: this is not UTF-8 text ({error.reason}).", "run/damaged") from error
 
 
 def object_in(path: Path) -> dict[str, Any] | None:
@@ -55,10 +55,12 @@ def yaml_mapping(path: Path, text: str) -> Mapping[str, Any]:
         found = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise UsageProblem(f"{path}{line}: this is not YAML ({error.problem or error.context}).") from error
+        raise UsageProblem(
+            f"{path}{line}: this is not YAML ({error.problem or error.context}).", "run/damaged"
+        ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a character, a date or a number that cannot be
         said = " ".join(str(error).split())
-        raise UsageProblem(f"{path}: this YAML cannot be read ({said}).") from error
+        raise UsageProblem(f"{path}: this YAML cannot be read ({said}).", "run/damaged") from error
     return found if isinstance(found, dict) else {}
 
 
@@ -70,16 +72,16 @@ def read_lengths(path: Path) -> dict[str, list[int]]:
         table = pq.ParquetFile(path).read()
         columns = {name: table[name].to_pylist() for name in ("model", "length") if name in table.column_names}
     except UnicodeDecodeError as error:
-        raise UsageProblem(f"{path}: a text in it is not UTF-8 ({error.reason}).") from error
+        raise UsageProblem(f"{path}: a text in it is not UTF-8 ({error.reason}).", "run/damaged") from error
     except (pa.ArrowException, OSError) as error:
         said = " ".join(str(error).split())
-        raise UsageProblem(f"{path}: this is not a readable Parquet file ({said}).") from error
+        raise UsageProblem(f"{path}: this is not a readable Parquet file ({said}).", "run/damaged") from error
     if len(columns) < 2:
         return {}
     lengths: dict[str, list[int]] = {}
     for model, length in zip(columns["model"], columns["length"], strict=True):
         if not isinstance(model, str) or not isinstance(length, int) or length < 0:
-            raise UsageProblem(f"{path}: each row should have a model by name and a length in tokens.")
+            raise UsageProblem(f"{path}: each row should have a model by name and a length in tokens.", "run/damaged")
         lengths.setdefault(model, []).append(length)
     return lengths
 
@@ -101,11 +103,11 @@ def _read_bytes(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UsageProblem(f"{path}: cannot be read ({error.strerror or error}).") from error
+        raise UsageProblem(f"{path}: cannot be read ({error.strerror or error}).", "run/damaged") from error
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
     value = parse_json(text, where)
     if not isinstance(value, dict):
-        raise UsageProblem(f"{where}: this is not a JSON object.")
+        raise UsageProblem(f"{where}: this is not a JSON object.", "run/damaged")
     return value

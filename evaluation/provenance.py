@@ -98,11 +98,27 @@ def _versions(lineage: Mapping[str, Any]) -> Markup:
 
 
 def _data(lineage: Mapping[str, Any]) -> Markup:
-    data = _mapping(lineage, "data")
-    if not data:
+    data, sets = _mapping(lineage, "data"), _mapping(lineage, "data_sets")
+    if not data and not sets:
         return element("p", "Data files were not recorded.", class_="absent")
-    items = [[name, element("code", str(digest), class_="hash")] for name, digest in data.items()]
-    return join([element("h3", "Data"), table(["File", "SHA-256"], items, of_words=True)])
+    parts: list[object] = [element("h3", "Data")]
+    if sets:
+        items = [[name, *_licence(says)] for name, says in sets.items()]
+        parts.append(table(["Data set", "Licence", "Stated by", "Commit"], items, of_words=True))
+    if data:
+        items = [[name, element("code", str(digest), class_="hash")] for name, digest in data.items()]
+        parts.append(table(["File", "SHA-256"], items, of_words=True))
+    return join(parts)
+
+
+def _licence(says: object) -> list[object]:
+    told = says if isinstance(says, dict) else {}
+    commit = told.get("commit")
+    return [
+        str(told.get("licence", "not stated")),
+        str(told.get("licence_from", "–")),
+        "–" if commit is None else element("code", str(commit)[:12], class_="hash"),
+    ]
 
 
 def _stage_hashes(lineage: Mapping[str, Any]) -> Markup:

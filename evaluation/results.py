@@ -67,9 +67,9 @@ def evaluate(
     """
     missing = [name for name in SAMPLE_COLUMNS if name not in samples.column_names]
     if missing:
-        raise UsageProblem(f"The table of answers lacks the column(s) {', '.join(missing)}.")
+        raise UsageProblem(f"The table of answers lacks the column(s) {', '.join(missing)}.", "evaluation/answers")
     if samples.num_rows == 0:
-        raise UsageProblem("The table of answers has no rows; there is nothing to evaluate.")
+        raise UsageProblem("The table of answers has no rows; there is nothing to evaluate.", "evaluation/answers")
     names = list(dict.fromkeys(samples["model"].to_pylist()))
     answers = {name: samples.filter(pc.equal(samples["model"], name)).sort_by("sample") for name in names}
     prompt_ids = list(dict.fromkeys(samples["prompt_id"].to_pylist()))
@@ -101,7 +101,8 @@ def _samples_per_prompt(answers: Mapping[str, pa.Table], prompt_ids: Sequence[st
             if counts.get(prompt_id, 0) != per_prompt:
                 raise RunProblem(
                     f"Model {name} has {counts.get(prompt_id, 0)} answer(s) to prompt {prompt_id}; every model needs "
-                    f"{per_prompt} to every prompt to be compared."
+                    f"{per_prompt} to every prompt to be compared.",
+                    "evaluation/answers",
                 )
     return per_prompt
 
@@ -139,7 +140,7 @@ def _floats(table: pa.Table, column: str) -> np.ndarray:
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0])
         where = f"model {table['model'][row].as_py()}, prompt {table['prompt_id'][row].as_py()}"
-        raise RunProblem(f"The {column} of an answer is not a finite number ({where}).")
+        raise RunProblem(f"The {column} of an answer is not a finite number ({where}).", "evaluation/answers")
     return values
 
 

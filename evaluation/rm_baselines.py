@@ -43,13 +43,17 @@ def pair_accuracy(
     ids: list[str] = []
     for row, (row_scores, row_ranks, prompt_id) in enumerate(zip(scores, ranks, prompt_ids, strict=True)):
         if len(row_scores) != len(row_ranks):
-            raise UsageProblem(f"comparison {row} has {len(row_ranks)} ranks and {len(row_scores)} scores.")
+            raise UsageProblem(
+                f"comparison {row} has {len(row_ranks)} ranks and {len(row_scores)} scores.", "evaluation/answers"
+            )
         for first, second in ordered_pairs(row_ranks):
             better.append(row_scores[first])
             worse.append(row_scores[second])
             ids.append(prompt_id)
     if not ids:
-        raise UsageProblem("accuracy needs a pair of replies that is no tie, and the comparisons hold none.")
+        raise UsageProblem(
+            "accuracy needs a pair of replies that is no tie, and the comparisons hold none.", "data/all-ties"
+        )
     won = win_rate(better, worse, ids, seed=seed)
     return Accuracy(rate=won.rate, low=won.low, high=won.high, pairs=won.samples)
 
@@ -118,7 +122,9 @@ class BagOfWords:
         try:
             bags = csr_matrix(self._words.fit_transform([text for replies in responses for text in replies]))
         except ValueError as error:
-            raise UsageProblem(f"the training comparisons hold no words to learn from ({error}).") from error
+            raise UsageProblem(
+                f"the training comparisons hold no words to learn from ({error}).", "evaluation/answers"
+            ) from error
         pairs: list[tuple[int, int]] = []
         prompts: list[str] = []
         start = 0
@@ -128,12 +134,14 @@ class BagOfWords:
             prompts += [prompt_id] * len(found)
             start += len(row_ranks)
         if len(set(prompts)) < 2:
-            raise UsageProblem("the training comparisons need two prompts with replies that are ranked apart.")
+            raise UsageProblem(
+                "the training comparisons need two prompts with replies that are ranked apart.", "data/all-ties"
+            )
         better, worse = np.array(pairs).T
         try:
             self._weights = _fit(csr_matrix(bags[better] - bags[worse]), np.array(prompts))
         except ValueError as error:
-            raise UsageProblem(f"the training comparisons cannot be fitted ({error}).") from error
+            raise UsageProblem(f"the training comparisons cannot be fitted ({error}).", "evaluation/answers") from error
 
     def scores(self, responses: Sequence[Sequence[str]]) -> list[list[float]]:
         """One score for each reply of each comparison."""

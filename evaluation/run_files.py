@@ -88,12 +88,12 @@ class RunFiles:
 def read_run(run_directory: Path) -> RunFiles:
     """Reads what is there. Raises UsageProblem where there is no run directory, or a file in it is not what it says."""
     if not run_directory.is_dir():
-        raise UsageProblem(f"{run_directory}: there is no such run directory to report on.")
+        raise UsageProblem(f"{run_directory}: there is no such run directory to report on.", "run/not-found")
     try:
         return _read_run(run_directory)
     except OSError as error:  # a directory that may not be listed
         place = error.filename or run_directory
-        raise UsageProblem(f"{place}: cannot be read ({error.strerror or error}).") from error
+        raise UsageProblem(f"{place}: cannot be read ({error.strerror or error}).", "run/damaged") from error
 
 
 def _read_run(run_directory: Path) -> RunFiles:
@@ -122,10 +122,12 @@ def _read_lineage(path: Path) -> Mapping[str, Any] | None:
         return None
     stages = lineage.get("stages", {})
     if not isinstance(stages, dict):
-        raise UsageProblem(f"{path}: stages should be an object, one entry a stage.")
+        raise UsageProblem(f"{path}: stages should be an object, one entry a stage.", "run/damaged")
     for name, stage in stages.items():
         if not isinstance(stage, dict) or not isinstance(stage.get("parents", {}), dict):
-            raise UsageProblem(f"{path}: the stage {name} should be an object whose parents are one, too.")
+            raise UsageProblem(
+                f"{path}: the stage {name} should be an object whose parents are one, too.", "run/damaged"
+            )
         _seconds(stage, f"{path}: the stage {name}")
     return lineage
 
@@ -136,7 +138,7 @@ def _seconds(record: Mapping[str, Any], where: str) -> float | None:
         return None
     seconds = finite(value)
     if seconds is None or seconds < 0:
-        raise UsageProblem(f"{where} should have a number of seconds, not {str(value)[:40]!r}.")
+        raise UsageProblem(f"{where} should have a number of seconds, not {str(value)[:40]!r}.", "run/damaged")
     return seconds
 
 
@@ -175,13 +177,15 @@ def read_metrics(path: Path) -> dict[str, Curve]:
     for number, line in objects_by_line(path):
         step = finite(line.get("step"))
         if step is None:
-            raise UsageProblem(f"{path}, line {number}: a metrics line needs a number called step.")
+            raise UsageProblem(f"{path}, line {number}: a metrics line needs a number called step.", "run/damaged")
         for name, value in line.items():
             if name not in {"step", "time"} and isinstance(value, int | float):
                 try:
                     by_step.setdefault(name, {})[step] = float(value)
                 except OverflowError as error:
-                    raise UsageProblem(f"{path}, line {number}: {name} is too large a number.") from error
+                    raise UsageProblem(
+                        f"{path}, line {number}: {name} is too large a number.", "run/damaged"
+                    ) from error
     return {name: (sorted(points), [points[step] for step in sorted(points)]) for name, points in by_step.items()}
 
 
@@ -200,6 +204,6 @@ def _read_evaluations(path: Path) -> list[Evaluation]:
                 eos_rate=float(line["eos_rate"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UsageProblem(f"{path}, line {number}: this is not an evaluation ({error}).") from error
+            raise UsageProblem(f"{path}, line {number}: this is not an evaluation ({error}).", "run/damaged") from error
         by_update[evaluation.update] = evaluation
     return [by_update[update] for update in sorted(by_update)]

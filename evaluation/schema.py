@@ -120,12 +120,15 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     try:
         return Results.model_validate_json(Path(path).read_bytes())
     except FileNotFoundError as error:
-        raise UsageProblem(f"{path}: there is no such file; evaluation results were expected.") from error
+        raise UsageProblem(
+            f"{path}: there is no such file; evaluation results were expected.", "run/damaged"
+        ) from error
     except OSError as error:
-        raise UsageProblem(f"{path}: cannot be read ({error.strerror or error}).") from error
+        raise UsageProblem(f"{path}: cannot be read ({error.strerror or error}).", "run/damaged") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise UsageProblem(
-            f"{path}: these are not evaluation results of version {SCHEMA_VERSION} ({where}: {first['msg']})."
+            f"{path}: these are not evaluation results of version {SCHEMA_VERSION} ({where}: {first['msg']}).",
+            "run/damaged",
         ) from error

@@ -113,20 +113,27 @@ def length_controlled_win_rate(
 def _wins(scores_a: ArrayLike, scores_b: ArrayLike, tie_width: float) -> Floats:
     """1 where A wins, 0 where B wins, 0.5 for a tie; (comparisons,)."""
     if not tie_width >= 0:
-        raise UsageProblem(f"tie_width is {tie_width}; it is a difference of scores and cannot be negative.")
+        raise UsageProblem(
+            f"tie_width is {tie_width}; it is a difference of scores and cannot be negative.", "evaluation/answers"
+        )
     a = _column(scores_a, "scores_a")
     b = _column(scores_b, "scores_b", len(a))
     if len(a) == 0:
-        raise UsageProblem("A win rate needs at least one comparison; there are none.")
+        raise UsageProblem("A win rate needs at least one comparison; there are none.", "evaluation/answers")
     return np.where(np.abs(a - b) <= tie_width, 0.5, (a > b).astype(np.float64))
 
 
 def _column(values: ArrayLike, name: str, length: int | None = None) -> Floats:
     column = np.asarray(values, dtype=np.float64)
     if column.ndim != 1 or (length is not None and len(column) != length):
-        raise UsageProblem(f"{name} has shape {column.shape}; one number a comparison is needed ({length or 'any'}).")
+        raise UsageProblem(
+            f"{name} has shape {column.shape}; one number a comparison is needed ({length or 'any'}).",
+            "evaluation/answers",
+        )
     if not np.isfinite(column).all():
-        raise RunProblem(f"{name} holds a value that is not a finite number at position {_first_bad(column)}.")
+        raise RunProblem(
+            f"{name} holds a value that is not a finite number at position {_first_bad(column)}.", "evaluation/answers"
+        )
     return column
 
 
@@ -138,7 +145,9 @@ def _clusters(prompt_ids: Sequence[str] | Sequence[int] | NDArray, length: int) 
     """The number of each comparison's prompt, (comparisons,), and how many prompts there are."""
     ids = np.asarray(prompt_ids)
     if ids.shape != (length,):
-        raise UsageProblem(f"prompt_ids has shape {ids.shape}; one id a comparison is needed ({length}).")
+        raise UsageProblem(
+            f"prompt_ids has shape {ids.shape}; one id a comparison is needed ({length}).", "evaluation/answers"
+        )
     distinct, clusters = np.unique(ids, return_inverse=True)
     return clusters, len(distinct)
 
@@ -176,7 +185,9 @@ def _fit_logistic(x: Floats, y: Floats, weights: Floats, start: Floats) -> Float
         theta += step * np.minimum(1.0, 1.0 / np.maximum(size, 1e-12))  # far from the optimum a full step overshoots
         if size.max() < _FIT_TOLERANCE:
             return theta
-    raise RunProblem(f"The length-controlled win rate did not converge in {_FIT_ITERATIONS} steps.")
+    raise RunProblem(
+        f"The length-controlled win rate did not converge in {_FIT_ITERATIONS} steps.", "evaluation/not-converged"
+    )
 
 
 def _sigmoid(z: Floats) -> Floats:

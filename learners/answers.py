@@ -29,5 +29,5 @@ class Answers:
         """What an actor answers. Raises what it raised, and RunProblem, naming `what`, where it says nothing."""
         patience_s = self._deadline_s * (1 + self.evaluations)
         if not has_come(answer, patience_s):
-            raise RunProblem(f"ppo: waited {patience_s:.0f} s for {what}.")
+            raise RunProblem(f"ppo: waited {patience_s:.0f} s for {what}.", "run/no-answer")
         return ray.get(answer)

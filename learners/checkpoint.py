@@ -106,4 +106,4 @@ def _problem(place: CheckpointPlace, step: int, error: Exception) -> RunProblem:
     number = error.errno if isinstance(error, OSError) else int(written[1]) if written else None
     reason = "the disk is full" if number in FULL_DISK else one_line(error)
     told = f"the checkpoint of step {step} was not written: {reason}; earlier ones are intact."
-    return RunProblem(f"{place.named()}: {told}")
+    return RunProblem(f"{place.named()}: {told}", "checkpoint/write")

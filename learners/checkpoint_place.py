@@ -188,7 +188,9 @@ class CheckpointPlace:
                 with suppress(FileNotFoundError):
                     self._filesystem.delete_dir(self._inner)
         except OSError as error:
-            raise RunProblem(f"{self.named()}: checkpoints could not be removed ({one_line(error)}).") from error
+            raise RunProblem(
+                f"{self.named()}: checkpoints could not be removed ({one_line(error)}).", "checkpoint/write"
+            ) from error
 
     def remove_old(self, newest: str, keep: int, steps: Collection[int]) -> None:
         """Removes what is older than `newest`, which is whole: all but the `keep` newest that are, those of `steps`,
@@ -223,7 +225,8 @@ class CheckpointPlace:
         # Not the same as no checkpoint: a run that began anew would remove those that are there.
         return RunProblem(
             f"{self.named()}: the checkpoints cannot be read ({one_line(error)}); once they can, the same command "
-            "continues."
+            "continues.",
+            "checkpoint/unreadable",
         )
 
 

@@ -180,7 +180,8 @@ class Desk:
         if incarnation != self._incarnation:
             raise Superseded(
                 f"These learners were started anew meanwhile: incarnation {incarnation} stops here and writes nothing "
-                f"more, {self._incarnation} goes on."
+                f"more, {self._incarnation} goes on.",
+                "learners/superseded",
             )
 
     async def begin_incarnation(self) -> int:
@@ -280,7 +281,8 @@ def at_desk(call: Any, wait_s: float = 0.0, deadline_s: float | None = None) -> 
     except GetTimeoutError:
         raise RunProblem(
             f"Waited {deadline_s:.0f} s for the learners' desk, the actor between command and learners, to answer; the "
-            "same command continues from what was last saved."
+            "same command continues from what was last saved.",
+            "run/no-answer",
         ) from None
     except Exception as error:
         cause = getattr(error, "cause", None)

@@ -151,7 +151,8 @@ class Engine:
             if set(state[key]) != set(self._parameters):
                 different = sorted(set(state[key]) ^ set(self._parameters))
                 raise RunProblem(
-                    f"the {key} of a saved training state do not fit the model: {different[0]} is in one only"
+                    f"the {key} of a saved training state do not fit the model: {different[0]} is in one only",
+                    "checkpoint/unreadable",
                 )
         self._write_weights(state["weights"])
         for moment in MOMENTS:
@@ -314,4 +315,7 @@ def _forget(module: nn.Module) -> None:
 
 
 def _not_finite(step: int) -> RunProblem:
-    return RunProblem(f"the gradient norm is not finite at optimiser step {step}; the weights are those before it")
+    return RunProblem(
+        f"the gradient norm is not finite at optimiser step {step}; the weights are those before it",
+        "learners/not-finite",
+    )

@@ -31,4 +31,4 @@ def whole_directory(directory: Path) -> Iterator[Path]:
         os.replace(partial, directory)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise RunProblem(f"{directory}: the export was not written ({error}).") from error
+        raise RunProblem(f"{directory}: the export was not written ({error}).", "storage/write") from error

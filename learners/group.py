@@ -129,11 +129,13 @@ class LearnerGroup:
             why = self._why or _sentence(self._given_up)
             raise RunProblem(
                 f"Only {ready} of {self._workers} learner workers were there again {deadline_s:.0f} s after {why}; is "
-                f"there still room for them? With room, {AGAIN}."
+                f"there still room for them? With room, {AGAIN}.",
+                "placement/no-room",
             )
         raise RunProblem(
             f"Only {ready} of {self._workers} learner workers were ready after {deadline_s:.0f} s: is there room for "
-            "them (CPUs, GPUs, memory) beside the generators and scorers?"
+            "them (CPUs, GPUs, memory) beside the generators and scorers?",
+            "placement/no-room",
         )
 
     def _hear(self, news: News) -> list[Loss]:
@@ -162,13 +164,17 @@ class LearnerGroup:
         for rank, failure in sorted(failures.items()):
             cause = getattr(failure, "health_check_failure", failure)
             if is_death(cause) and rank in self._given_up:
-                raise RunProblem(f"Learner rank {rank} {self._given_up[rank]}; {AGAIN}.") from self._ended
+                raise RunProblem(
+                    f"Learner rank {rank} {self._given_up[rank]}; {AGAIN}.", "learners/lost"
+                ) from self._ended
             if is_death(cause):
                 raise death(cause, f"Learner rank {rank}") from self._ended
         if failures and self._ended is not None:
             raise self._ended
         reason = " ".join(str(self._ended or "without a reason").split())
-        raise RunProblem(f"The learner group ended before its job did: {reason[:400]}.") from self._ended
+        raise RunProblem(
+            f"The learner group ended before its job did: {reason[:400]}.", "learners/lost"
+        ) from self._ended
 
     def run(
         self,
@@ -242,11 +248,14 @@ class LearnerGroup:
 
     def _check_grace(self, waited_s: float, losses: list[Loss]) -> None:
         if losses:
-            raise RunProblem(f"The learners were to save and stop, and could not: {self._why}; {AGAIN}.")
+            raise RunProblem(
+                f"The learners were to save and stop, and could not: {self._why}; {AGAIN}.", "learners/stop"
+            )
         if waited_s > self._patience.stop_grace_s:
             raise RunProblem(
                 "The learners were asked to save and stop, and no checkpoint came within "
-                f"{self._patience.stop_grace_s:g} s (learners.stop_grace_s); what was saved before stands: {AGAIN}."
+                f"{self._patience.stop_grace_s:g} s (learners.stop_grace_s); what was saved before stands: {AGAIN}.",
+                "learners/stop",
             )
 
     def close(self) -> None:

@@ -103,7 +103,8 @@ def _make_model(job: LanguageModelJob, tokenizer: PreTrainedTokenizerFast) -> An
     longest = context_length(model.config)
     if longest is not None and longest < job.settings.context_length:
         raise UsageProblem(
-            f"{job.stage}: context_length is {job.settings.context_length}; the model reads at most {longest} tokens."
+            f"{job.stage}: context_length is {job.settings.context_length}; the model reads at most {longest} tokens.",
+            "recipe/lengths",
         )
     set_residual_dropout(model, job.settings.residual_dropout)
     return model
@@ -129,10 +130,12 @@ class _LanguageModelTask:
             self._validation = rows_of.packed(rows_of.documents(table), length)
         self._validation = self._validation[: settings.validation_rows]
         if settings.pretraining_share > 0 and not (self._demonstrations and self._texts):
-            raise UsageProblem(f"{job.stage}: a pretraining share needs both demonstrations and pretraining documents.")
+            raise UsageProblem(
+                f"{job.stage}: a pretraining share needs both demonstrations and pretraining documents.", "data/empty"
+            )
         self._steps_per_epoch = math.ceil(len(self._epoch(0)) / settings.batch_size)
         if self._steps_per_epoch == 0:
-            raise UsageProblem(f"{job.stage}: there is nothing to train on.")
+            raise UsageProblem(f"{job.stage}: there is nothing to train on.", "data/empty")
         self._epoch_of = lru_cache(maxsize=2)(self._epoch)
         self.stage = job.stage
         self.total_steps = settings.steps or settings.epochs * self._steps_per_epoch

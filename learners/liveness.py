@@ -67,7 +67,9 @@ def kill_here(process: Process) -> bool:
     deadline = time.monotonic() + 10.0
     while started_ticks(process.pid) == process.started_ticks:
         if time.monotonic() > deadline:
-            raise RunProblem(f"Process {process.pid} of a silent learner did not end within 10 s of SIGKILL.")
+            raise RunProblem(
+                f"Process {process.pid} of a silent learner did not end within 10 s of SIGKILL.", "learners/lost"
+            )
         time.sleep(0.01)
     return True
 

@@ -282,7 +282,7 @@ class _PpoLoop:
             self._save(evaluations=False)
         except Exception as second:  # noqa: BLE001 - the first problem is what a person must hear of
             log.warning("no checkpoint could be written at update %d: %s", self._progress.update, second)
-        raise problem or RunProblem("ppo: another rank could not go on.")
+        raise problem or RunProblem("ppo: another rank could not go on.", "learners/lost")
 
     # phases --------------------------------------------------------------------------------------------------------
 
@@ -303,7 +303,10 @@ class _PpoLoop:
         give_up = time.monotonic() + patience_s + self._job.answer_deadline_s
         while not has_come(answer, within_s=1.0):
             if time.monotonic() > give_up:
-                raise RunProblem(f"ppo: the episode stream has said nothing of batch {batch} for {patience_s:.0f} s.")
+                raise RunProblem(
+                    f"ppo: the episode stream has said nothing of batch {batch} for {patience_s:.0f} s.",
+                    "episodes/deadline",
+                )
             self._reporter.report(self._progress.update)
         return self._answers.of(answer, f"batch {batch}")
 

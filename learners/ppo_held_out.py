@@ -122,7 +122,8 @@ class HeldOutEvaluations:
             if not math.isfinite(objective):  # not written down, so that a run that goes on asks again
                 raise RunProblem(
                     f"ppo: the EMA policy of update {evaluation.update} has a held-out reward of {found['reward']} "
-                    f"and a KL of {found['kl']} nats; it cannot be compared with others."
+                    f"and a KL of {found['kl']} nats; it cannot be compared with others.",
+                    "ppo/not-finite",
                 )
             self._check_lease()
             line = {"update": evaluation.update, "episodes": evaluation.update * self._settings.batch_size, **found}

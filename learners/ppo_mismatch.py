@@ -48,5 +48,6 @@ def refuse_beyond(bound_nats: float, found: dict[str, float], update: int) -> No
         raise RunProblem(
             f"ppo: at update {update + 1} engine and learner disagree on the log-probability of a "
             f"token by {largest:.4g} nats, beyond the bound of {bound_nats:g}; their weights, temperature or "
-            "dtype differ."
+            "dtype differ.",
+            "ppo/mismatch",
         )

@@ -33,7 +33,9 @@ class PretrainingOrder:
         self._seed = seed
         self._held: tuple[int, np.ndarray] | None = None
         if not self._documents:
-            raise RunProblem("PPO-ptx needs pretraining documents of at least two tokens, and there are none.")
+            raise RunProblem(
+                "PPO-ptx needs pretraining documents of at least two tokens, and there are none.", "data/empty"
+            )
 
     def at(self, start: int, count: int) -> list[np.ndarray]:
         """Documents `start` to `start + count` of the endless order."""
@@ -157,7 +159,8 @@ class PpoUpdate:
                 if not np.isfinite(totals).all():
                     raise RunProblem(
                         f"ppo: at update {update + 1}, minibatch {index + 1}, the losses are policy {totals[0]}, "
-                        f"ptx {totals[1]}, value {totals[2]}; lower the learning rate."
+                        f"ptx {totals[1]}, value {totals[2]}; lower the learning rate.",
+                        "ppo/not-finite",
                     )
                 values = {
                     "loss/policy_avg": totals[0],

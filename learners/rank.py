@@ -20,6 +20,7 @@ from corpus.deaths import cause_of_death, is_death
 from corpus.problems import RunProblem, UsageProblem
 from corpus.processes import started_ticks
 from corpus.run_epoch import RunEpoch
+from corpus.telemetry import switch_telemetry_off
 from learners.desk import DESK_DEADLINE_S, Beat, Outcome, Process, Superseded, at_desk
 from learners.worker import Interrupted, Progress, Worker
 
@@ -163,6 +164,7 @@ class Line:
 
 def serve(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs: jobs from the desk until it closes."""
+    switch_telemetry_off()
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

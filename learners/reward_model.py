@@ -157,7 +157,9 @@ class _RewardModelTask:
         self._rankings, tied = self._read(job.comparisons, context)
         self._validation = self._read(job.comparisons_valid, context)[0][: settings.validation_rankings]
         if not self._rankings:
-            raise UsageProblem(f"{job.stage}: every ranking in {job.comparisons} is a tie; there is nothing to learn.")
+            raise UsageProblem(
+                f"{job.stage}: every ranking in {job.comparisons} is a tie; there is nothing to learn.", "data/all-ties"
+            )
         self._steps_per_epoch = math.ceil(len(self._rankings) / settings.batch_prompts)
         self.stage = job.stage
         self.total_steps = settings.epochs * self._steps_per_epoch
@@ -202,7 +204,9 @@ class _RewardModelTask:
         rankings, tied = read_rankings(read_table(path, "comparisons"))
         for i, ranking in enumerate(rankings):
             if context is not None and ranking.longest > context:
-                raise UsageProblem(f"{path}: ranking {i} has {ranking.longest} tokens; the model reads {context}.")
+                raise UsageProblem(
+                    f"{path}: ranking {i} has {ranking.longest} tokens; the model reads {context}.", "data/too-long"
+                )
         return rankings, tied
 
     def _minibatch(self, step: int) -> list[Ranking]:

@@ -59,7 +59,9 @@ def refuse_longer(rows: list[Row], context_length: int, what: str) -> None:
     """Raises UsageProblem where a row has more than `context_length` tokens."""
     for i, row in enumerate(rows):
         if len(row.tokens) > context_length:
-            raise UsageProblem(f"{what} {i} has {len(row.tokens)} tokens; the context length is {context_length}.")
+            raise UsageProblem(
+                f"{what} {i} has {len(row.tokens)} tokens; the context length is {context_length}.", "data/too-long"
+            )
 
 
 def list_values(column: pa.ChunkedArray) -> list[np.ndarray]:

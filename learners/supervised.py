@@ -143,7 +143,8 @@ class SupervisedLoop:
         [total] = sum_over_ranks(share)
         if not math.isfinite(total):
             raise RunProblem(
-                f"{self._task.stage}: the loss is {total} at step {self._step + 1}; lower the learning rate."
+                f"{self._task.stage}: the loss is {total} at step {self._step + 1}; lower the learning rate.",
+                "learners/not-finite",
             )
         lr = self._optimizer.learning_rate(self._step, self._task.total_steps)
         norm = self._engine.step(lr)

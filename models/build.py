@@ -50,7 +50,9 @@ def tiny_llama(
     Raises UsageProblem where PAD is EOS, because the model would then never learn to stop.
     """
     if pad_id == eos_id:
-        raise UsageProblem(f"PAD and EOS are the same token ({eos_id}); they must differ or the model never stops.")
+        raise UsageProblem(
+            f"PAD and EOS are the same token ({eos_id}); they must differ or the model never stops.", "model/tokenizer"
+        )
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=settings.hidden_size,
@@ -85,17 +87,21 @@ def check_causal_lm(directory_or_name: str, context_tokens: int) -> None:
     """Raises UsageProblem where a base model could not serve, as far as its configuration and tokenizer tell."""
     config = load_config(directory_or_name)
     if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise UsageProblem(f"Model {directory_or_name!r} is of type {config.model_type}, not a causal language model.")
+        raise UsageProblem(
+            f"Model {directory_or_name!r} is of type {config.model_type}, not a causal language model.", "model/kind"
+        )
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
         raise UsageProblem(
             f"Model {directory_or_name!r} is of type {config.model_type}, for which Transformers has no sequence "
-            "classifier: a reward model made from it could not be saved. Give a model of another type."
+            "classifier: a reward model made from it could not be saved. Give a model of another type.",
+            "model/kind",
         )
     longest = context_length(config)
     if longest is not None and longest < context_tokens:
         raise UsageProblem(
             f"Model {directory_or_name!r} reads at most {longest} tokens; the recipe asks for {context_tokens}: lower "
-            "tokens.context_tokens and the stages' context_length."
+            "tokens.context_tokens and the stages' context_length.",
+            "recipe/lengths",
         )
     _check_weight_files(directory_or_name)
     tokenizer = load_tokenizer(directory_or_name)
@@ -103,7 +109,8 @@ def check_causal_lm(directory_or_name: str, context_tokens: int) -> None:
     if tokens > rows + (tokenizer.pad_token_id == rows):
         raise UsageProblem(
             f"The tokenizer of {directory_or_name!r} has {tokens} tokens and the model has rows for {rows}; they do "
-            "not belong together."
+            "not belong together.",
+            "model/tokenizer",
         )
 
 
@@ -113,7 +120,7 @@ def load_config(directory_or_name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(directory_or_name, trust_remote_code=False)
     except LOAD_ERRORS as error:
-        raise UsageProblem(f"Model {directory_or_name!r} does not load: {_first_line(error)}") from error
+        raise UsageProblem(f"Model {directory_or_name!r} does not load: {_first_line(error)}", "model/load") from error
 
 
 def load_pretrained(auto_class: Any, directory_or_name: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -124,12 +131,13 @@ def load_pretrained(auto_class: Any, directory_or_name: str, dtype: torch.dtype)
             directory_or_name, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
     except LOAD_ERRORS as error:
-        raise UsageProblem(f"Model {directory_or_name!r} does not load: {_first_line(error)}") from error
+        raise UsageProblem(f"Model {directory_or_name!r} does not load: {_first_line(error)}", "model/load") from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise UsageProblem(
             f"Model {directory_or_name!r} lacks {len(missing)} weights, such as {missing[0]}; "
-            "give a complete checkpoint of a causal language model."
+            "give a complete checkpoint of a causal language model.",
+            "model/weights",
         )
     return model
 
@@ -145,17 +153,24 @@ def load_tokenizer(directory_or_name: str, pad_token: str | None = None) -> PreT
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory_or_name, trust_remote_code=False)
     except LOAD_ERRORS as error:
-        raise UsageProblem(f"Tokenizer {directory_or_name!r} does not load: {_first_line(error)}") from error
+        raise UsageProblem(
+            f"Tokenizer {directory_or_name!r} does not load: {_first_line(error)}", "model/tokenizer"
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UsageProblem(f"Tokenizer {directory_or_name!r} is not a fast tokenizer (it needs a tokenizer.json).")
+        raise UsageProblem(
+            f"Tokenizer {directory_or_name!r} is not a fast tokenizer (it needs a tokenizer.json).", "model/tokenizer"
+        )
     if tokenizer.eos_token_id is None:
-        raise UsageProblem(f"Tokenizer {directory_or_name!r} has no EOS token, so a response could never end.")
+        raise UsageProblem(
+            f"Tokenizer {directory_or_name!r} has no EOS token, so a response could never end.", "model/tokenizer"
+        )
     if pad_token is not None or tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": pad_token or "<|pad|>"})
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UsageProblem(
             f"Tokenizer {directory_or_name!r} pads with its EOS token {tokenizer.eos_token!r}; "
-            "give it another pad_token in its tokenizer_config.json, or the model never learns to stop."
+            "give it another pad_token in its tokenizer_config.json, or the model never learns to stop.",
+            "model/tokenizer",
         )
     tokenizer.padding_side = "right"
     return tokenizer
@@ -172,7 +187,8 @@ def match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast)
     if tokens > rows:
         if tokens > rows + 1 or tokenizer.pad_token_id != rows:
             raise UsageProblem(
-                f"The tokenizer has {tokens} tokens and the model has rows for {rows}; they do not belong together."
+                f"The tokenizer has {tokens} tokens and the model has rows for {rows}; they do not belong together.",
+                "model/tokenizer",
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # Transformers draws the new row around the mean of the others
@@ -231,7 +247,8 @@ def _residual_blocks(model: PreTrainedModel) -> Iterator[nn.Module]:
         mlp = [children[name] for name in ("mlp", "feed_forward", "fc2") if name in children]
         if len(attention) != 1 or len(mlp) != 1:
             raise UsageProblem(
-                f"Residual dropout is not known for {type(model).__name__}; set the dropout of supervised stages to 0."
+                f"Residual dropout is not known for {type(model).__name__}; set the dropout of supervised stages to 0.",
+                "model/kind",
             )
         yield from (attention[0], mlp[0])
 
@@ -243,21 +260,23 @@ def _check_weight_files(directory_or_name: str) -> None:
         return
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise UsageProblem(f"Model {directory_or_name!r} has no weights: there is no .safetensors file in it.")
+        raise UsageProblem(
+            f"Model {directory_or_name!r} has no weights: there is no .safetensors file in it.", "model/weights"
+        )
     for file in files:
         try:
             with safe_open(file, "pt"):
                 pass
         except SafetensorError as error:
             raise UsageProblem(
-                f"Model {directory_or_name!r}: {file.name} is damaged ({_first_line(error)})."
+                f"Model {directory_or_name!r}: {file.name} is damaged ({_first_line(error)}).", "model/weights"
             ) from error
 
 
 def _require_directory(directory_or_name: str, what: str) -> None:
     looks_local = directory_or_name.startswith((".", "~", os.sep)) or directory_or_name.count("/") > 1
     if looks_local and not Path(directory_or_name).is_dir():
-        raise UsageProblem(f"The {what} directory {directory_or_name!r} does not exist.")
+        raise UsageProblem(f"The {what} directory {directory_or_name!r} does not exist.", "model/not-found")
 
 
 def _first_line(error: BaseException) -> str:

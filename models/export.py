@@ -88,7 +88,8 @@ def write_model(
     if missing or unknown or misshapen:
         raise RunProblem(
             f"The weights to export are not those of {type(skeleton).__name__}: "
-            f"missing {missing[:3]}, unknown {unknown[:3]}, of another shape {misshapen[:3]}."
+            f"missing {missing[:3]}, unknown {unknown[:3]}, of another shape {misshapen[:3]}.",
+            "model/weights",
         )
     if generation is not None:
         skeleton.generation_config = generation

@@ -39,7 +39,9 @@ class PolicyModel(nn.Module):
     def _unembedding(self) -> nn.Module:
         unembedding = self.causal_lm.get_output_embeddings()
         if unembedding is None:
-            raise UsageProblem(f"{type(self.causal_lm).__name__} has no unembedding; give a causal language model.")
+            raise UsageProblem(
+                f"{type(self.causal_lm).__name__} has no unembedding; give a causal language model.", "model/kind"
+            )
         return unembedding
 
     @property

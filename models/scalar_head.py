@@ -59,7 +59,9 @@ class ScalarHeadModel(nn.Module):
         auto_class = _classifier_class(directory)
         classifier = load_pretrained(auto_class, directory, dtype)
         if classifier.config.num_labels != 1:
-            raise UsageProblem(f"Model {directory!r} gives {classifier.config.num_labels} numbers; a reward is one.")
+            raise UsageProblem(
+                f"Model {directory!r} gives {classifier.config.num_labels} numbers; a reward is one.", "reward/labels"
+            )
         backbone = getattr(classifier, classifier.base_model_prefix)
         weight_name, bias_name = head_names(classifier)
         weights = classifier.state_dict()
@@ -144,7 +146,9 @@ class ScalarHeadModel(nn.Module):
             with torch.device("meta"):
                 skeleton = auto_class.from_config(config)
         except ValueError as error:
-            raise UsageProblem(f"{type(self.backbone).__name__} cannot be saved as a scalar model: {error}") from error
+            raise UsageProblem(
+                f"{type(self.backbone).__name__} cannot be saved as a scalar model: {error}", "model/kind"
+            ) from error
         weight_name, bias_name = head_names(skeleton)
         names = {"head.weight": weight_name, "head.bias": bias_name}
         prefix = skeleton.base_model_prefix
@@ -176,7 +180,7 @@ def head_names(classifier: PreTrainedModel) -> tuple[str, str | None]:
     weights = [name for name in own if name.endswith(".weight")]
     biases = [name for name in own if name.endswith(".bias")]
     if len(weights) != 1 or len(own) != len(weights) + len(biases) or len(biases) > 1:
-        raise UsageProblem(f"{type(classifier).__name__} has no plain linear head ({', '.join(own)}).")
+        raise UsageProblem(f"{type(classifier).__name__} has no plain linear head ({', '.join(own)}).", "model/kind")
     return weights[0], (biases or [None])[0]
 
 
@@ -184,10 +188,10 @@ def _classifier_class(directory: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UsageProblem(f"Model {directory!r} does not load: {str(error).splitlines()[0]}") from error
+        raise UsageProblem(f"Model {directory!r} does not load: {str(error).splitlines()[0]}", "model/load") from error
     architecture = (config.architectures or ["no architecture"])[0]
     if architecture.endswith("ForSequenceClassification"):
         return AutoModelForSequenceClassification
     if architecture.endswith("ForTokenClassification"):
         return AutoModelForTokenClassification
-    raise UsageProblem(f"Model {directory!r} is a {architecture}, not a sequence or token classifier.")
+    raise UsageProblem(f"Model {directory!r} is a {architecture}, not a sequence or token classifier.", "model/kind")

@@ -95,7 +95,9 @@ def shape_of_model(directory_or_name: str) -> ModelShape:
             model: Any = AutoModelForCausalLM.from_config(config)
     except LOAD_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageProblem(f"Model {directory_or_name!r} cannot be made as a causal language model: {reason}") from None
+        raise UsageProblem(
+            f"Model {directory_or_name!r} cannot be made as a causal language model: {reason}", "model/load"
+        ) from None
     text: Any = config.get_text_config()
     unembedding = model.get_output_embeddings()
     heads = text.num_attention_heads

@@ -80,7 +80,8 @@ def verify(snapshot: Snapshot) -> None:
     if _checksum(snapshot.version, snapshot.manifest, snapshot.buffer) != snapshot.checksum:
         attempt, update = snapshot.version
         raise RunProblem(
-            f"The weight snapshot of attempt {attempt}, update {update} is damaged: its checksum does not match."
+            f"The weight snapshot of attempt {attempt}, update {update} is damaged: its checksum does not match.",
+            "publication/damaged",
         )
 
 

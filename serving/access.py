@@ -63,7 +63,9 @@ def parse_tokens(text: str, where: str) -> dict[str, KeptToken]:
                 raise ValueError(f"token {token.id} has an unknown scope or no sha256")
             found[token.id] = token
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageProblem(f"{where} is no token file ({error}); make one with amenable tokens add.") from None
+        raise UsageProblem(
+            f"{where} is no token file ({error}); make one with amenable tokens add.", "serving/tokens"
+        ) from None
     return found
 
 
@@ -71,7 +73,9 @@ def new_token(file: Path, name: str, scopes: frozenset[Scope]) -> str:
     """A new token, which nobody can read again; its hash is added to `file`. Raises UsageProblem for a file that is not
     a token file or cannot be written."""
     if not name or len(name) > 80 or not name.isprintable():
-        raise UsageProblem("A token's name should be 1 to 80 printable characters, such as the name of who uses it.")
+        raise UsageProblem(
+            "A token's name should be 1 to 80 printable characters, such as the name of who uses it.", "serving/tokens"
+        )
     token_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     token = f"amn_{token_id}_{secret}"
     kept = KeptToken(token_id, name, scopes, _sha256(token), datetime.now(UTC).isoformat(timespec="seconds"))
@@ -84,7 +88,9 @@ def revoke_token(file: Path, token_id: str) -> None:
 
     def without(tokens: dict[str, KeptToken]) -> dict[str, KeptToken]:
         if token_id not in tokens:
-            raise UsageProblem(f"{file} has no token {token_id}; it has {', '.join(sorted(tokens)) or 'none'}.")
+            raise UsageProblem(
+                f"{file} has no token {token_id}; it has {', '.join(sorted(tokens)) or 'none'}.", "serving/tokens"
+            )
         return {each: kept for each, kept in tokens.items() if each != token_id}
 
     _change(file, without)
@@ -95,7 +101,9 @@ def read_tokens(file: Path) -> dict[str, KeptToken]:
     try:
         return parse_tokens(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
-        raise UsageProblem(f"{file} cannot be read ({error.strerror}); make it with amenable tokens add.") from None
+        raise UsageProblem(
+            f"{file} cannot be read ({error.strerror}); make it with amenable tokens add.", "serving/tokens"
+        ) from None
 
 
 class Access:
@@ -243,8 +251,10 @@ def _run_secret(path: Path) -> bytes:
                 return secret
             time.sleep(0.01)
     except OSError as error:
-        raise RunProblem(f"{path} cannot be kept ({error.strerror}): sessions need a secret of the run.") from error
-    raise RunProblem(f"{path} is not the secret of a run's sessions: remove it.")
+        raise RunProblem(
+            f"{path} cannot be kept ({error.strerror}): sessions need a secret of the run.", "serving/sessions"
+        ) from error
+    raise RunProblem(f"{path} is not the secret of a run's sessions: remove it.", "serving/sessions")
 
 
 def _change(file: Path, change: Any) -> None:
@@ -269,4 +279,4 @@ def _change(file: Path, change: Any) -> None:
                 os.fsync(stream.fileno())
             partial.replace(file)
     except OSError as error:
-        raise UsageProblem(f"{file} cannot be written ({error.strerror}).") from None
+        raise UsageProblem(f"{file} cannot be written ({error.strerror}).", "serving/tokens") from None

@@ -126,10 +126,13 @@ class Replica:
         """Follow another channel. Raises UsageProblem for another run, which needs another application."""
         wanted = Channel.model_validate(user_config)
         if wanted.run is not None and Path(wanted.run) != self._run:
-            raise UsageProblem(f"These replicas serve {self._run}; deploy another application for {wanted.run}.")
+            raise UsageProblem(
+                f"These replicas serve {self._run}; deploy another application for {wanted.run}.", "serving/channel"
+            )
         if wanted.channel not in TITLES and not PINNED_NAME.fullmatch(wanted.channel):
             raise UsageProblem(
-                f"{wanted.channel!r} is no model of a run; a channel is {', '.join(TITLES)} or policy@N."
+                f"{wanted.channel!r} is no model of a run; a channel is {', '.join(TITLES)} or policy@N.",
+                "serving/channel",
             )
         self._gateway.channel = wanted.channel
 
@@ -156,7 +159,8 @@ class Replica:
                 given.append((name, weights))
         if not given:
             raise RunProblem(
-                f"{self._run} has none of the models {', '.join(self._settings.loaded)} yet (serving.loaded)."
+                f"{self._run} has none of the models {', '.join(self._settings.loaded)} yet (serving.loaded).",
+                "serving/no-model",
             )
         for engine in self._engines[len(given) :]:  # those without a model of their own wait with another's weights
             await engine.start(*given[0], skeleton, partial(self._slots.meaning, given[0][0]))
@@ -269,7 +273,9 @@ async def want(run: Path, names: Names, pinned: str | None, seen: int, who: str)
     else has changed it since the wish numbered `seen`, UsageProblem where there is no such version."""
     if pinned is not None and await asyncio.to_thread(names.find, pinned) is None:
         versions = [name for name in await asyncio.to_thread(names.all) if name not in TITLES]
-        raise UsageProblem(f"There is no version {pinned}; there are {', '.join(versions) or 'none'}.")
+        raise UsageProblem(
+            f"There is no version {pinned}; there are {', '.join(versions) or 'none'}.", "serving/version"
+        )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         written = await asyncio.to_thread(write_wish, run, pinned, seen, who, now)

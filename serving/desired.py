@@ -56,7 +56,7 @@ def read_wish(run: Path) -> Wish:
     except FileNotFoundError:
         return Wish()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunProblem(f"{path} cannot be read ({error}): write it anew with amenable pin.") from None
+        raise RunProblem(f"{path} cannot be read ({error}): write it anew with amenable pin.", "serving/wish") from None
     return wish
 
 
@@ -64,7 +64,9 @@ def write_wish(run: Path, pinned: str | None, seen: int, who: str, when: str) ->
     """The wish that follows the one numbered `seen`, on disk. Raises WishOvertaken where somebody else has changed it
     since, UsageProblem for a name that no version can have."""
     if pinned is not None and not PINNED_NAME.fullmatch(pinned):
-        raise UsageProblem(f"{pinned!r} names no version; give policy@UPDATE, as in policy@12, or newest.")
+        raise UsageProblem(
+            f"{pinned!r} names no version; give policy@UPDATE, as in policy@12, or newest.", "serving/version"
+        )
     path = run / DESIRED_FILE
     path.parent.mkdir(exist_ok=True)
     with open(path.parent / LOCK_FILE, "a", encoding="utf-8") as lock:
@@ -73,7 +75,8 @@ def write_wish(run: Path, pinned: str | None, seen: int, who: str, when: str) ->
         if present.counter != seen:
             raise WishOvertaken(
                 f"{present.who} has asked for {present.pinned or 'the newest weights'} at {present.when}, since you "
-                "looked; look again."
+                "looked; look again.",
+                "serving/overtaken",
             )
         wish = Wish(present.counter + 1, pinned, who, when)
         _write_whole(path, {"schema_version": SCHEMA_VERSION, **asdict(wish)})

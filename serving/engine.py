@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.owner import OWNER_VARIABLE
 from corpus.problems import RunProblem
+from corpus.telemetry import TELEMETRY_OFF
 from serving.feeds import TAKES
 from serving.names import Weights
 from serving.settings import ServingSettings
@@ -29,11 +30,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 ENVIRONMENT = {
+    **TELEMETRY_OFF,
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # engines share cores with others on small machines
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "TORCH_COMPILE_DISABLE": "1",  # without CUDA graphs only a few small sampler functions would be compiled
 }
@@ -111,7 +110,7 @@ class EngineSlot:
             await self._make(directory)
         except (ValueError, OSError, RuntimeError) as error:
             said = " ".join(str(error).split())[:400]
-            raise RunProblem(f"vLLM cannot serve the model in {directory}: {said}") from error
+            raise RunProblem(f"vLLM cannot serve the model in {directory}: {said}", "model/vllm") from error
         self._shapes = await asyncio.to_thread(_shapes_of, sorted(directory.glob("*.safetensors")))
         if weights.directory is None:
             for left in reversed(range(TAKES)):
@@ -139,7 +138,10 @@ class EngineSlot:
         shapes = await asyncio.to_thread(_shapes_of, weights.files())
         odd = _difference(shapes, self._shapes)
         if odd is not None:
-            raise RunProblem(f"The weights of {name} ({weights.version}) do not fit this service's engines: {odd}.")
+            raise RunProblem(
+                f"The weights of {name} ({weights.version}) do not fit this service's engines: {odd}.",
+                "serving/weights",
+            )
         async with self._changing:
             former = self.holds
             if newer and former != name:
@@ -156,7 +158,8 @@ class EngineSlot:
                     self.holds = former
                 raise RunProblem(
                     f"Engine {self.number} did not take the weights of {name} ({weights.version}) within "
-                    f"{self._settings.load_deadline_s:g} s: its requests did not end, or vLLM does not answer."
+                    f"{self._settings.load_deadline_s:g} s: its requests did not end, or vLLM does not answer.",
+                    "serving/weights",
                 ) from None
             finally:
                 self.loading = None
@@ -201,18 +204,20 @@ class EngineSlot:
                     pass
         except TimeoutError:
             raise RunProblem(
-                f"Engine {self.number} generated no token in {self._settings.start_deadline_s:g} s."
+                f"Engine {self.number} generated no token in {self._settings.start_deadline_s:g} s.", "serving/engine"
             ) from None
 
     def check(self, stall_s: float) -> None:
         """Raises RunProblem where the engine is dead, broken, or has given no sign of life for `stall_s`."""
         if self.broken is not None:
-            raise RunProblem(f"Engine {self.number} is broken: {self.broken}")
+            raise RunProblem(f"Engine {self.number} is broken: {self.broken}", "serving/engine")
         if self._engine is None or self._engine.errored:
-            raise RunProblem(f"Engine {self.number} has died.")
+            raise RunProblem(f"Engine {self.number} has died.", "serving/engine")
         silent_s = time.monotonic() - self.beat_at
         if silent_s > stall_s:
-            raise RunProblem(f"The loop of engine {self.number} has not answered for {silent_s:.0f} s.")
+            raise RunProblem(
+                f"The loop of engine {self.number} has not answered for {silent_s:.0f} s.", "serving/engine"
+            )
 
     def close(self) -> None:
         """End the engine's processes."""
@@ -315,7 +320,7 @@ def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -
     }
     for name, value in given.items():
         if not hasattr(args, name):
-            raise RunProblem(f"This version of vLLM has no argument {name}.")
+            raise RunProblem(f"This version of vLLM has no argument {name}.", "serving/engine")
         setattr(args, name, value)
     return args
 

@@ -58,9 +58,11 @@ class Weights:
                 with open(self.directory / name, "rb") as stream:
                     found = hashlib.file_digest(stream, "sha256").hexdigest()
             except OSError as error:
-                raise RunProblem(f"{self.directory / name} cannot be read ({error}).") from error
+                raise RunProblem(f"{self.directory / name} cannot be read ({error}).", "run/damaged") from error
             if found != expected:
-                raise RunProblem(f"{self.directory / name} is damaged: it is not the file that its stage wrote.")
+                raise RunProblem(
+                    f"{self.directory / name} is damaged: it is not the file that its stage wrote.", "run/damaged"
+                )
 
 
 class Names:
@@ -110,7 +112,7 @@ class Names:
             weights = self.find(name)
             if weights is not None and weights.directory is not None:
                 return weights.directory
-        raise RunProblem(f"{self._run} has no model yet that could be served: its SFT is not done.")
+        raise RunProblem(f"{self._run} has no model yet that could be served: its SFT is not done.", "serving/no-model")
 
     def reward_model(self) -> Path | None:
         """The directory of the run's reward model; None where it is not trained yet."""
@@ -123,9 +125,9 @@ class Names:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise RunProblem(f"{path} cannot be read ({error}).") from error
+            raise RunProblem(f"{path} cannot be read ({error}).", "run/damaged") from error
         if not isinstance(content, dict):
-            raise RunProblem(f"{path} is no recipe.")
+            raise RunProblem(f"{path} is no recipe.", "run/damaged")
         return content
 
     def _version(self, name: str) -> Weights | None:

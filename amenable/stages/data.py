@@ -1,6 +1,7 @@
 """The data stage: the corpus, tokenised once into the tables that every later stage reads."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,23 @@ from amenable.recipe import Recipe
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
 from amenable.stages.sources import PADDED_BASE, directory_hashes, whereabouts
+from corpus.files import FileCorpusSettings, Source
 from corpus.problems import UsageProblem
+
+HUB_CARDS = "hub"
+"""Among the stage's values: what the Hub told of the data sets that were read from it."""
+
+BUILT_IN = "built-in world"
+
+LICENCE_OF_BUILT_IN = "Apache-2.0"
+"""Of the program, which makes its texts from its own words."""
+
+NOT_STATED = "not stated"
+
+_LICENCES: Any = {"licence": True} | {
+    part: {"licence"} for part in ("pretraining", "demonstrations", "prompts", "comparisons")
+}
+"""What does not change the tables, and therefore does not make the stage run again."""
 
 
 def reads(recipe: Recipe, sources: dict[str, str] | None = None) -> dict[str, Any]:
@@ -20,7 +37,7 @@ def reads(recipe: Recipe, sources: dict[str, str] | None = None) -> dict[str, An
     if recipe.corpus is None:
         found["world"] = recipe.world.model_dump(mode="json")
     else:
-        found["corpus"] = recipe.corpus.model_dump(mode="json")
+        found["corpus"] = recipe.corpus.model_dump(mode="json", exclude=_LICENCES)
         found["sources"] = source_hashes(recipe) if sources is None else sources
     if recipe.model.base is None:
         found["vocab_size"] = recipe.model.vocab_size if recipe.corpus is not None else None
@@ -36,7 +53,8 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
     By the address that the recipe gives, or, where that stands for several files, by their own. Raises UsageProblem
     where one is not there or cannot be read.
     """
-    from corpus.readers import HUB, find_files
+    from corpus.hub import HUB
+    from corpus.readers import find_files
     from corpus.storage import named, one_line
 
     hashes: dict[str, str] = {}
@@ -50,7 +68,7 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
             try:
                 hashes[address if len(files) == 1 else name] = _sha256(filesystem, file)
             except OSError as error:
-                raise UsageProblem(f"{name}: cannot be read ({one_line(error)}).") from error
+                raise UsageProblem(f"{name}: cannot be read ({one_line(error)}).", "data/unreadable") from error
     return hashes
 
 
@@ -67,9 +85,53 @@ def addresses(recipe: Recipe) -> list[str]:
     corpus = recipe.corpus
     if corpus is None:
         return []
-    sources = (corpus.pretraining, corpus.demonstrations, corpus.prompts, corpus.comparisons)
-    named = [corpus.path, *(source.path for source in sources if source is not None)]
+    named = [corpus.path, *(source.path for source in _sources(corpus))]
     return list(dict.fromkeys(address for address in named if address))
+
+
+def _sources(corpus: FileCorpusSettings) -> list[Source]:
+    parts = (corpus.pretraining, corpus.demonstrations, corpus.prompts, corpus.comparisons)
+    return [source for source in parts if source is not None]
+
+
+def data_sets(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """What the lineage says of each data set, by its address: `licence`, NOT_STATED where nobody states one;
+    `licence_from`, who does ("recipe", "Hugging Face Hub", "amenable" for the built-in world), left out where nobody
+    does; `commit` of a data set of the Hub.
+
+    `cards` is what the Hub has told, by address, as the data stage keeps it in its values under HUB_CARDS.
+    """
+    if recipe.corpus is None:
+        return {BUILT_IN: {"licence": LICENCE_OF_BUILT_IN, "licence_from": "amenable"}}
+    corpus = recipe.corpus
+    by_recipe = {source.path: source.licence for source in _sources(corpus) if source.licence}
+    if corpus.path and corpus.licence:
+        by_recipe[corpus.path] = corpus.licence
+    found: dict[str, dict[str, str]] = {}
+    for address in addresses(recipe):
+        card = cards.get(address, {})
+        if address in by_recipe:
+            says = {"licence": by_recipe[address], "licence_from": "recipe"}
+        elif card.get("licence"):
+            says = {"licence": str(card["licence"]), "licence_from": "Hugging Face Hub"}
+        else:
+            says = {"licence": NOT_STATED}
+        found[address] = says | ({"commit": str(card["commit"])} if card.get("commit") else {})
+    return found
+
+
+def _hub_cards(context: Context) -> dict[str, dict[str, str | None]]:
+    """What the Hub tells of the data sets that come from it, by address; a note for each of which it tells nothing."""
+    from corpus.hub import HUB, hub_card, name_and_split
+
+    found = {}
+    for address in addresses(context.recipe):
+        if address.startswith(HUB):
+            card = hub_card(name_and_split(address)[0])
+            if card.why:
+                context.progress.note(f"data: the Hub tells neither commit nor licence of {address} ({card.why}).")
+            found[address] = {"commit": card.commit, "licence": card.licence}
+    return found
 
 
 def table_name(name: str) -> Any:
@@ -109,7 +171,9 @@ def run(context: Context, spec: StageSpec) -> Finished:
         context.check_lease()
         if write_with_row_for_pad(whereabouts(recipe.model.base), str(tokenizer_directory), padded):
             files.append(padded)
-    return Finished(files, sizes | {f"{part}-left-out": count for part, count in left_out.items()})
+    values = sizes | {f"{part}-left-out": count for part, count in left_out.items()}
+    cards = _hub_cards(context)
+    return Finished(files, values | ({HUB_CARDS: cards} if cards else {}))
 
 
 def check_tables(tables: dict[str, Any]) -> None:
@@ -118,11 +182,14 @@ def check_tables(tables: dict[str, Any]) -> None:
 
     for name, table in tables.items():
         if table.num_rows == 0:
-            raise UsageProblem(f"The table {name} has no rows: the corpus is too small for its split or its limits.")
+            raise UsageProblem(
+                f"The table {name} has no rows: the corpus is too small for its split or its limits.", "data/empty"
+            )
         if table_name(name) == "comparisons" and untied_pairs(table) == 0:
             raise UsageProblem(
                 f"The table {name} has {table.num_rows:,} rows, and in each of them all responses tie: a reward model "
-                "learns from responses that are ranked apart; give more comparisons, or another split_seed."
+                "learns from responses that are ranked apart; give more comparisons, or another split_seed.",
+                "data/all-ties",
             )
 
 
@@ -172,7 +239,8 @@ def _file_tables(recipe: Recipe, tokenizer_directory: Path) -> tuple[dict[str, A
     if corpus.comparisons_train is None or corpus.comparisons_valid is None:
         raise UsageProblem(
             "The corpus has no comparisons, and there are no people to collect them from: give corpus.comparisons "
-            "(chosen/rejected pairs or rankings), or leave corpus out to use the built-in world."
+            "(chosen/rejected pairs or rankings), or leave corpus out to use the built-in world.",
+            "data/no-comparisons",
         )
     limits = recipe.tokens
     tables = {

@@ -41,7 +41,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
     load_reference(context, initial)
     prompts = read_table(str(context.data("prompts-ppo")), "prompts")
     if prompts.num_rows == 0:
-        raise UsageProblem("There are no prompts for PPO.")
+        raise UsageProblem("There are no prompts for PPO.", "data/empty")
     plan = StreamPlan(
         prompts=str(context.data("prompts-ppo")),
         directory=str(spec.directory / "episodes"),

@@ -50,4 +50,4 @@ def _sha256(path: Path) -> str:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UsageProblem(f"{path}: cannot be read ({error.strerror}).") from None
+        raise UsageProblem(f"{path}: cannot be read ({error.strerror}).", "storage/read") from None

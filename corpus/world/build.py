@@ -132,7 +132,8 @@ def _draw(
     change = f"raise it or lower world.prompts_heldout ({settings.prompts_heldout})" if heldout else "lower it"
     raise UsageProblem(
         f"World.heldout_share {settings.heldout_share:g} leaves too few instructions for "
-        f"{'held-out prompts' if heldout else 'training'}: none was found in {MOST_DRAWS:,} draws; {change}."
+        f"{'held-out prompts' if heldout else 'training'}: none was found in {MOST_DRAWS:,} draws; {change}.",
+        "recipe/world",
     )
 
 

@@ -137,7 +137,7 @@ class PageRun:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise UsageProblem(f"{path}: cannot be read ({error.strerror or error}).") from error
+            raise UsageProblem(f"{path}: cannot be read ({error.strerror or error}).", "run/damaged") from error
         state = (found.st_mtime_ns, found.st_size)
         if path not in self._curves or self._curves[path][0] != state:
             self._curves[path] = (state, read_metrics(path))
@@ -170,7 +170,7 @@ class PageRun:
             return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         except (OSError, ValueError) as error:
             said = " ".join(str(error).split())[:300]
-            raise RunProblem(f"{directory}: the run's tokenizer does not load ({said}).") from error
+            raise RunProblem(f"{directory}: the run's tokenizer does not load ({said}).", "model/tokenizer") from error
 
 
 def _drawn(panel: Panel, metrics: dict[str, Curve]) -> DrawnPanel | None:

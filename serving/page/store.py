@@ -97,7 +97,8 @@ class ComparisonStore:
         if self._count() >= MAX_STORED:
             raise RunProblem(
                 f"{MAX_STORED:,} comparisons are kept already, which is the limit; remove some from "
-                "serving/comparisons in the run's directory."
+                "serving/comparisons in the run's directory.",
+                "serving/comparison",
             )
         kept = StoredComparison(
             **comparison.model_dump(),
@@ -124,9 +125,11 @@ class ComparisonStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise RunProblem(f"{path}: cannot be read ({error.strerror or error}).") from error
+            raise RunProblem(f"{path}: cannot be read ({error.strerror or error}).", "serving/comparison") from error
         except ValidationError as error:
-            raise RunProblem(f"{path}: this is not a comparison of version {SCHEMA_VERSION}.") from error
+            raise RunProblem(
+                f"{path}: this is not a comparison of version {SCHEMA_VERSION}.", "serving/comparison"
+            ) from error
 
     def newest(self) -> list[Listed]:
         """The newest comparisons, the last first. A damaged one is left out."""
@@ -153,7 +156,9 @@ class ComparisonStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise RunProblem(f"{self._directory}: cannot be listed ({error.strerror or error}).") from error
+            raise RunProblem(
+                f"{self._directory}: cannot be listed ({error.strerror or error}).", "serving/comparison"
+            ) from error
         return [self._directory / name for _, name in sorted(found, reverse=True)]
 
     def _count(self) -> int:
@@ -166,10 +171,12 @@ class ComparisonStore:
 def parse_comparison(body: bytes) -> Comparison:
     """The comparison that a page has sent. Raises UsageProblem where it is too large or not one."""
     if len(body) > MAX_COMPARISON_BYTES:
-        raise UsageProblem(f"A comparison may have {MAX_COMPARISON_BYTES // 1024:,} KiB; this one is larger.")
+        raise UsageProblem(
+            f"A comparison may have {MAX_COMPARISON_BYTES // 1024:,} KiB; this one is larger.", "serving/comparison"
+        )
     try:
         return Comparison.model_validate_json(body)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole body"
-        raise UsageProblem(f"This is not a comparison ({where}: {first['msg']}).") from error
+        raise UsageProblem(f"This is not a comparison ({where}: {first['msg']}).", "serving/comparison") from error

@@ -27,7 +27,7 @@ class StandInEngine:
 
     def submit(self, request: Any) -> None:
         if len(request.prompt_tokens) > 8:
-            raise UsageProblem("it does not fit")
+            raise UsageProblem("it does not fit", "data/row")
         self.requests.append(request)
         self.submitted.append(request.key)
 

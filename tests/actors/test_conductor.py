@@ -83,7 +83,7 @@ def test_a_stream_that_says_nothing_or_died_is_named(play, silent):
             await each.publish()
         if silent:
             with pytest.raises(RunProblem, match=r"^Waited 0 s for the episode stream to take note of a failure"):
-                await each.conductor.failed("one", RunProblem("a failure"))
+                await each.conductor.failed("one", RunProblem("a failure", "run/unexpected"))
 
     play(scene, deadline_s=0.1)
 
@@ -251,15 +251,15 @@ def test_a_damaged_snapshot_reaches_no_generator(play):
 @pytest.mark.parametrize(
     ("problem", "told"),
     [
-        (RunProblem("reward f: nan"), "^reward f: nan$"),
-        (UsageProblem("a wrong key"), "^a wrong key$"),
+        (RunProblem("reward f: nan", "run/unexpected"), "^reward f: nan$"),
+        (UsageProblem("a wrong key", "data/row"), "^a wrong key$"),
         (KeyError("x"), "^generator-1 could not go on: KeyError: 'x'$"),
     ],
 )
 def test_the_first_failure_of_an_actor_is_told_through_the_stream(play, problem, told):
     async def scene(each: Cast) -> None:
         await each.conductor.failed("generator-1", problem)
-        await each.conductor.failed("generator-2", RunProblem("a later one"))
+        await each.conductor.failed("generator-2", RunProblem("a later one", "run/unexpected"))
 
     failures = play(scene).stream.failures
     assert len(failures) == 2, "each actor that failed waits for the stream to know"

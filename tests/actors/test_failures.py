@@ -24,9 +24,10 @@ def told(error: Exception) -> UsageProblem | RunProblem:
 @pytest.mark.parametrize("sort", [UsageProblem, RunProblem])
 @pytest.mark.parametrize("times", [0, 1, 2])
 def test_a_problem_keeps_its_sentence_and_its_sort_and_no_more(sort, times):
-    problem = told(wrapped(sort("x: it should be y."), times))
+    problem = told(wrapped(sort("x: it should be y.", "data/row"), times))
     assert type(problem) is sort
     assert str(problem) == "x: it should be y."
+    assert problem.code == "data/row"
     assert not isinstance(pickle.loads(pickle.dumps(problem)), RayError)
 
 
@@ -49,7 +50,9 @@ def test_a_death_names_the_actor_that_ray_means_else_the_one_that_was_asked():
 
 
 def test_an_actor_that_a_problem_kept_from_starting_tells_it():
-    cause = RayTaskError("__init__", "Traceback\ncorpus.problems.UsageProblem: no such table.", UsageProblem("x"))
+    cause = RayTaskError(
+        "__init__", "Traceback\ncorpus.problems.UsageProblem: no such table.", UsageProblem("x", "data/row")
+    )
     assert str(told(ActorDiedError(cause))) == "no such table."
     assert type(told(ActorDiedError(cause))) is UsageProblem
     bug = ActorDiedError(RayTaskError("__init__", "Traceback\nKeyError: 'x'", KeyError("x")))

@@ -88,8 +88,8 @@ def raised(ray: Any, call: Any) -> BaseException:
 @pytest.mark.parametrize(
     ("failure", "told"),
     [
-        (RunProblem("reward function f: a score is nan."), "reward function f: a score is nan."),
-        (UsageProblem("reward x: no such thing."), "reward x: no such thing."),
+        (RunProblem("reward function f: a score is nan.", "run/unexpected"), "reward function f: a score is nan."),
+        (UsageProblem("reward x: no such thing.", "data/row"), "reward x: no such thing."),
         (
             ZeroDivisionError("division by zero"),
             "slots 0 to 1 of g could not be scored and accepted: ZeroDivisionError: division by zero",
@@ -130,7 +130,7 @@ def test_a_store_and_a_stream_that_died_are_named(ray_session, cast):
     problem = raised(ray_session, conductor.publish.remote(0, 0, snapshot, Probe([[1, 2]], [[-1.0]], 1.0)))
     assert str(problem) == f"The weight store died before it could take new weights: {AGAIN}"
     ray_session.kill(stream)
-    problem = raised(ray_session, conductor.failed.remote("g", RunProblem("it broke")))
+    problem = raised(ray_session, conductor.failed.remote("g", RunProblem("it broke", "run/unexpected")))
     assert str(problem) == f"The episode stream died before it could take note of a failure: {AGAIN}"
 
 

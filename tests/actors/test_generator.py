@@ -161,8 +161,12 @@ def test_an_engine_that_breaks_is_told_to_the_conductor_and_to_whoever_asks_late
 @pytest.mark.parametrize(
     ("raised", "told", "sort"),
     [
-        (RunProblem("reward function f: a score is nan"), "^reward function f: a score is nan$", RunProblem),
-        (UsageProblem("the key is wrong"), "^the key is wrong$", UsageProblem),
+        (
+            RunProblem("reward function f: a score is nan", "run/unexpected"),
+            "^reward function f: a score is nan$",
+            RunProblem,
+        ),
+        (UsageProblem("the key is wrong", "data/row"), "^the key is wrong$", UsageProblem),
         (
             ZeroDivisionError("division by zero"),
             "^slots 0 to 1 of g could not be scored and accepted: ZeroDivisionError: division by zero$",

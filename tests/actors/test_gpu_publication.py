@@ -51,7 +51,10 @@ def test_a_generator_hands_the_offer_to_its_engine_and_goes_back_to_the_snapshot
 
 def test_where_no_generator_can_receive_nothing_is_admitted_and_the_reason_is_told(play):
     async def cannot(_: Any, label: str, *offer: Any) -> float:
-        raise RunProblem(f"Weights {label} could not be received over ipc: IPC handle not found for GPU UUID GPU-b.")
+        raise RunProblem(
+            f"Weights {label} could not be received over ipc: IPC handle not found for GPU UUID GPU-b.",
+            "run/unexpected",
+        )
 
     async def scene(each: Cast) -> None:
         for generator in each.generators.values():

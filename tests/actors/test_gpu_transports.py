@@ -82,7 +82,7 @@ def test_what_delivery_raises_reaches_the_learner_and_the_next_one_is_none_the_w
     snapshot = snapshot_of(make_llama(0, CONTEXT), 3)
 
     def late(offer: dict[str, Any]) -> None:
-        raise RunProblem("After 5 s these generators have yet to load weights 0.3: generator-1.")
+        raise RunProblem("After 5 s these generators have yet to load weights 0.3: generator-1.", "run/unexpected")
 
     def broken(offer: dict[str, Any]) -> None:
         raise ValueError("invalid handle")

@@ -21,6 +21,7 @@ from actors.rewards import (
     HuggingFaceReward,
     RewardSettings,
     TrainedReward,
+    check_reward,
     make_reward,
 )
 from corpus.problems import RunProblem, UsageProblem
@@ -321,6 +322,59 @@ def test_a_service_that_is_not_there_or_never_answers_meets_the_deadline():
         with pytest.raises(RunProblem, match="at last, ReadTimeout"):
             HTTPReward(url, 8, timeout_s=0.05, deadline_s=0.1).score(["p"], ["a"], [], [])
         released.set()
+
+
+@contextmanager
+def guarded(token):
+    """A service that scores for whoever has the token, and repeats to others what they sent."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            sent = self.headers.get("Authorization", "nothing")
+            is_right = sent == f"Bearer {token}"
+            content = (lengths(body) if is_right else f"not for {sent}").encode()
+            self.send_response(200 if is_right else 401)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/score"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_token_of_the_environment_is_sent_and_told_nowhere(monkeypatch):
+    def asked(variable=None):
+        return HTTPReward(url, 8, 5, 5, variable).score(["p"], ["ab"], [], [])
+
+    with guarded("zq7-right-token") as url:
+        monkeypatch.setenv("REWARD_TOKEN", "zq7-right-token\n")
+        assert asked("REWARD_TOKEN") == [2]
+        monkeypatch.setenv("REWARD_TOKEN", "zq7-wrong-token")
+        with pytest.raises(RunProblem, match=r"it answered 401 'not for Bearer …'\.$"):
+            asked("REWARD_TOKEN")
+        with pytest.raises(RunProblem, match="not for nothing"):
+            asked()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [("", "has no REWARD_TOKEN"), ("zq7 canary", "has blanks"), ("zq7-é", "has blanks or no ASCII")]
+)
+def test_a_token_that_is_not_there_or_cannot_be_one_is_a_usage_problem(monkeypatch, value, says):
+    monkeypatch.setenv("REWARD_TOKEN", value)
+    with pytest.raises(UsageProblem, match=says) as caught:
+        check_reward(RewardSettings(kind="http", url="http://127.0.0.1:9/score", token_variable="REWARD_TOKEN"))
+    assert "zq7" not in str(caught.value)
 
 
 def test_an_address_that_is_none_is_a_usage_problem():

@@ -131,7 +131,7 @@ def test_the_stream_says_since_when_its_learners_wait(stream, meter):
         since = meter.of(STREAM_AWAITED, run="demo", role="stream")
         assert since is not None
         assert since > 1e9
-        await stream.fail(RunProblem("of a test"))
+        await stream.fail(RunProblem("of a test", "episodes/deadline"))
         await asyncio.gather(*waits, return_exceptions=True)
         assert meter.of(STREAM_AWAITED) == 0
 

@@ -292,8 +292,8 @@ def test_an_actor_that_failed_is_told_to_whoever_waits_for_a_batch_at_once(start
 def fail_a_batch(stream: Stream) -> None:
     waiting = stream.later("take", 0, 300.0, 0)
     assert waits(waiting)
-    stream.fail(RunProblem("the scorer gave up"))
-    stream.fail(RunProblem("and so, later, did the generator"))
+    stream.fail(RunProblem("the scorer gave up", "run/unexpected"))
+    stream.fail(RunProblem("and so, later, did the generator", "run/unexpected"))
     began = time.monotonic()
     with pytest.raises(RunProblem, match="the scorer gave up"):
         waiting.result(30)

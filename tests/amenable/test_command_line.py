@@ -167,41 +167,58 @@ def fails(with_error: BaseException):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "kind", "says"),
+    ("error", "code", "kind", "says", "error_code"),
     [
-        (UsageProblem("train.jsonl, line 3: no prompt."), 2, "usage", "train.jsonl, line 3: no prompt."),
-        (RunProblem("The loss is NaN at step 3."), 1, "run", "The loss is NaN at step 3."),
+        (
+            UsageProblem("train.jsonl, line 3: no prompt.", "data/row"),
+            2,
+            "usage",
+            "train.jsonl, line 3: no prompt.",
+            "data/row",
+        ),
+        (
+            RunProblem("The loss is NaN at step 3.", "run/unexpected"),
+            1,
+            "run",
+            "The loss is NaN at step 3.",
+            "run/unexpected",
+        ),
         (
             RayActorError("The actor died unexpectedly.\n\tclass_name: RolloutGenerator\n\tactor_id: 5f"),
             1,
             "run",
             "A generator died: its process was killed or crashed; the same command continues from what was last saved.",
+            "run/process-died",
         ),
         (
             Interrupted("ppo, update 17 of 48"),
             130,
             "interrupted",
             "Interrupted at ppo, update 17 of 48; the same command continues.",
+            "",
         ),
         (
             KeyboardInterrupt(),
             130,
             "interrupted",
             "Stopped at once at sft, 17 of 48 updates; the same command continues from what was last saved.",
+            "",
         ),
     ],
 )
-def test_a_run_that_cannot_go_on_says_one_sentence_and_its_exit_code(pipeline, error, code, kind, says):
+def test_a_run_that_cannot_go_on_says_one_sentence_and_its_exit_code(pipeline, error, code, kind, says, error_code):
     pipeline.does = fails(error)
     ended = amenable("run", "small.yaml")
     assert ended.exit_code == code
-    assert ended.stderr == says + "\n"
+    told = f"{says} [{error_code}]" if error_code else says
+    assert ended.stderr == told + "\n"
     assert says not in ended.stdout
 
     ended = amenable("run", "small.yaml", "--json")
     assert ended.exit_code == code
-    assert json.loads(ended.stdout) == {"problem": says, "kind": kind}
-    assert ended.stderr.endswith(says + "\n")
+    coded = {"code": error_code} if error_code else {}
+    assert json.loads(ended.stdout) == {"problem": says, "kind": kind} | coded
+    assert ended.stderr.endswith(told + "\n")
 
 
 def test_a_mistake_of_the_program_flies_with_its_traceback(pipeline):
@@ -256,13 +273,19 @@ def test_the_report_of_a_run_is_written_again(tmp_path, monkeypatch):
 
     ended = amenable("report", "../../etc")
     assert ended.exit_code == 2
-    assert ended.stderr == "There is no run in ../../etc; name the directory of a run, such as runs/demo.\n"
+    assert (
+        ended.stderr
+        == "There is no run in ../../etc; name the directory of a run, such as runs/demo. [run/not-found]\n"
+    )
 
 
 def test_a_report_of_no_name_is_told_so():
     ended = amenable("report", "")
     assert ended.exit_code == 2
-    assert ended.stderr == "The name of the run is empty; name the directory of a run, such as runs/demo.\n"
+    assert (
+        ended.stderr
+        == "The name of the run is empty; name the directory of a run, such as runs/demo. [run/not-found]\n"
+    )
 
 
 def test_the_packaged_recipes_are_listed(monkeypatch, tmp_path):

@@ -43,7 +43,7 @@ def test_the_session_ends_after_the_learners(tmp_path):
 def test_learners_that_cannot_be_closed_neither_mask_what_went_wrong_nor_keep_the_session(tmp_path):
     crew, session = crew_of(tmp_path, Learners(RuntimeError("the desk is dead")))
     with pytest.raises(RunProblem, match="the first problem"), crew:
-        raise RunProblem("the first problem")
+        raise RunProblem("the first problem", "run/unexpected")
     assert session.ended
 
 
@@ -57,7 +57,7 @@ def test_learners_that_cannot_be_closed_are_told_where_nothing_else_went_wrong(t
 def test_learners_that_still_start_are_not_waited_for(tmp_path):
     crew, session = crew_of(tmp_path, Learners(AssertionError("closing waits for them")), is_ready=False)
     with pytest.raises(RunProblem, match="a row is wrong"), crew:
-        raise RunProblem("a row is wrong")
+        raise RunProblem("a row is wrong", "run/unexpected")
     assert session.ended
 
 

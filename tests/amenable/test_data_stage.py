@@ -13,6 +13,7 @@ from amenable.stage_reuse import StageSpec
 from amenable.stages import data
 from amenable.stages.context import Context
 from amenable.stages.evaluation import comparison_result
+from corpus.hub import HubCard
 from corpus.problems import UsageProblem
 
 
@@ -97,3 +98,47 @@ def test_comparisons_of_ones_own_are_not_put_to_the_worlds_judge(tmp_path, monke
     assert len(found.baselines) == 2
     with pytest.raises(json.JSONDecodeError):
         comparison_result(context, table, table, is_judged=True)
+
+
+def corpus_of(**corpus: object) -> Recipe:
+    return Recipe.model_validate({"name": "licences", "corpus": corpus})
+
+
+def test_the_licence_of_a_data_set_is_the_recipes_or_its_cards_and_never_a_guess():
+    recipe = corpus_of(path="mine.jsonl", licence="MIT", pretraining="hub:some/texts", prompts={"path": "theirs.jsonl"})
+    cards = {"hub:some/texts": {"commit": "c0ffee", "licence": "cc-by-4.0"}}
+    assert data.data_sets(recipe, cards) == {
+        "mine.jsonl": {"licence": "MIT", "licence_from": "recipe"},
+        "hub:some/texts": {"licence": "cc-by-4.0", "licence_from": "Hugging Face Hub", "commit": "c0ffee"},
+        "theirs.jsonl": {"licence": "not stated"},
+    }
+    own = corpus_of(path="mine.jsonl", pretraining={"path": "hub:some/texts", "licence": "by contract"})
+    assert data.data_sets(own, cards)["hub:some/texts"]["licence"] == "by contract"
+    assert data.data_sets(own, {})["mine.jsonl"] == {"licence": "not stated"}
+    [(name, says)] = data.data_sets(Recipe(name="world"), {}).items()
+    assert (name, says["licence_from"]) == ("built-in world", "amenable")
+    assert says["licence"] in (Path(__file__).parents[2] / "pyproject.toml").read_text()
+
+
+def test_a_licence_does_not_make_the_data_again():
+    plain = corpus_of(path="a.jsonl", prompts={"path": "b.jsonl"})
+    stated = corpus_of(path="a.jsonl", licence="MIT", prompts={"path": "b.jsonl", "licence": "MIT"})
+    other = corpus_of(path="a.jsonl", prompts={"path": "c.jsonl"})
+    reads = [data.reads(recipe, sources={}) for recipe in (plain, stated, other)]
+    assert reads[0] == reads[1] != reads[2]
+
+
+def test_what_the_hub_tells_is_kept_with_the_stage_and_its_silence_is_noted(tmp_path, monkeypatch, capfd):
+    context, spec, _ = stage(tmp_path, [row(number, [0, 1]) for number in range(60)])
+    path = str(tmp_path / "rows.jsonl")
+    assert data.HUB_CARDS not in data.run(context, spec).values
+    monkeypatch.setattr(data, "addresses", lambda recipe: [path, "hub:a/b:test", "hub:c/d"])
+    told = {"a/b": HubCard("c0ffee", "mit"), "c/d": HubCard(why="no such repository")}
+    monkeypatch.setattr("corpus.hub.hub_card", told.__getitem__)
+    assert data.run(context, spec).values[data.HUB_CARDS] == {
+        "hub:a/b:test": {"commit": "c0ffee", "licence": "mit"},
+        "hub:c/d": {"commit": None, "licence": None},
+    }
+    said = capfd.readouterr().err
+    assert "the Hub tells neither commit nor licence of hub:c/d (no such repository)." in said
+    assert "of hub:a/b" not in said

@@ -164,7 +164,7 @@ def test_a_problem_is_told_as_it_is_and_the_hours_are_kept(tmp_path, clock):
         with budget.counting(may_write):
             budget.hold("learners", 1)
             clock.now += 7200
-            raise RunProblem("a rank died")
+            raise RunProblem("a rank died", "run/unexpected")
 
     with pytest.raises(RunProblem, match="a rank died"):
         work()
@@ -175,7 +175,7 @@ def test_a_command_that_lost_the_run_does_not_write_there(tmp_path, clock):
     (tmp_path / FILE).write_text('{"schema_version": 1, "gpu_hours": 1.0}')
 
     def lost() -> None:
-        raise RunProblem("another attempt has taken over")
+        raise RunProblem("another attempt has taken over", "run/unexpected")
 
     budget = budget_of(tmp_path, clock, limit=None)
     with budget.counting(lost):

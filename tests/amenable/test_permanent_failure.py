@@ -28,7 +28,7 @@ class Pipeline:
         with recorded(recipe, "rm"):
             if self.problem is not None:
                 raise self.problem
-        raise RunProblem("Everything went well, and the test has no summary to show.")
+        raise RunProblem("Everything went well, and the test has no summary to show.", "run/unexpected")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def run(directory: Path, *overrides: str):
 
 
 def wrong_data() -> UsageProblem:
-    return UsageProblem(WRONG_DATA)
+    return UsageProblem(WRONG_DATA, "data/row")
 
 
 @pytest.mark.usefixtures("attempts")
@@ -59,7 +59,7 @@ def test_what_a_person_must_change_ends_later_attempts_before_they_begin(pipelin
     assert (first.exit_code, pipeline.calls) == (2, 1)
     failure = read_failure(str(tmp_path))
     assert failure is not None
-    assert (failure.where, failure.problem) == ("rm", WRONG_DATA)
+    assert (failure.where, failure.problem) == ("rm", f"{WRONG_DATA} [data/row]")
     second = run(tmp_path)
     assert (second.exit_code, pipeline.calls) == (2, 1)
     assert "An earlier attempt with this recipe failed for good (rm, " in second.stderr
@@ -90,8 +90,8 @@ def test_it_is_cleared(pipeline, tmp_path, monkeypatch, how):
 @pytest.mark.parametrize(
     "problem",
     [
-        RunProblem("a rank died"),
-        UsageProblem("the store could not be asked"),
+        RunProblem("a rank died", "run/unexpected"),
+        UsageProblem("the store could not be asked", "data/row"),
     ],
 )
 def test_what_may_pass_is_tried_again(pipeline, tmp_path, problem):
@@ -165,7 +165,7 @@ def test_the_record_of_a_run_in_an_object_store_lies_in_the_store(pipeline, stor
     assert pipeline.calls == 1
     failure = read_failure(place)
     assert failure is not None
-    assert failure.problem == WRONG_DATA
+    assert failure.problem == f"{WRONG_DATA} [data/row]"
     assert keys_in() == ["run/failure.json"]
     CliRunner().invoke(app, ["run", "demo", "seed=7", "--run", place])
     assert pipeline.calls == 2

@@ -31,18 +31,20 @@ def both(cause):
 def check(error, sort, text):
     found = problem_in(error)
     assert type(found) is sort and str(found) == text, (error, found)
+    return found.code
 
-loss = RunProblem("The loss is NaN at step 3.")
-check(remote(loss), RunProblem, "The loss is NaN at step 3.")
+loss = RunProblem("The loss is NaN at step 3.", "learners/not-finite")
+assert check(remote(loss), RunProblem, "The loss is NaN at step 3.") == "learners/not-finite"
 assert isinstance(both(loss), RunProblem) and "Traceback" not in str(loss) and str(both(loss)) != str(loss)
 check(both(loss), RunProblem, "The loss is NaN at step 3.")
 check(both(both(loss)), RunProblem, "The loss is NaN at step 3.")
 check(WorkerGroupError("rank 0 failed", {0: ValueError("x"), 1: loss}), RunProblem, str(loss))
 check(WorkerGroupError("rank 0 failed", {0: UserExceptionWithTraceback(loss, "Traceback …")}), RunProblem, str(loss))
 check(ControllerError(both(loss)), RunProblem, str(loss))
-data = UsageProblem("some.jsonl, line 3: there is no prompt.")
+data = UsageProblem("some.jsonl, line 3: there is no prompt.", "data/row")
+data.add_note("[data/row]")
 died = ActorDiedError(remote(data))
-check(died, UsageProblem, str(data))
+assert check(died, UsageProblem, str(data)) == "data/row"
 again = "the same command continues from what was last saved."
 killed = f"A process of the run died: its process was killed or crashed; {again}"
 check(ActorDiedError(), RunProblem, killed)
@@ -68,7 +70,7 @@ class Wrapped(Exception):
     """An error with the attributes that Ray's have."""
 
     def __init__(self, text: str = "", **attributes: object) -> None:
-        super().__init__(text)
+        Exception.__init__(self, text)
         self.__dict__.update(attributes)
 
 
@@ -76,7 +78,7 @@ class WrappedProblem(Wrapped, RunProblem):
     """Ray's error that is the problem too, with a traceback for its text."""
 
 
-LOSS = RunProblem("The loss is NaN.")
+LOSS = RunProblem("The loss is NaN.", "run/unexpected")
 DIED = "The actor died because of an error raised in its creation task, ray::A.__init__()\n  File …\n"
 
 
@@ -88,7 +90,7 @@ DIED = "The actor died because of an error raised in its creation task, ray::A._
         Wrapped(cause=WrappedProblem("Traceback …", cause=LOSS)),
         Wrapped(worker_failures={0: ValueError("x"), 1: Wrapped(_base_exc=LOSS)}),
         Wrapped(controller_failure=LOSS),
-        Wrapped(f"{DIED}corpus.problems.RunProblem: The loss is NaN.", actor_init_failed=True),
+        Wrapped(f"{DIED}corpus.problems.RunProblem: The loss is NaN.\n[run/unexpected]", actor_init_failed=True),
     ],
 )
 def test_a_problem_is_found_behind_the_attributes_of_rays_errors(error):
@@ -157,14 +159,14 @@ def test_an_error_of_another_library_with_the_same_name_is_no_death():
 
 
 def test_a_problem_is_itself_even_where_another_caused_it():
-    outer = UsageProblem("outer")
-    outer.__cause__ = RunProblem("inner")
+    outer = UsageProblem("outer", "data/row")
+    outer.__cause__ = RunProblem("inner", "run/unexpected")
     assert problem_in(outer) is outer
 
 
 def test_a_problem_behind_pythons_cause_is_found():
     wrapper = RuntimeError("stage failed")
-    wrapper.__cause__ = RunProblem("inner")
+    wrapper.__cause__ = RunProblem("inner", "run/unexpected")
     assert problem_in(wrapper) is wrapper.__cause__
 
 

@@ -156,7 +156,7 @@ def test_a_slice_with_another_number_of_samples_does_not_count(tmp_path):
 
 def test_nothing_is_kept_once_the_run_was_taken_over(context, crew, tmp_path):
     def lost() -> None:
-        raise RunProblem("taken over")
+        raise RunProblem("taken over", "run/unexpected")
 
     fenced = Context(context.recipe, context.run, context.progress, crew, lost)
     with pytest.raises(RunProblem, match="taken over"):

@@ -130,7 +130,7 @@ def test_a_run_that_ended_goes_on_elsewhere_from_its_newest_checkpoint(run, keys
     raised = {
         "killed": Killed(),
         "interrupted": interruption.Interrupted("second, step 2 of 3"),
-        "failed": RunProblem("a generator died"),
+        "failed": RunProblem("a generator died", "run/unexpected"),
     }[ending]
 
     def end(step: int) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from corpus.hub import HubCard
 from corpus.problems import UsageProblem
 from corpus.readers import read_rows
 
@@ -135,13 +136,14 @@ def test_a_hub_dataset_without_the_package_is_a_usage_problem(monkeypatch):
 
 
 def test_a_hub_dataset_is_read_by_name_and_split(monkeypatch):
-    def load_dataset(name, split):
+    def load_dataset(name, split, revision):
         if name != "someone/something":
             raise ConnectionError("no such dataset")
-        return [{"prompt": f"{name} {split}"}]
+        return [{"prompt": f"{name} {split} {revision}"}]
 
+    monkeypatch.setattr("corpus.readers.hub_card", lambda name: HubCard(commit="c0ffee"))
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert columns("hub:someone/something") == [{"prompt": "someone/something train"}]
-    assert columns("hub:someone/something:test") == [{"prompt": "someone/something test"}]
+    assert columns("hub:someone/something") == [{"prompt": "someone/something train c0ffee"}]
+    assert columns("hub:someone/something:test") == [{"prompt": "someone/something test c0ffee"}]
     with pytest.raises(UsageProblem, match=r"hub:other: this dataset cannot be loaded .*no such dataset"):
         columns("hub:other")

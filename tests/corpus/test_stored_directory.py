@@ -153,7 +153,7 @@ def test_nothing_is_pushed_once_another_has_taken_over(copies, keys_in, refused,
         nonlocal calls
         calls += 1
         if calls == refused:
-            raise RunProblem("taken over")
+            raise RunProblem("taken over", "run/unexpected")
 
     with pytest.raises(RunProblem, match="taken over"):
         one.push(check)

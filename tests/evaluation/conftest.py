@@ -239,6 +239,11 @@ def make_run(directory: Path, gold: bool = True) -> Path:
         "created": "2026-11-22T10:12:00Z",
         "versions": {"amenable": "0.1.0", "ray": "2.60.0", "torch": "2.13.0", "vllm": "0.32.0", "deepspeed": "0.19.8"},
         "data": {"data/pretraining-train.parquet": "ab" * 32, "data/demonstrations-train.parquet": "cd" * 32},
+        "data_sets": {
+            "hh": {"licence": "MIT", "licence_from": "recipe"},
+            "hub:some/texts": {"licence": "cc-by-4.0", "licence_from": "Hugging Face Hub", "commit": "c0ffee" * 6},
+            "mine.jsonl": {"licence": "not stated"},
+        },
         "stages": {
             name: {
                 "hash": f"{index:x}" * 64,

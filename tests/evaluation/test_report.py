@@ -156,6 +156,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from(run_directory: Path):
                 "created": HOSTILE,
                 "versions": {HOSTILE: HOSTILE},
                 "data": {HOSTILE: HOSTILE},
+                "data_sets": {HOSTILE: {"licence": HOSTILE, "licence_from": HOSTILE, "commit": HOSTILE}},
                 "stages": {HOSTILE: {"hash": HOSTILE, "parents": {HOSTILE: HOSTILE}, "seconds": 1.0}},
             }
         )
@@ -169,6 +170,20 @@ def test_hostile_text_stays_text_wherever_it_comes_from(run_directory: Path):
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert page.text.count("<script>alert(1)</script>") >= 10
     assert "\u202e" not in page.text
+
+
+def test_the_licence_of_each_data_set_stands_with_who_states_it(run_directory: Path):
+    text = " ".join(page_of(run_directory).text.split())
+    for row in (
+        "hh MIT recipe –",
+        f"hub:some/texts cc-by-4.0 Hugging Face Hub {'c0ffee' * 2}",
+        "mine.jsonl not stated – –",
+    ):
+        assert row in text
+    lineage = json.loads((run_directory / "lineage.json").read_text())
+    del lineage["data_sets"]  # as runs of before have it
+    (run_directory / "lineage.json").write_text(json.dumps(lineage))
+    assert "mine.jsonl" not in page_of(run_directory).text
 
 
 def test_answers_without_words_are_said_to_be_empty(run_directory: Path):

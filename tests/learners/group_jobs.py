@@ -27,7 +27,7 @@ def works_until_stopped(job: float, worker: Worker) -> dict[str, Any]:
 
 
 def has_a_problem(job: str, worker: Worker) -> dict[str, Any]:
-    raise RunProblem(job)
+    raise RunProblem(job, "run/unexpected")
 
 
 def has_a_bug(job: dict[str, int], worker: Worker) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def makes_steps(job: Steps, worker: Worker) -> dict[str, Any]:
 def counts_its_runs_and_has_a_problem(job: Path, worker: Worker) -> dict[str, Any]:
     with open(job / f"runs-{worker.rank}", "a") as stream:
         stream.write("x")
-    raise RunProblem("The loss is NaN.")
+    raise RunProblem("The loss is NaN.", "run/unexpected")
 
 
 def counts_its_runs(job: Path, worker: Worker) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Holder:
     def check(self) -> None:
         self.asked += 1
         if self.asked > self.checks:
-            raise RunProblem("taken over")
+            raise RunProblem("taken over", "run/unexpected")
 
     def worker(self) -> Worker:
         plain = RecordingWorker()

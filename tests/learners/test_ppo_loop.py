@@ -189,7 +189,7 @@ def fail_at(batch: int, problem: Exception) -> Callable[[Run], None]:
 def test_a_batch_that_never_comes_ends_the_run_with_all_that_was_trained_in_a_checkpoint(run, whole):
     lost = run()
     with pytest.raises(RunProblem, match="the power went out"):
-        lost.train(spoil=fail_at(3, RunProblem("the power went out")))
+        lost.train(spoil=fail_at(3, RunProblem("the power went out", "run/unexpected")))
     assert [row["step"] for row in lost.metrics()] == [1, 2, 3]
     lost.train()
     assert [row["step"] for row in lost.metrics()] == [1, 2, 3, 4]
@@ -203,13 +203,13 @@ def die_at(batch: int, checkpoints: int) -> Callable[[Run], None]:
     """A spoiler: at `batch` the learner ends like one that is killed, with `checkpoints` written and no further one."""
 
     def spoil(each: Run) -> None:
-        fail_at(batch, RunProblem("the power went out"))(each)
+        fail_at(batch, RunProblem("the power went out", "run/unexpected"))(each)
         state, calls = each.stream.state, []
 
         async def dead_in_the_end(attempt: int):
             calls.append(1)
             if len(calls) > checkpoints:
-                raise RunProblem("the stream died")
+                raise RunProblem("the stream died", "run/unexpected")
             return await state(attempt)
 
         each.stream.state = dead_in_the_end
@@ -293,7 +293,7 @@ def test_a_conductor_that_fails_between_updates_costs_no_update(run, method, sta
         async def failing(*arguments):
             snapshot = arguments[0] if method == "evaluate" else arguments[2]
             if snapshot.version[1] == 3:
-                raise RunProblem("a generator is late")
+                raise RunProblem("a generator is late", "run/unexpected")
             return await real(*arguments)
 
         setattr(each.conductor, method, failing)
@@ -313,7 +313,7 @@ def test_where_the_newest_checkpoint_is_damaged_and_the_best_went_with_it_anothe
 
     def no_power(self, batch, rewards, old_logprobs, old_values, update, after_step):
         if update == 2:  # in the midst of it: there is nothing whole to save
-            raise RunProblem("the power went out")
+            raise RunProblem("the power went out", "run/unexpected")
         return real(self, batch, rewards, old_logprobs, old_values, update, after_step)
 
     with monkeypatch.context() as patched:
@@ -348,7 +348,7 @@ def test_a_failure_after_the_last_update_does_not_cost_the_training(run, whole, 
 
         async def failing(snapshot, *rest):
             if snapshot.version[1] == 4:
-                raise RunProblem("no room")
+                raise RunProblem("no room", "run/unexpected")
             return await evaluate(snapshot, *rest)
 
         each.conductor.evaluate = failing
@@ -471,7 +471,7 @@ def test_the_best_of_an_attempt_that_was_lost_is_not_taken_for_the_best_of_the_r
         found({1: 1.0, 2: 3.0})(lost)
 
         async def no_state(attempt: int):
-            raise RunProblem("the stream died")
+            raise RunProblem("the stream died", "run/unexpected")
 
         trained = lost.stream.trained
 

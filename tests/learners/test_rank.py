@@ -92,13 +92,13 @@ def test_signs_of_life_tell_how_often_the_job_came_by_and_end_where_they_are_ref
     worker = line.worker(1, None)
     worker.should_stop()
     worker.check_lease()
-    desk.answers["beat"] = Superseded("started anew")
+    desk.answers["beat"] = Superseded("started anew", "learners/superseded")
     line.give_signs_of_life()
     assert desk.of("beat") == [(1, 0, Beat(1, 2))]
 
 
 def test_a_superseded_rank_leaves_without_a_word():
-    desk = StandIn(next_job=Superseded("started anew"))
+    desk = StandIn(next_job=Superseded("started anew", "learners/superseded"))
     with pytest.raises(Superseded):
         _serve(Line(desk, 0, 1), 0, 1)
     assert desk.of("finish") == []

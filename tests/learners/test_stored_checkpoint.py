@@ -140,7 +140,7 @@ def test_a_file_that_does_not_arrive_is_told_and_nothing_is_left(root, monkeypat
 
 def test_who_may_not_commit_any_more_leaves_no_manifest_and_removes_nothing(root, tmp_path, keys_in):
     def taken_over():
-        raise RunProblem("taken over")
+        raise RunProblem("taken over", "run/unexpected")
 
     for place in (root, tmp_path):
         write(place, 1)

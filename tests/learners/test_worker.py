@@ -28,7 +28,7 @@ def test_one_rank_alone_agrees_with_itself():
 
 def test_a_worker_without_a_lease_has_nothing_to_check_and_one_with_a_lost_one_may_not_commit(worker):
     def lost() -> None:
-        raise RunProblem("taken over")
+        raise RunProblem("taken over", "run/unexpected")
 
     worker.check_lease()
     with pytest.raises(RunProblem, match="taken over"):

@@ -204,7 +204,9 @@ class StandIn:
 
     async def want(self, pinned: str | None, seen: int, who: str) -> Wish:
         if pinned is not None and pinned not in self.names:
-            raise UsageProblem(f"There is no model {pinned!r}; policy can be held at policy@20 or policy@40.")
+            raise UsageProblem(
+                f"There is no model {pinned!r}; policy can be held at policy@20 or policy@40.", "data/row"
+            )
         if self.rival is not None:
             self.wish = self.wish.model_copy(update={"counter": self.wish.counter + 1, "who": self.rival})
             self.rival = None

@@ -95,7 +95,7 @@ class Service:
 
         def healthy() -> None:
             if self.unhealthy:
-                raise RunProblem(self.unhealthy)
+                raise RunProblem(self.unhealthy, "run/unexpected")
 
         self.gateway = Gateway(
             access=Access(directory, token_file),

@@ -33,7 +33,7 @@ class StandInSlot:
         if newer and self.holds != name:
             return
         if weights.version == "damaged":
-            raise RunProblem("The weights are damaged.")
+            raise RunProblem("The weights are damaged.", "run/unexpected")
         self.loading = name if self.holds != name else None
         await self.gate.wait()
         self.taken.append(f"{name} {weights.version}")
