@@ -154,7 +154,8 @@ class Conductor:
             self._telemetry.observe(PUBLICATION_SECONDS, seconds)
         # Outside the lock: a scoring process answers behind the scoring that it has in hand.
         roles = await self._fleet.reports()
-        return present.outcome(seconds, roles | self._fleet.figures())
+        stored = await self._within(self._store.figures.remote(), "the weight store", "say what it has published")
+        return present.outcome(seconds, roles | self._fleet.figures() | stored)
 
     @contextmanager
     def _exported(self, update: int) -> Iterator[None]:

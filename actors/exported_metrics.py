@@ -316,7 +316,11 @@ FLEET_LOSSES = _counter("fleet_losses_total", "Workers that died or were given u
 
 STORE_SNAPSHOT = _gauge("weight_store_snapshot_bytes", "Size of the newest snapshot.")
 STORE_UPDATE = _gauge("weight_store_update", "The update whose weights are the newest snapshot.")
-STORE_DISK_FAILURES = _counter("weight_store_disk_failures_total", "Snapshots that could not be written to disk.")
+STORE_WRITE_FAILURES = _counter(
+    "weight_store_write_failures_total",
+    "Snapshots that could not be written, to disk or to the object store.",
+    ("place",),
+)
 
 # serving --------------------------------------------------------------------------------------------------------------
 

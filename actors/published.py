@@ -29,10 +29,14 @@ WEIGHTS_FILE = "weights.safetensors"
 DESIRED_FILE = Path("serving", "desired.json")
 """What a service of the run should serve as `policy`, in the run's directory; serving/desired.py writes it."""
 
+STORED_WISHES = "serving/desired"
+"""The same in an object store: the directory of numbered objects with the same content (corpus/numbered_objects.py)."""
+
 PINNED_NAME = re.compile(r"policy@(?:(0|[1-9]\d{0,8})\.)?(0|[1-9]\d{0,8})")
 """A model name that means one version: policy@UPDATE, or policy@ATTEMPT.UPDATE."""
 
-_NAME = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})")
+VERSION_NAME = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})")
+"""The name of a snapshot's directory."""
 _PARTIAL = ".partial"
 
 
@@ -120,7 +124,7 @@ class PublishedFiles:
         if directory.is_dir():
             whole = {one.label for one in published(directory) if one.identity == identity}
             for place in directory.iterdir():
-                if place.name not in whole and (_NAME.fullmatch(place.name) or place.name.endswith(_PARTIAL)):
+                if place.name not in whole and (VERSION_NAME.fullmatch(place.name) or place.name.endswith(_PARTIAL)):
                     _remove(place)
 
     def save(self, snapshot: Snapshot, file: Path | None = None) -> None:
@@ -178,7 +182,7 @@ def _put(snapshot: Snapshot, file: Path | None, weights: Path) -> None:
 def _versions(directory: Path) -> list[Version]:
     if not directory.is_dir():
         return []
-    return sorted(parse_version(place.name) for place in directory.iterdir() if _NAME.fullmatch(place.name))
+    return sorted(parse_version(place.name) for place in directory.iterdir() if VERSION_NAME.fullmatch(place.name))
 
 
 def _remove(place: Path) -> None:

@@ -1,12 +1,11 @@
 """The weight store: owns the last two published snapshots, in the object store and on disk, so that they outlive the
 learner that made them, and on disk the store itself.
 
-Disks are slow and may be full; a publication waits for neither. A snapshot is written after it was handed out, by a
-thread of its own, and one that a newer one has overtaken is left out.
+Disks and object stores are slow, may be full or away; a publication waits for neither. A snapshot is written after it
+was handed out, by a thread of its own, and from the disk sent to the store by another; one that a newer one has
+overtaken is left out.
 """
 
-import logging
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,17 @@ from typing import Any
 
 import ray
 
-from actors.exported_metrics import STORE_DISK_FAILURES, STORE_SNAPSHOT, STORE_UPDATE
-from actors.published import PublishedFiles
+from actors.exported_metrics import STORE_SNAPSHOT, STORE_UPDATE, STORE_WRITE_FAILURES
+from actors.newest_only import NewestOnly
+from actors.published import PublishedFiles, PublishedSnapshot, read_published
 from actors.snapshot_files import SnapshotFiles, Version
+from actors.stored_snapshots import StoredRun, StoredSnapshots
+from actors.stored_snapshots import told as told_of_store
 from actors.telemetry import Telemetry
 from models.snapshot import Snapshot, verify
 
 KEPT = 2
 """The present version, and the one before it for a generator that is still fetching."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,30 @@ class WeightStore:
         self._references: OrderedDict[Version, Any] = OrderedDict()
         self._files = SnapshotFiles(Path(directory), KEPT) if directory is not None else None
         self._published: PublishedFiles | None = None
+        self._published_in = Path()
         self._publish_every = 0
-        self._lock = threading.Lock()
-        self._next: Snapshot | None = None
-        self._writing = False
-        self._disk_problem: str | None = None
+        self._to_disk = NewestOnly("weights to disk", self._write, self._told_of_disk)
+        self._stored: StoredSnapshots | None = None
+        self._to_store: NewestOnly[PublishedSnapshot] | None = None
         if self._files is not None:
             self._files.remove_partial()
 
-    def publish_to(self, directory: str, identity: str, every: int, kept: int) -> None:
+    def publish_to(self, directory: str, identity: str, every: int, kept: int, stored: StoredRun | None = None) -> None:
         """From now on leave the last `kept` snapshots of every so many updates in `directory` too, for services
-        elsewhere (actors/published.py). `identity` is the hash of the stage."""
-        self._published, self._publish_every = PublishedFiles(Path(directory), identity, kept), every
+        elsewhere (actors/published.py), and in the object store that keeps the run, where one does. `identity` is the
+        hash of the stage."""
+        self._published_in, self._published = Path(directory), PublishedFiles(Path(directory), identity, kept)
+        self._publish_every = every
+        if stored is not None:
+            self._stored = StoredSnapshots(stored, identity, kept)
+            self._to_store = NewestOnly("weights to object store", self._stored.save, self._told_of_store)
 
     def put(self, snapshot: Snapshot) -> list[Any]:
         """Check and keep `snapshot`; returns its reference (in a list, so that Ray does not resolve it on the way)."""
         verify(snapshot)
         reference = self._keep(snapshot)
         if self._files is not None:
-            self._write_later(snapshot, self._files)
+            self._to_disk.give(snapshot)
         return [reference]
 
     def hold(self, snapshot: Snapshot) -> list[Any]:
@@ -88,8 +93,14 @@ class WeightStore:
     def state(self) -> StoreState:
         """What there is, and whether the disk takes it."""
         on_disk = self._files.versions() if self._files is not None else []
-        with self._lock:
-            return StoreState(list(self._references), on_disk, self._writing, self._disk_problem)
+        return StoreState(list(self._references), on_disk, self._to_disk.is_busy, self._to_disk.problem)
+
+    def figures(self) -> dict[str, float]:
+        """Metrics of the object store that keeps the run: snapshots that are there since the stage began, and those
+        that did not arrive; nothing of any other run."""
+        if self._stored is None or self._to_store is None:
+            return {}
+        return {"published/stored": float(self._stored.saved), "published/failed": float(self._to_store.failed)}
 
     def _keep(self, snapshot: Snapshot) -> Any:
         reference = ray.put(snapshot)  # owned here: a learner's death would lose what it had put itself
@@ -100,29 +111,21 @@ class WeightStore:
             self._references.popitem(last=False)
         return reference
 
-    def _write_later(self, snapshot: Snapshot, files: SnapshotFiles) -> None:
-        with self._lock:
-            self._next = snapshot
-            if not self._writing:
-                self._writing = True
-                threading.Thread(target=self._write, args=(files,), name="weights to disk", daemon=True).start()
+    def _write(self, snapshot: Snapshot) -> None:
+        assert self._files is not None
+        self._files.save(snapshot)
+        if self._published is None or snapshot.version[1] % self._publish_every:
+            return
+        self._published.save(snapshot, self._files.path(snapshot.version))
+        one = read_published(self._published_in, snapshot.version)
+        if self._to_store is not None and one is not None:
+            self._to_store.give(one)
 
-    def _write(self, files: SnapshotFiles) -> None:
-        while True:
-            with self._lock:
-                snapshot, self._next = self._next, None
-                if snapshot is None:
-                    self._writing = False
-                    return
-            problem = None
-            try:
-                files.save(snapshot)
-                if self._published is not None and snapshot.version[1] % self._publish_every == 0:
-                    self._published.save(snapshot, files.path(snapshot.version))
-            except Exception as error:  # noqa: BLE001 - the run goes on without; its checkpoint has the weights too
-                problem = f"the weights of update {snapshot.version[1]} could not be written to disk: {error}"
-                log.warning(problem)
-                self._telemetry.add(STORE_DISK_FAILURES)
-            with self._lock:
-                self._disk_problem = problem
-            del snapshot  # else it stays in the object store until the next one comes
+    def _told_of_disk(self, snapshot: Snapshot, error: Exception) -> str:
+        # The run goes on without; its checkpoint has the weights too.
+        self._telemetry.add(STORE_WRITE_FAILURES, place="disk")
+        return f"the weights of update {snapshot.version[1]} could not be written to disk: {error}"
+
+    def _told_of_store(self, one: PublishedSnapshot, error: Exception) -> str:
+        self._telemetry.add(STORE_WRITE_FAILURES, place="object_store")
+        return told_of_store(one.version, error)

@@ -227,7 +227,9 @@ def scale(
 
 @app.command()
 def serve(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or the name of a run in ./runs.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's directory or address, or the name of a run in ./runs.")
+    ],
     host: Annotated[
         str, typer.Option(metavar="HOST", help="Where to listen; beyond this machine only with tokens.")
     ] = "127.0.0.1",
@@ -256,7 +258,9 @@ def serve(
 
 @app.command()
 def pin(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or the name of a run in ./runs.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's directory or address, or the name of a run in ./runs.")
+    ],
     version: Annotated[
         str | None,
         typer.Argument(metavar="VERSION", help="policy@UPDATE, or newest; without, what is served is told."),

@@ -70,6 +70,11 @@ class Crew:
         """Begins the Ray session, where it has not begun yet; nothing is reserved by that."""
         self._ray()
 
+    @property
+    def run_epoch(self) -> RunEpoch | None:
+        """The holder of the run's lease for whom the actors write; None where they write nothing."""
+        return self._run_epoch
+
     @contextmanager
     def at(self, stage: str) -> Iterator[None]:
         """Around a stage: exports, where there is a Ray session, that it is under way."""

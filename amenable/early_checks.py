@@ -130,7 +130,8 @@ def _check_division(recipe: Recipe, model: str, shape: ModelShape) -> None:
     if why:
         fewer = max(each for each in range(1, ranks) if not shape.undivided(each))
         raise UsageProblem(
-            f"{model} cannot be divided over rollouts.tensor_parallel {ranks} devices: {why}; {fewer} would do."
+            f"{model} cannot be divided over rollouts.tensor_parallel {ranks} devices: {why}; {fewer} would do.",
+            "recipe/division",
         )
 
 

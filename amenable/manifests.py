@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from amenable.recipe_loading import recipe_hash, resolved
 from corpus.problems import RunProblem, UsageProblem
-from corpus.storage import is_object_store
+from corpus.storage import below, is_object_store
 
 if TYPE_CHECKING:
     from amenable.recipe import Recipe
@@ -62,11 +62,10 @@ def rendered(
         recipe=resolved(recipe),
         recipe_hash=recipe_hash(recipe)[:16],
         image=image or f"amenable:{version('amenable')}-{'cuda' if recipe.gpus else 'cpu'}",
-        run_directory=f"{storage.rstrip('/')}/{recipe.name}",
+        run_directory=below(storage if stored else storage.rstrip("/"), recipe.name),
         claim=claim,
         groups=worker_groups(found.plan, shares, nodes, recipe.fleet.max_generators),
-        # The service follows files in a directory.
-        serving=None if stored else serving_group(found.plan, recipe.serving, shares.scorers),
+        serving=serving_group(found.plan, recipe.serving, shares.scorers),
         replicas=(recipe.serving.min_replicas, recipe.serving.max_replicas),
         concurrent_requests=recipe.serving.limits.concurrent,
         checkpoint_s=recipe.learners.stop_grace_s,

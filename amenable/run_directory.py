@@ -1,8 +1,6 @@
 """Where everything of a run lies (docs/architecture.md holds the map), and the files that say what the run was."""
 
-import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +19,13 @@ from amenable.summary import Summary
 from corpus.problems import RunProblem, UsageProblem
 from corpus.storage import is_object_store, one_line, opened, send, without_options
 from corpus.stored_directory import StoredDirectory
-
-WORKING_COPIES = "AMENABLE_WORKING_COPIES"
-"""Environment variable: the directory of the working copies of runs that object stores keep."""
+from corpus.working_copies import working_copy
 
 _MARKS_OF_A_RUN = {"recipe.yaml", "lineage.json", LEASE_FILE, LOCK_FILE}
 _MARKS_IN_A_STORE = ("recipe.yaml", "lineage.json", LEASES)
 _ON_ONE_SIDE = frozenset({"checkpoints", "weights", "ray-train", "published", "serving", LEASE_FILE, LOCK_FILE, LEASES})
-"""What working copy and store do not share: checkpoints go to the store by themselves, the rest is of no use there."""
+"""What working copy and store do not share: checkpoints and published weights go to the store by themselves, what is
+served is a service's, the rest is of no use there."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class RunDirectory:
         """Raises UsageProblem for an address that cannot be understood."""
         self.stored: StoredDirectory | None = None
         if is_object_store(path):
-            self.root = _working_copy(str(path))
+            self.root = working_copy(str(path))
             self.stored = StoredDirectory(str(path), self.root, _ON_ONE_SIDE, frozenset({STAGE_FILE}))
         else:
             self.root = Path(os.path.abspath(os.path.expanduser(path)))
@@ -256,14 +253,3 @@ class RunDirectory:
             ) from None
         except ValueError:
             raise RunProblem(f"{self.summary} cannot be read as a summary.", "run/damaged") from None
-
-
-def _working_copy(address: str) -> Path:
-    """Where this machine works on the run at `address`: the same place for every command, and for no other run."""
-    place = without_options(address)
-    home = os.environ.get(WORKING_COPIES) or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "amenable", "runs"
-    )
-    label = re.sub(r"[^A-Za-z0-9._-]", "-", place.rpartition("/")[2])
-    digest = hashlib.sha256(f"{place}?{address.partition('?')[2]}".encode()).hexdigest()[:12]
-    return Path(os.path.abspath(os.path.expanduser(home))) / f"{label}-{digest}"

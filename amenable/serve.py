@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from amenable import interruption
 from amenable.run_directory import RunDirectory
 from corpus.problems import RunProblem, UsageProblem
+
+if TYPE_CHECKING:
+    from serving.served_run import ServedRun
 
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
@@ -30,16 +33,13 @@ LOOK_S = 1.0
 """Seconds between two looks at whether the service is still there."""
 
 
-def served_run(run: str) -> RunDirectory:
-    """The run meant by `run`, which must be a directory that this machine and the replicas share. Raises
-    UsageProblem."""
+def served_run(run: str) -> "ServedRun":
+    """The run meant by `run`: a directory that this machine and the replicas share, or one that an object store keeps.
+    Raises UsageProblem where there is none."""
+    from serving.served_run import ServedRun
+
     directory = RunDirectory.find(run)
-    if directory.stored is not None:
-        raise UsageProblem(
-            f"{directory.name} is in an object store; a service follows files: name a copy of the run in a directory.",
-            "serving/object-store",
-        )
-    return directory
+    return ServedRun.of(str(directory.root) if directory.stored is None else directory.stored.address)
 
 
 def check_listening(host: str, port: int, has_tokens: bool) -> None:
@@ -65,7 +65,7 @@ def check_listening(host: str, port: int, has_tokens: bool) -> None:
 
 
 def serve(
-    run: RunDirectory,
+    run: "ServedRun",
     host: str,
     port: int,
     address: str | None,
@@ -78,14 +78,15 @@ def serve(
     """
     from serving.access import TOKENS_VARIABLE, Access
 
-    access = Access(run.root, token_file)  # a file that is none is told of at once
+    access = Access(run.root, token_file, run.sessions)  # a file that is none is told of at once
     check_listening(host, port, not access.open)
     for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from cluster.session import session
-    from serving.application import APPLICATION, Arguments, Names, ServingSettings, build
+    from serving.application import APPLICATION, Arguments, ServingSettings, build
 
-    names = Names(run.root)
+    run.look()
+    names = run.names
     names.skeleton()
     settings = ServingSettings.model_validate(names.recipe().get("serving", {}))
     if address is not None and os.environ.get(TOKENS_VARIABLE) and token_file is None:
@@ -93,7 +94,7 @@ def serve(
             f"Replicas in a cluster do not see {TOKENS_VARIABLE} of this shell: give --token-file FILE.",
             "serving/tokens",
         )
-    arguments = Arguments(run=str(run.root), token_file=None if token_file is None else str(token_file.absolute()))
+    arguments = Arguments(run=str(run.place), token_file=None if token_file is None else str(token_file.absolute()))
     cpus = settings.max_replicas * settings.threads * settings.engines + 1
     with session(address, cpus=cpus), _serving(host, port, address is None):
         from ray import serve as ray_serve
@@ -173,26 +174,27 @@ def _reason(application: str) -> str:
     return " ".join(" ".join(said).split())[-1500:]
 
 
-def pin(run: RunDirectory, version: str | None) -> dict[str, Any]:
+def pin(run: "ServedRun", version: str | None) -> dict[str, Any]:
     """Ask the replicas of the run's service to serve `version` ("newest", "policy@12" or "12") as `policy`; only look
     where it is None. Returns `wish` and `replicas`, what those that have spoken lately serve. Raises UsageProblem."""
     from dataclasses import asdict
 
     from serving.desired import read_reports, read_wish, write_wish
-    from serving.names import Names
 
-    wish = read_wish(run.root)
+    wish = read_wish(run.place)
     if version is not None:
         pinned = None if version == "newest" else version if version.startswith("policy@") else f"policy@{version}"
-        if pinned is not None and Names(run.root).find(pinned) is None:
-            there = [name for name in Names(run.root).all() if name.startswith("policy@")]
+        run.look()
+        names = run.names
+        if pinned is not None and names.find(pinned) is None:
+            there = [name for name in names.all() if name.startswith("policy@")]
             raise UsageProblem(
                 f"{run.name} has no published version {version}; it has {', '.join(there) or 'none'}, or newest.",
                 "serving/version",
             )
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        wish = write_wish(run.root, pinned, wish.counter, f"{getpass.getuser()} on {socket.gethostname()}", now)
-    return {"wish": asdict(wish), "replicas": read_reports(run.root)}
+        wish = write_wish(run.place, pinned, wish.counter, f"{getpass.getuser()} on {socket.gethostname()}", now)
+    return {"wish": asdict(wish), "replicas": read_reports(run.place)}
 
 
 def told(answer: dict[str, Any]) -> str:

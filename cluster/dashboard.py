@@ -298,7 +298,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "bytes",
             (
                 ("max by (run) (ray_amenable_weight_store_snapshot_bytes{RUN})", "{{run}} newest snapshot"),
-                ("sum by (run) (ray_amenable_weight_store_disk_failures_total{RUN})", "{{run}} not written to disk"),
+                (
+                    "sum by (run, place) (ray_amenable_weight_store_write_failures_total{RUN})",
+                    "{{run}} not written, {{place}}",
+                ),
             ),
         ),
     ),

@@ -7,6 +7,7 @@ is put in place here: names, labels, image, worker groups, the recipe, deadlines
 import copy
 import hashlib
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -36,6 +37,8 @@ RUN_LABEL = "amenable-run"
 SHARED = "/shared"
 RECIPE_FILE = "/etc/amenable/recipe.yaml"
 TOKEN_FILE = "/etc/amenable-serving/tokens.json"
+MIRROR = "/mirror"
+"""Where pods of the endpoint have what they serve of a run in an object store."""
 LONGEST_NAME = 47 - len("-serve")
 """KubeRay's longest name of a RayJob or RayService, less what is put behind a run's."""
 
@@ -89,6 +92,11 @@ class RunManifests:
         """The run's name as Kubernetes takes it."""
         return kubernetes_name(self.run)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether an object store keeps the run."""
+        return not self.run_directory.startswith(f"{SHARED}/")
+
 
 def kubernetes_name(run: str) -> str:
     """A DNS-1035 label for a run: lower case, digits and hyphens, a letter first. A name that had to be changed so that
@@ -117,6 +125,8 @@ def render(asked: RunManifests, parts: Collection[Part] = PARTS) -> list[Documen
     left_out = {_KIND_OF[part] for part in PARTS if part not in parts}
     if asked.serving is None:
         left_out.add("RayService")
+    if asked.is_stored and {"RayJob", "RayCluster"} <= left_out:
+        left_out.add("PersistentVolumeClaim")  # the endpoint shares nothing but the store
     found = []
     for base in base_documents():
         document = _renamed(copy.deepcopy(base), asked.name)
@@ -156,7 +166,7 @@ def monitoring() -> list[Document]:
 
 def entrypoint(asked: RunManifests) -> str:
     """The command of the training job."""
-    return f"python -m amenable run {RECIPE_FILE} --run {asked.run_directory} --address auto"
+    return f"python -m amenable run {RECIPE_FILE} --run {shlex.quote(asked.run_directory)} --address auto"
 
 
 def _renamed(value: Any, name: str, key: str = "") -> Any:
@@ -216,7 +226,25 @@ def _service(document: Document, asked: RunManifests) -> Document:
         deployment["num_replicas"] = fewest
     spec["serveConfigV2"] = yaml.safe_dump(config, sort_keys=False)
     _cluster(spec["rayClusterConfig"], asked, [asked.serving])
+    if asked.is_stored:
+        cluster = spec["rayClusterConfig"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            _mirrored(group["template"]["spec"])
     return document
+
+
+def _mirrored(pod: Document) -> None:
+    """A pod that reads the run from its object store, into a volume of its own in place of the shared one."""
+    volume = _volume(pod, "runs")
+    volume.clear()
+    volume |= {"name": "mirror", "emptyDir": {}}  # outlives the container, so that weights are not fetched again
+    for container in pod["containers"]:
+        for mount in container["volumeMounts"]:
+            if mount["name"] == "runs":
+                mount |= {"name": "mirror", "mountPath": MIRROR}
+        for variable in container["env"]:
+            if variable["name"] == "AMENABLE_WORKING_COPIES":
+                variable["value"] = MIRROR
 
 
 def _interactive(document: Document, asked: RunManifests) -> Document:
@@ -275,13 +303,12 @@ def _pod(pod: Document, asked: RunManifests) -> None:
     drain_s = round(asked.checkpoint_s) + DRAIN_MARGIN_S
     pod["terminationGracePeriodSeconds"] = drain_s + DRAIN_MARGIN_S
     _volume(pod, "runs")["persistentVolumeClaim"]["claimName"] = asked.claim
-    is_stored = not asked.run_directory.startswith(f"{SHARED}/")
     for container in pod["containers"]:
         container["image"] = asked.image
         for variable in container["env"]:
             if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S":
                 variable["value"] = str(drain_s)
-        if is_stored:
+        if asked.is_stored:
             # Every pod must see the working copy: learners write there what the driver commits.
             container["env"].append({"name": "AMENABLE_WORKING_COPIES", "value": f"{SHARED}/working-copies"})
             container["envFrom"] = [{"secretRef": {"name": "amenable-object-store", "optional": True}}]

@@ -339,6 +339,8 @@ class _PpoLoop:
             self._worker.check_lease()
             epoch = self._worker.run_epoch
             number = begin_attempt(self._job.directory, start, epoch, parent, self._job.identity).number
+            if self._job.stored is not None:  # before it publishes: on another machine the number must be taken too
+                self._job.stored.push(self._worker.check_lease)
         self._progress.attempt = int(sum_over_ranks(number)[0])
         if checkpoint is not None:
             self._restore(checkpoint)

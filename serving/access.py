@@ -23,6 +23,7 @@ from typing import Any, get_args
 
 from corpus.problems import RunProblem, UsageProblem
 from serving.page.backend import CSRF_HEADER, SESSION_COOKIE, Scope, Session, Visitor
+from serving.stored_sessions import StoredSessions
 
 TOKENS_VARIABLE = "AMENABLE_TOKENS"
 """Environment variable with the JSON of a token file (hashes, never tokens)."""
@@ -109,8 +110,11 @@ def read_tokens(file: Path) -> dict[str, KeptToken]:
 class Access:
     """Decides who a request is from. Without tokens the service is open, to this machine alone."""
 
-    def __init__(self, run: Path, token_file: Path | None) -> None:
-        """Raises UsageProblem where the token file, or AMENABLE_TOKENS where there is none, is not one; RunProblem
+    def __init__(self, run: Path, token_file: Path | None, shared: StoredSessions | None = None) -> None:
+        """`run` is a directory of this machine; `shared` is what other machines know of its sessions, where an object
+        store keeps the run.
+
+        Raises UsageProblem where the token file, or AMENABLE_TOKENS where there is none, is not one; RunProblem
         where the secret of the run's sessions cannot be kept."""
         self._file = token_file
         self._stamp: tuple[int, int] | None = None
@@ -125,7 +129,11 @@ class Access:
         """Whether nobody needs a token."""
         self._ended_file = run / "serving" / "ended-sessions"
         self._ended_stamp: tuple[int, int] | None = None
-        self._secret = b"" if self.open else _run_secret(run / "serving" / "session.key")
+        self._shared = shared
+        if self.open:
+            self._secret = b""
+        else:
+            self._secret = _run_secret(run / "serving" / "session.key") if shared is None else shared.secret
 
     def visitor(self, headers: Mapping[str, str]) -> Visitor | None:
         """Who sends these headers (names in lower case): by bearer token, else by session cookie; None where neither is
@@ -150,12 +158,16 @@ class Access:
         return Session(cookie=cookie, seconds=SESSION_S, visitor=visitor)
 
     def log_out(self, cookie: str) -> None:
-        """Ends the session of this cookie everywhere, if there is one."""
+        """Ends the session of this cookie everywhere, if there is one: on other machines within seconds. Raises
+        RunProblem where those cannot be told."""
         match = _COOKIE.fullmatch(cookie)
         if self.open or match is None or self._of_session(cookie) is None:
             return
+        self._ended_file.parent.mkdir(parents=True, exist_ok=True)
         with open(self._ended_file, "a", encoding="utf-8") as stream:
             stream.write(f"{match[3]} {match[2]}\n")
+        if self._shared is not None:
+            self._shared.end(match[3], match[2])
 
     def _owner(self, token: str) -> KeptToken | None:
         match = _TOKEN.fullmatch(token)

@@ -2,6 +2,7 @@
 
 `serving.application:build` is what a Serve config file imports; its arguments are those of `Arguments`. A replica is
 whole: it has its own engines and way in, and follows the run by its files, so replicas need not know of one another.
+Of a run that an object store keeps these are a mirror's, which the replicas of a machine share.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from actors.telemetry import Telemetry
 from corpus.problems import RunProblem, UsageProblem
 from corpus.tokenising import TokenLimits
 from serving.access import Access
-from serving.desired import WishOvertaken, read_reports, remove_report, write_report, write_wish
+from serving.desired import Place, WishOvertaken, read_reports, remove_report, write_report, write_wish
 from serving.engine import EngineSlot
 from serving.feeds import NewestOf, PublishedFeed, StoreFeed
 from serving.gateway import Gateway
@@ -36,6 +37,7 @@ from serving.page.backend import ServedLimits, ServedModel, ServedState, Session
 from serving.page.run_view import PageRun
 from serving.requests import Bounds
 from serving.scores import Scores, has_reward_model, scorer_of
+from serving.served_run import ServedRun, place_of
 from serving.settings import ServingSettings
 from serving.slots import Slots
 
@@ -61,7 +63,10 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: str = Field(description="The run's directory, as replicas see it.")
+    run: str = Field(
+        description="The run's directory, as replicas see it, or its address in an object store; keys come from the "
+        "environment of the replicas."
+    )
     token_file: str | None = Field(
         default=None,
         description="File of hashed tokens, as replicas see it. None: AMENABLE_TOKENS, and without that the service "
@@ -87,9 +92,10 @@ class Replica:
         """Engines hold the newest weights and have generated a token when this returns. Raises RunProblem or
         UsageProblem where they cannot."""
         told = Arguments.model_validate(arguments)
-        self._run = Path(told.run)
+        self._run = ServedRun.of(told.run)
         self._id = f"{os.uname().nodename}-{os.getpid()}"
-        self._names = Names(self._run)
+        await asyncio.to_thread(self._run.look)
+        self._names = self._run.names
         recipe = await asyncio.to_thread(self._names.recipe)
         self._settings = told.settings or ServingSettings.model_validate(recipe.get("serving", {}))
         self._bounds = bounds_of(self._settings, recipe, self._names.skeleton())
@@ -97,9 +103,12 @@ class Replica:
         self._store_feed = StoreFeed(self._names)
         feed = NewestOf([self._store_feed, PublishedFeed(self._names)])
         engines = [EngineSlot(n, self._settings, self._bounds.context_tokens) for n in range(self._settings.engines)]
-        self._slots = Slots(self._run, list(engines), self._names, feed, self._settings.follow_s)
+        follow_s = self._settings.follow_s
+        look = partial(self._run.look, follow_s)
+        self._slots = Slots(self._run.place, list(engines), self._names, feed, follow_s, look)
         self._engines = engines
-        self._access = Access(self._run, Path(told.token_file) if told.token_file is not None else None)
+        token_file = Path(told.token_file) if told.token_file is not None else None
+        self._access = await asyncio.to_thread(Access, self._run.root, token_file, self._run.sessions)
         await self._start_engines()
         await self._slots.catch_up()  # with what was published while the engines started
         page = self._page() if told.page else None
@@ -125,9 +134,10 @@ class Replica:
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Follow another channel. Raises UsageProblem for another run, which needs another application."""
         wanted = Channel.model_validate(user_config)
-        if wanted.run is not None and Path(wanted.run) != self._run:
+        if wanted.run is not None and place_of(wanted.run) != self._run.place:
             raise UsageProblem(
-                f"These replicas serve {self._run}; deploy another application for {wanted.run}.", "serving/channel"
+                f"These replicas serve {self._run.name}; deploy another application for {wanted.run}.",
+                "serving/channel",
             )
         if wanted.channel not in TITLES and not PINNED_NAME.fullmatch(wanted.channel):
             raise UsageProblem(
@@ -147,10 +157,13 @@ class Replica:
             engine.close()
         if "_store_feed" in self.__dict__:
             self._store_feed.close()
-            remove_report(self._run, self._id)
+            try:
+                remove_report(self._run.place, self._id)
+            except OSError as error:  # it goes stale by itself
+                log.warning("the replica could not take back what it said it serves: %s", error)
 
     async def _start_engines(self) -> None:
-        skeleton = self._names.skeleton()
+        skeleton = await asyncio.to_thread(self._names.whole_skeleton)
         await self._slots.read_wish()
         given: list[tuple[str, Weights]] = []
         for name in self._settings.loaded:
@@ -159,14 +172,14 @@ class Replica:
                 given.append((name, weights))
         if not given:
             raise RunProblem(
-                f"{self._run} has none of the models {', '.join(self._settings.loaded)} yet (serving.loaded).",
+                f"{self._run.name} has none of the models {', '.join(self._settings.loaded)} yet (serving.loaded).",
                 "serving/no-model",
             )
         for engine in self._engines[len(given) :]:  # those without a model of their own wait with another's weights
-            await engine.start(*given[0], skeleton, partial(self._slots.meaning, given[0][0]))
+            await engine.start(*given[0], skeleton, partial(self._slots.latest, given[0][0]))
             engine.holds = None
         for engine, (name, weights) in zip(self._engines, given, strict=False):
-            await engine.start(name, weights, skeleton, partial(self._slots.meaning, name))
+            await engine.start(name, weights, skeleton, partial(self._slots.latest, name))
 
     def _healthy(self) -> None:
         for engine in self._engines:
@@ -176,15 +189,18 @@ class Replica:
         """Say what is served when that changes, and every few seconds, so that it is seen to be said still."""
         said: Any = None
         said_at = 0.0
+        problem = ""
         while True:
             self._metrics.slots(self._engines)
             state, now = self._slots.state(), time.monotonic()
             if state != said or now - said_at > REPORT_S:
                 try:
-                    await asyncio.to_thread(write_report, self._run, self._id, state)
-                    said, said_at = state, now
+                    await asyncio.to_thread(write_report, self._run.place, self._id, state)
+                    said, said_at, problem = state, now, ""
                 except OSError as error:
-                    log.warning("the replica could not say what it serves: %s", error)
+                    if str(error) != problem:
+                        log.warning("the replica could not say what it serves: %s", error)
+                    problem = str(error)
             await asyncio.sleep(self._settings.follow_s)
 
     async def _listed(self) -> list[dict[str, Any]]:
@@ -224,7 +240,7 @@ class Replica:
 
     def _page(self) -> FastAPI:
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-        app.include_router(page_router(PageRun(self._run, self._run.name), _Backend(self)))
+        app.include_router(page_router(PageRun(self._run.root, self._run.title, self._run.keep), _Backend(self)))
         return app
 
     @property
@@ -238,7 +254,7 @@ class Replica:
 
     async def want(self, pinned: str | None, seen: int, who: str) -> Wish:
         """Writes the wish that follows the one numbered `seen`."""
-        return await want(self._run, self._names, pinned, seen, who)
+        return await want(self._run.place, self._names, pinned, seen, who)
 
 
 class _Backend:
@@ -268,7 +284,7 @@ class _Backend:
         return await self._replica.want(pinned, seen, who)
 
 
-async def want(run: Path, names: Names, pinned: str | None, seen: int, who: str) -> Wish:
+async def want(run: Place, names: Names, pinned: str | None, seen: int, who: str) -> Wish:
     """Writes what the replicas of `run` should serve as `policy`, and returns it. Raises WishConflict where somebody
     else has changed it since the wish numbered `seen`, UsageProblem where there is no such version."""
     if pinned is not None and await asyncio.to_thread(names.find, pinned) is None:
@@ -302,8 +318,9 @@ def bounds_of(settings: ServingSettings, recipe: dict[str, Any], skeleton: Path)
 def build(arguments: dict[str, Any]) -> serve.Application:
     """The application for a Serve config file or the command. Raises UsageProblem where the run cannot be served."""
     told = Arguments.model_validate(arguments)
-    run = Path(told.run)
-    names = Names(run)
+    run = ServedRun.of(told.run)
+    run.look()
+    names = run.names
     recipe = names.recipe()
     settings = told.settings or ServingSettings.model_validate(recipe.get("serving", {}))
     names.skeleton()
@@ -328,8 +345,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         user_config={"run": told.run, "channel": POLICY},
         **replicas,
     )(serve.ingress()(Replica))
-    reward_model = names.reward_model()
-    if not settings.score or not has_reward_model(reward_model):
+    if not settings.score or not has_reward_model(names.reward_model()):
         return policy.bind(told.model_dump(mode="json"))
     scoring = ScoringSettings.model_validate(recipe.get("scoring", {}))
     scores = serve.deployment(
@@ -340,13 +356,11 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         health_check_timeout_s=HEALTH_TIMEOUT_S,
     )(Scores)
     device = "cuda" if scoring.gpus else "cpu"
-    bound = scores.bind(
-        str(reward_model), str(run / "data" / "tokenizer"), scoring.rows_per_batch, device, scoring.dtype
-    )
+    bound = scores.bind(told.run, scoring.rows_per_batch, device, scoring.dtype)
     return policy.bind(told.model_dump(mode="json"), bound)
 
 
-def replicas_say(run: Path) -> dict[str, dict[str, Any]]:
+def replicas_say(run: Place) -> dict[str, dict[str, Any]]:
     """What the replicas of the run that have spoken lately serve, by their ids."""
     return read_reports(run)
 

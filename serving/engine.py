@@ -106,6 +106,8 @@ class EngineSlot:
         where vLLM cannot serve the model, or where the weights cannot be read TAKES times.
         """
         directory = weights.directory or skeleton
+        if weights.directory is not None:
+            await asyncio.to_thread(weights.check)
         try:
             await self._make(directory)
         except (ValueError, OSError, RuntimeError) as error:
@@ -121,7 +123,6 @@ class EngineSlot:
                     if not left:
                         raise
         else:
-            await asyncio.to_thread(weights.check)
             await self._engine.update_weight_version(weights.version)
             self._now_holds(name, weights.version)
         await self.one_token()

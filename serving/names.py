@@ -1,4 +1,4 @@
-"""Model names of a service, and where in the run's directory their weights lie.
+"""Model names of a service, and where in the run's directory, or its mirror, their weights lie.
 
 policy: the newest weights (published ones while PPO trains, its export once it is done); policy-ema: PPO's moving
 average; sft: the selected epoch; reference: what PPO started from, frozen; base; policy@N: one version.
@@ -7,7 +7,8 @@ average; sft: the selected epoch; reference: what PPO started from, frozen; base
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ TITLES = {
 }
 """The names that do not mean one version, with what they are."""
 
-_ROUND = re.compile(r"round-\d{2}")
+Fetch = Callable[[Path, str], None]
+"""Has a file of a run be on this machine, with this sha256 (hex). Raises RunProblem where it cannot."""
+
+ROUND = re.compile(r"round-\d{2}")
+"""Name of a round's directory."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,19 @@ class Weights:
     hashes: tuple[tuple[str, str], ...] = ()
     """File name in the directory, sha256 (hex), for every file of weights; empty where nobody has recorded them."""
     snapshot: PublishedSnapshot | None = None
+    fetch: Fetch | None = field(default=None, compare=False, repr=False)
+    """What brings the files here where a store keeps them; None where they are here."""
+
+    def bring(self) -> None:
+        """Has the files be on this machine. Raises RunProblem where they cannot be brought here."""
+        if self.fetch is None:
+            return
+        if self.snapshot is not None:
+            self.fetch(self.snapshot.weights, self.snapshot.sha256)
+            return
+        assert self.directory is not None
+        for name, expected in self.hashes:
+            self.fetch(self.directory / name, expected)
 
     def files(self) -> list[Path]:
         """The safetensors files."""
@@ -48,7 +66,8 @@ class Weights:
         return sorted(self.directory.glob("*.safetensors"))
 
     def check(self) -> None:
-        """Raises RunProblem where a file is not the one that was recorded."""
+        """Brings the files here where they are not. Raises RunProblem where one is not the one that was recorded."""
+        self.bring()
         if self.snapshot is not None:
             self.snapshot.check()
             return
@@ -66,15 +85,18 @@ class Weights:
 
 
 class Names:
-    """The names of the run in `run` (a local directory). Every method looks at the files as they are now."""
+    """The names of the run in `run` (a local directory). Every method looks at the files as they are now.
 
-    def __init__(self, run: Path) -> None:
-        self._run = run
+    Weights may be missing there: `fetch` brings them when they are asked for.
+    """
+
+    def __init__(self, run: Path, fetch: Fetch | None = None) -> None:
+        self._run, self._fetch = run, fetch
 
     @property
     def round(self) -> Path:
         """The newest round's directory, whether anything is in it or not."""
-        found = sorted(place for place in self._run.glob("round-*") if _ROUND.fullmatch(place.name))
+        found = sorted(place for place in self._run.glob("round-*") if ROUND.fullmatch(place.name))
         return found[-1] if found else self._run / "round-01"
 
     @property
@@ -102,22 +124,40 @@ class Names:
         """Every name that means something now, versions last and newest first."""
         found = {name: self.find(name) for name in TITLES}
         for one in reversed(published(self.published)):
-            found.setdefault(f"policy@{one.version[1]}", Weights(one.label, snapshot=one))
+            found.setdefault(f"policy@{one.version[1]}", self._published(one))
         return {name: weights for name, weights in found.items() if weights is not None}
 
     def skeleton(self) -> Path:
         """A Hugging Face directory with config and tokenizer of the run's language models. Raises RunProblem where the
         run has made no model yet."""
+        found = self._language_model().directory
+        assert found is not None
+        return found
+
+    def whole_skeleton(self) -> Path:
+        """The same, with its weights. Raises RunProblem too where they cannot be brought here."""
+        self._language_model().bring()
+        return self.skeleton()
+
+    def _language_model(self) -> Weights:
         for name in ("reference", "sft", "base"):
             weights = self.find(name)
             if weights is not None and weights.directory is not None:
-                return weights.directory
+                return weights
         raise RunProblem(f"{self._run} has no model yet that could be served: its SFT is not done.", "serving/no-model")
 
     def reward_model(self) -> Path | None:
         """The directory of the run's reward model; None where it is not trained yet."""
         weights = self._export(self.round / "rm", "export")
         return weights.directory if weights is not None else None
+
+    def whole_reward_model(self) -> Path:
+        """The same, with its weights. Raises RunProblem where there is none, or they cannot be brought here."""
+        weights = self._export(self.round / "rm", "export")
+        if weights is None or weights.directory is None:
+            raise RunProblem(f"{self._run} has no reward model: its rm is not done.", "serving/no-model")
+        weights.bring()
+        return weights.directory
 
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe. Raises RunProblem where it cannot be read."""
@@ -133,11 +173,14 @@ class Names:
     def _version(self, name: str) -> Weights | None:
         found = {one.version: one for one in published(self.published)}
         version = pinned_of(list(found), name)
-        return None if version is None else Weights(found[version].label, snapshot=found[version])
+        return None if version is None else self._published(found[version])
 
     def _newest_published(self) -> Weights | None:
         found = published(self.published)
-        return Weights(found[-1].label, snapshot=found[-1]) if found else None
+        return self._published(found[-1]) if found else None
+
+    def _published(self, one: PublishedSnapshot) -> Weights:
+        return Weights(one.label, snapshot=one, fetch=self._fetch)
 
     def _sft(self) -> Weights | None:
         try:
@@ -171,7 +214,7 @@ class Names:
         if not hashes or not (stage / name).is_dir():
             return None
         digest = hashlib.sha256("".join(found for _, found in hashes).encode()).hexdigest()
-        return Weights(f"{name}-{digest[:12]}", stage / name, hashes)
+        return Weights(f"{name}-{digest[:12]}", stage / name, hashes, fetch=self._fetch)
 
 
 def _record(stage: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from ray import serve
 
 from serving.requests import Lists
+from serving.served_run import ServedRun
 
 BATCH_REQUESTS = 32
 """Requests that are scored together at most."""
@@ -48,8 +49,13 @@ class RewardScores:
 class Scores:
     """The deployment."""
 
-    def __init__(self, directory: str, tokenizer: str, rows_per_batch: int, device: str, dtype: str) -> None:
-        self._scores = RewardScores(directory, tokenizer, rows_per_batch, device, dtype)
+    def __init__(self, run: str, rows_per_batch: int, device: str, dtype: str) -> None:
+        """`run` is the run's directory or address. Raises RunProblem or UsageProblem where its reward model cannot be
+        brought here or does not load."""
+        served = ServedRun.of(run)
+        served.look()
+        tokenizer = str(served.root / "data" / "tokenizer")
+        self._scores = RewardScores(str(served.names.whole_reward_model()), tokenizer, rows_per_batch, device, dtype)
 
     @serve.batch(max_batch_size=BATCH_REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
     async def _together(self, requests: list[Texts]) -> list[list[list[float]]]:

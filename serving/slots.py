@@ -7,12 +7,12 @@ A model that no slot holds takes the place of the one that was used least recent
 import asyncio
 import logging
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from actors.episodes import parse_version
 from corpus.problems import RunProblem
-from serving.desired import Wish, read_wish
+from serving.desired import Place, Wish, read_wish
 from serving.errors import ApiError
 from serving.feeds import TAKES, Feed
 from serving.names import POLICY, Names, Weights
@@ -48,20 +48,37 @@ class Slot(Protocol):
 class Slots:
     """The slots of one replica. Its methods run on one event loop."""
 
-    def __init__(self, run: Path, slots: list[Any], names: Names, feed: Feed, follow_s: float) -> None:
+    def __init__(
+        self,
+        run: Place,
+        slots: list[Any],
+        names: Names,
+        feed: Feed,
+        follow_s: float,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`look` brings the run's news to this machine before each look at its files, and waits for them; it raises
+        RunProblem where it cannot, and then what is here is served on."""
         self.slots: list[Slot] = slots
-        self._run, self._names, self._feed, self._follow_s = run, names, feed, follow_s
+        self._run, self._names, self._feed, self._follow_s, self._look = run, names, feed, follow_s, look
         self._taking: dict[str, tuple[Slot, asyncio.Task[None]]] = {}
         self.wish = Wish()
         """What is wanted, as it was last read."""
         self.problem: str | None = None
         """Why the replica does not serve what is wanted; None where it does."""
+        self._unseen: str | None = None
+        """Why the last look brought no news; None where it did."""
 
     async def meaning(self, name: str) -> Weights | None:
         """What `name` means now; None where there is no such model. `policy` is what people have pinned, or newest."""
         if name == POLICY and self.wish.pinned is None:
             return await self._feed.newest()
         return await asyncio.to_thread(self._names.find, self.wish.pinned or name if name == POLICY else name)
+
+    async def latest(self, name: str) -> Weights | None:
+        """The same, after a look at the run's news. What cannot be looked at is told of, and what is here counts."""
+        await self._look_at_news()
+        return await self.meaning(name)
 
     async def read_wish(self) -> None:
         """Look at what is wanted. A file that cannot be read changes nothing, and is told of."""
@@ -114,6 +131,7 @@ class Slots:
     async def follow_once(self) -> None:
         """One look at what is wanted and at every model that a slot holds. Raises what putting weights in raises."""
         await self.read_wish()
+        await self._look_at_news()
         for slot in self.slots:
             name = slot.holds
             if name is None or slot.broken is not None:
@@ -134,6 +152,16 @@ class Slots:
             "wish": self.wish.counter,
             "problem": self.problem,
         }
+
+    async def _look_at_news(self) -> None:
+        try:
+            await asyncio.to_thread(self._look)
+            self._unseen = None
+        except RunProblem as problem:
+            self.problem = str(problem)
+            if self.problem != self._unseen:
+                log.warning("news of the run are not seen: %s", problem)
+            self._unseen = self.problem
 
     def _is_pinned(self, name: str) -> bool:
         return name == POLICY and self.wish.pinned is not None

@@ -18,7 +18,7 @@ START_LIMIT_S = 60
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
+def s3_server() -> Iterator[str]:
     """HOST:PORT of an S3 server.
 
     It is a process of its own: moto imports Flask, and vLLM, which looks at every attribute of every imported module
@@ -47,11 +47,11 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def check_keys(server: str) -> Iterator[Callable[[], None]]:
+def check_keys(s3_server: str) -> Iterator[Callable[[], None]]:
     """A call from which on, to the end of the test, the server looks at keys."""
 
     def unsigned(actions: str) -> None:
-        address = f"http://{server}/moto-api/reset-auth"
+        address = f"http://{s3_server}/moto-api/reset-auth"
         request = Request(address, data=actions.encode(), headers={"Content-Type": "text/plain"}, method="POST")
         urlopen(request, timeout=START_LIMIT_S).close()
 
@@ -72,9 +72,9 @@ def keys(monkeypatch):
 
 
 @pytest.fixture
-def store(server, keys):
+def store(s3_server, keys):
     """A client of the server, which has an empty bucket named bucket."""
-    s3 = boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1")
+    s3 = boto3.client("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1")
     s3.create_bucket(Bucket="bucket")
     yield s3
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket="bucket"):
@@ -84,9 +84,9 @@ def store(server, keys):
 
 
 @pytest.fixture
-def query(server):
+def query(s3_server):
     """The options that make an address one of the server."""
-    return f"?scheme=http&region=us-east-1&endpoint_override={server}"
+    return f"?scheme=http&region=us-east-1&endpoint_override={s3_server}"
 
 
 @pytest.fixture

@@ -130,15 +130,19 @@ def run(context: Context, spec: StageSpec) -> Finished:
 
 def offer_weights(context: Context, spec: StageSpec, store: Any, name: str) -> None:
     """Tells services of this run where published weights are: in the store's actor, whose Ray name is `name`, and in
-    RUN/published."""
+    RUN/published, on disk and in the object store that keeps the run."""
     import ray
 
     from actors.published import PUBLISHED
+    from actors.stored_snapshots import StoredRun
 
-    settings = context.recipe.serving
+    settings, stored = context.recipe.serving, context.run.stored
     if settings.publish_every:
         place = str(context.run.root / PUBLISHED)
-        told = store.publish_to.remote(place, context.identity(spec), settings.publish_every, settings.published_kept)
+        kept = StoredRun(stored.address, context.crew.run_epoch) if stored is not None else None
+        told = store.publish_to.remote(
+            place, context.identity(spec), settings.publish_every, settings.published_kept, kept
+        )
         context.crew.wait_for({"the weight store": told}, "the weight store to begin to publish")
     runtime = ray.get_runtime_context()
     said = {"actor": name, "namespace": runtime.namespace, "cluster": runtime.gcs_address}

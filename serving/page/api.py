@@ -179,7 +179,7 @@ class _TellingRoute(APIRoute):
 def page_router(run: PageRun, backend: PageBackend) -> APIRouter:
     """The routes of PAGE_ROUTES for `run`, in the service `backend`."""
     router = APIRouter(route_class=_TellingRoute, include_in_schema=False)
-    store = ComparisonStore(run.directory / "serving" / "comparisons")
+    store = ComparisonStore(run.directory / "serving" / "comparisons", run.send)
 
     async def allowed(request: Request, scope: Scope) -> Visitor:
         visitor = await _visitor(request, backend)

@@ -1,6 +1,7 @@
 """What the page shows of a run's own files: held-out prompts, the curves so far, a prompt as models are given it."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +89,8 @@ class PageRun:
 
     directory: Path
     name: str
+    send: Callable[[Path], None] = lambda path: None
+    """Brings a file that was made in `directory` to where the run is kept."""
     _curves: dict[Path, tuple[tuple[int, int], dict[str, Curve]]] = field(default_factory=dict)
     _loading: Lock = field(default_factory=Lock)
 

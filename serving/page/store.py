@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Literal
@@ -89,11 +90,13 @@ class Listed(_Model):
 class ComparisonStore:
     """The comparisons of one run, in `directory`, which is made with the first. Its calls read and write files."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, send: Callable[[Path], None] = lambda path: None) -> None:
+        """`send` brings a file to where the run is kept, and raises RunProblem where it cannot."""
+        self._directory, self._send = directory, send
 
     def keep(self, comparison: Comparison, who: str) -> StoredComparison:
-        """The comparison on disk, with its new id. Raises RunProblem where there are too many, or the disk refuses."""
+        """The comparison as it is kept, with its new id. Raises RunProblem where there are too many, or the disk or the
+        run's store refuses."""
         if self._count() >= MAX_STORED:
             raise RunProblem(
                 f"{MAX_STORED:,} comparisons are kept already, which is the limit; remove some from "
@@ -111,7 +114,13 @@ class ComparisonStore:
         def write(stream: IO[bytes]) -> None:
             stream.write(content)
 
-        write_atomically(self._path(kept.id), write)
+        path = self._path(kept.id)
+        write_atomically(path, write)
+        try:
+            self._send(path)
+        except RunProblem:
+            path.unlink(missing_ok=True)
+            raise
         return kept
 
     def read(self, name: str) -> StoredComparison | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from actors.exported_metrics import (
     SCORING_NON_FINITE,
     STORE_SNAPSHOT,
     STORE_UPDATE,
+    STORE_WRITE_FAILURES,
     STREAM_AWAITED,
     STREAM_SLOTS,
     STREAM_TRAINED,
@@ -41,7 +43,7 @@ from actors.stream import EpisodeStream, StreamPlan
 from actors.weight_store import WeightStore
 from corpus.problems import RunProblem
 from corpus.schemas import make_table, write_table
-from models.snapshot import pack
+from models.snapshot import Snapshot, pack
 
 
 @pytest.fixture
@@ -211,3 +213,19 @@ def test_the_weight_store_exports_its_newest_snapshot(meter, monkeypatch):
     store.put(snapshot)
     assert meter.of(STORE_SNAPSHOT, run="demo", role="weight_store") == snapshot.buffer.nbytes
     assert meter.of(STORE_UPDATE) == 7
+
+
+def test_weights_that_cannot_be_written_are_counted(meter, monkeypatch, tmp_path):
+    monkeypatch.setattr(weight_store.ray, "put", lambda content: content)
+    store = plain(WeightStore)(str(tmp_path / "weights"), "demo")
+
+    def full(snapshot: Snapshot) -> None:
+        raise OSError("the disk is full")
+
+    store._files.save = full
+    store.put(pack({"weight": torch.ones(3)}, (0, 7)))
+    deadline = time.monotonic() + 20
+    while meter.of(STORE_WRITE_FAILURES, place="disk") is None:
+        assert time.monotonic() < deadline, "the failure of a write was still to be counted"
+        time.sleep(0.01)
+    assert meter.of(STORE_WRITE_FAILURES) == 1

@@ -81,13 +81,15 @@ def test_grace_and_deadline_come_from_recipe_and_plan():
 
 def test_storage_image_claim_queue_and_parts_are_what_was_asked_for():
     found = documents(
-        "demo", "name=mine", "--storage", "s3://bucket/runs", "--image", "here/amenable:1", "--claim", "scratch",
-        "--queue", "team", "--parts", "train,serve", "--no-spot",
+        "demo", "name=mine", "--storage", "s3://bucket/runs?region=eu-1&x=y", "--image", "here/amenable:1",
+        "--claim", "scratch", "--queue", "team", "--parts", "train,serve", "--no-spot",
     )  # fmt: skip
     assert "RayCluster" not in found
-    assert "RayService" not in found  # it follows files in a directory
     job = found["RayJob"]
-    assert "--run s3://bucket/runs/mine" in job["spec"]["entrypoint"]
+    address = "s3://bucket/runs/mine?region=eu-1&x=y"
+    assert f"--run '{address}'" in job["spec"]["entrypoint"]
+    [application] = yaml.safe_load(found["RayService"]["spec"]["serveConfigV2"])["applications"]
+    assert application["args"]["run"] == address
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
     pod = groups(job)["generators"]["template"]["spec"]
     assert pod["containers"][0]["image"] == "here/amenable:1"

@@ -15,10 +15,11 @@ from amenable.cli import app
 from amenable.pipeline import run_pipeline
 from amenable.progress import Progress
 from amenable.recipe import Recipe
-from amenable.run_directory import WORKING_COPIES, RunDirectory
+from amenable.run_directory import RunDirectory
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished, Stage
 from corpus.problems import RunProblem, UsageProblem
+from corpus.working_copies import WORKING_COPIES
 from learners.checkpoint import load_newest, write_checkpoint
 from learners.checkpoint_place import checkpoints_of
 

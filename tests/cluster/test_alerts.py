@@ -76,7 +76,7 @@ FIRES: dict[str, list[tuple[list[dict[str, str]], int]]] = {
     "AmenableNonFiniteFigures": [([series("learner_non_finite_figures_total", APPEARS, stage="ppo")], 12)],
     "AmenableGeneratorLost": [(generators("1x60", "2x60"), 15)],
     "AmenableNoGenerator": [(generators("0x60", "2x60"), 15)],
-    "AmenableWeightStoreDisk": [([series("weight_store_disk_failures_total", APPEARS)], 12)],
+    "AmenableWeightsNotWritten": [([series("weight_store_write_failures_total", APPEARS, place="disk")], 12)],
     "AmenableRequestsFail": [(requests("0+1x60", "0+9x60"), 30)],
 }
 QUIET: dict[str, list[tuple[list[dict[str, str]], int]]] = {
@@ -109,7 +109,7 @@ QUIET: dict[str, list[tuple[list[dict[str, str]], int]]] = {
     "AmenableNonFiniteFigures": [([series("learner_non_finite_figures_total", STAYS, stage="ppo")], 40)],
     "AmenableGeneratorLost": [(generators("2x60", "2x60"), 15), (generators("2x10 1x3 2x60", "2x60"), 15)],
     "AmenableNoGenerator": [(generators("0x5 1x60", "2x60"), 15)],
-    "AmenableWeightStoreDisk": [([series("weight_store_disk_failures_total", STAYS)], 40)],
+    "AmenableWeightsNotWritten": [([series("weight_store_write_failures_total", STAYS, place="disk")], 40)],
     "AmenableRequestsFail": [
         (requests("0+1x60", "0+99x60"), 30),
         (requests("0+9x60", "0+9x60", status="429"), 30),

@@ -1,6 +1,7 @@
 """Manifests: what is put in place, against KubeRay's schemas and Kubernetes' own, with a mutation of every kind."""
 
 import copy
+import dataclasses
 import shlex
 import shutil
 import subprocess
@@ -135,9 +136,37 @@ def test_the_service_follows_the_run_with_tokens_from_a_secret():
     assert volume["secret"] == {"secretName": "amenable-serving-tokens"}
 
 
-def test_a_run_in_an_object_store_has_its_keys_by_reference_and_no_service():
-    found = documents(run_directory="s3://bucket/hh-8b", serving=None)
-    assert "RayService" not in {document["kind"] for document in found}
+def test_a_service_that_is_not_wanted_is_left_out():
+    assert "RayService" not in {document["kind"] for document in documents(serving=None)}
+
+
+def test_the_service_of_a_run_in_an_object_store_names_its_address_and_shares_no_volume():
+    found = documents(run_directory="s3://bucket/hh-8b?region=eu-1")
+    service = one("RayService", found)
+    [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    arguments = Arguments.model_validate(application["args"])
+    assert arguments.run == "s3://bucket/hh-8b?region=eu-1"
+    [deployment] = application["deployments"]
+    assert deployment["user_config"] == {"run": arguments.run, "channel": "policy"}
+    for _, template in pods(service["spec"]["rayClusterConfig"]):
+        pod = template["spec"]
+        assert all("persistentVolumeClaim" not in volume for volume in pod["volumes"])
+        [container] = pod["containers"]
+        assert {m["name"] for m in container["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}
+        assert container["envFrom"] == [{"secretRef": {"name": "amenable-object-store", "optional": True}}]
+        variables = {each["name"]: each.get("value") for each in container["env"]}
+        places = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
+        assert places[variables["AMENABLE_WORKING_COPIES"]] == "mirror"
+    for _, template in pods(one("RayJob", found)["spec"]["rayClusterSpec"]):
+        assert any("persistentVolumeClaim" in volume for volume in template["spec"]["volumes"])
+    alone = render(dataclasses.replace(ASKED, run_directory="s3://bucket/hh-8b"), ("serve",))
+    assert "PersistentVolumeClaim" not in {document["kind"] for document in alone}
+    assert "PersistentVolumeClaim" in {document["kind"] for document in render(ASKED, ("serve",))}
+    assert problems(found) == problems(alone) == []
+
+
+def test_a_run_in_an_object_store_has_its_keys_by_reference():
+    found = documents(run_directory="s3://bucket/hh-8b")
     job = one("RayJob", found)
     assert parsed(job["spec"]["entrypoint"])["run"] == "s3://bucket/hh-8b"
     for _, template in pods(job["spec"]["rayClusterSpec"]):

@@ -59,9 +59,9 @@ def test_a_prefix_or_glob_stands_for_its_data_files_in_order(store, query):
     assert [row["text"] for row in columns(f"s3://bucket/data/%5Bab%5D.jsonl{query}")] == below[:2]
 
 
-def test_the_server_may_be_named_by_the_environment(store, server, monkeypatch):
+def test_the_server_may_be_named_by_the_environment(store, s3_server, monkeypatch):
     store.put_object(Bucket="bucket", Key="a.jsonl", Body=LINES)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3_server}")
     assert columns("s3://bucket/a.jsonl") == ROWS
 
 
@@ -99,9 +99,9 @@ def test_what_is_not_there_is_one_sentence_and_soon(store, query):
     assert time.monotonic() - began < 10
 
 
-def test_a_wrong_key_is_one_sentence_and_is_not_told(store, server, query, monkeypatch, check_keys):
+def test_a_wrong_key_is_one_sentence_and_is_not_told(store, s3_server, query, monkeypatch, check_keys):
     store.put_object(Bucket="bucket", Key="a.jsonl", Body=LINES)
-    users = client("iam", server)
+    users = client("iam", s3_server)
     users.create_user(UserName="anna")
     users.put_user_policy(UserName="anna", PolicyName="s3", PolicyDocument=json.dumps(ALLOW_S3))
     key = users.create_access_key(UserName="anna")["AccessKey"]

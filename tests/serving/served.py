@@ -6,10 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 from openai import OpenAI
 
 from serving.access import new_token
-from serving.desired import read_reports
+from serving.desired import Place, read_reports
 from tests.serving.run_on_disk import alive, descendants, publish, write_run
 
 ALL = frozenset({"read", "score", "operate"})
@@ -29,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class Service:
     """A running `amenable serve`."""
 
-    run: Path
+    run: Place
     port: int
     token: str
     logs: Path
@@ -69,6 +71,27 @@ class Service:
         return None
 
 
+class Asking:
+    """A client that asks `policy` again and again, and never tries again by itself."""
+
+    def __init__(self, service: Service, prompt: list[int]) -> None:
+        self.versions: list[str] = []
+        self._prompt = prompt
+        self._over = threading.Event()
+        self._running = ThreadPoolExecutor(1).submit(self._ask, service)
+
+    def _ask(self, service: Service) -> None:
+        client = service.client(0)
+        while not self._over.wait(0.02):
+            found = client.completions.create(model="policy", prompt=self._prompt, max_tokens=5)
+            self.versions += [span["version"] for span in found.model_dump()["amenable"]["versions"]]
+
+    def stop(self) -> None:
+        """Raises what the client met."""
+        self._over.set()
+        self._running.result(60)
+
+
 def until(condition: Callable[[], Any], what: str, deadline_s: float = 120.0) -> Any:
     give_up = time.monotonic() + deadline_s
     while not (found := condition()):
@@ -88,9 +111,9 @@ def serving(directory: Path, **settings: Any) -> Iterator[Service]:
 
 
 @contextmanager
-def serve(run: Path, directory: Path) -> Iterator[Service]:
-    """The command for the block, on `run`; tokens and logs lie in `directory`. It is asked to end, and afterwards
-    nothing of it is left."""
+def serve(run: Place, directory: Path) -> Iterator[Service]:
+    """The command for the block, on `run`, a directory or an address; tokens and logs lie in `directory`. It is asked
+    to end, and afterwards nothing of it is left."""
     file = directory / "tokens.json"
     tokens = {scope: new_token(file, scope, frozenset({scope})) for scope in ("read", "score", "operate")}  # pyright: ignore
     token = new_token(file, "all", ALL)

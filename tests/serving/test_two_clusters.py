@@ -5,7 +5,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from actors.snapshot_files import map_snapshot
 from models.snapshot import unpack
 from serving.names import Names
 from tests.serving.run_on_disk import commit
-from tests.serving.served import Service, serve, until
+from tests.serving.served import Asking, Service, serve, until
 
 CHAOS = Path(__file__).parents[1] / "chaos"
 sys.path.insert(0, str(CHAOS))  # the toy run, and the command that trains it
@@ -104,26 +103,6 @@ def training(tmp_path: Path) -> Any:
     assert end_processes(training.directory) == []
 
 
-class Asking:
-    """A client that asks again and again."""
-
-    def __init__(self, service: Service) -> None:
-        self.versions: list[str] = []
-        self._over = threading.Event()
-        self._running = ThreadPoolExecutor(1).submit(self._ask, service)
-
-    def _ask(self, service: Service) -> None:
-        client = service.client(0)
-        while not self._over.wait(0.02):
-            found = client.completions.create(model="policy", prompt=PROMPT, max_tokens=5)
-            self.versions += [span["version"] for span in found.model_dump()["amenable"]["versions"]]
-
-    def stop(self) -> None:
-        """Raises what the client met."""
-        self._over.set()
-        self._running.result(60)
-
-
 def served_logprobs(service: Service) -> list[float]:
     body = {"model": "policy", "prompt": PROMPT, "echo": True, "max_tokens": 0, "logprobs": 1}
     status, _, answer = service.ask("POST", "/v1/completions", body)
@@ -153,7 +132,7 @@ def test_a_service_follows_a_run_that_trains_elsewhere_to_its_end(training, tmp_
         until(lambda: service.serves("policy") == first.label, "the newest version in the engine")
         before = served_logprobs(service)
         assert before == pytest.approx(logprobs_of(first, skeleton), abs=1e-4)
-        client = Asking(service)
+        client = Asking(service, PROMPT)
         until(lambda: client.versions, "the first response")
         training.before(first.version[1] + 5)
         later = training.settled()

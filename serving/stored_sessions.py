@@ -1,0 +1,57 @@
+"""What replicas on several machines must know alike of browsers' sessions, in the object store that keeps the run: the
+secret that signs them, and those that were ended before their time."""
+
+import secrets
+from functools import cached_property
+
+from corpus.numbered_objects import NumberedObjects, Overtaken
+from corpus.problems import RunProblem
+from corpus.storage import below, one_line, opened, without_options
+
+SECRET = "serving/session-key"
+ENDED = "serving/ended-sessions"
+"""Directory of empty objects NONCE-UNTIL: a session's random part, and when it would have ended (Unix seconds)."""
+
+SECRET_BYTES = 32
+
+
+class StoredSessions:
+    """Of the run at `address`."""
+
+    def __init__(self, address: str) -> None:
+        """Raises UsageProblem where the address cannot be understood."""
+        self._address = address
+
+    @cached_property
+    def secret(self) -> bytes:
+        """The random bytes that all replicas share; the first to ask makes them. Raises RunProblem where the store
+        does not give or take them."""
+        objects = NumberedObjects(below(self._address, SECRET))
+        number, text = objects.newest()
+        if not number:
+            made = secrets.token_bytes(SECRET_BYTES)
+            try:
+                objects.put_after(0, made.hex().encode())
+                return made
+            except Overtaken:
+                _, text = objects.newest()
+        try:
+            found = bytes.fromhex(text.decode())
+        except ValueError:
+            found = b""
+        if len(found) != SECRET_BYTES:
+            place = f"{without_options(self._address)}/{SECRET}"
+            raise RunProblem(f"{place} is not the secret of a run's sessions: remove it.", "serving/sessions")
+        return found
+
+    def end(self, nonce: str, until: str) -> None:
+        """Says to all replicas that a session has ended. Raises RunProblem where the store does not take it."""
+        filesystem, inner = opened(below(self._address, ENDED))
+        try:
+            with filesystem.open_output_stream(f"{inner}/{nonce}-{until}") as stream:
+                stream.write(b"")
+        except OSError as error:
+            place = f"{without_options(self._address)}/{ENDED}"
+            raise RunProblem(
+                f"{place} could not be written ({one_line(error)}): log out again.", "serving/sessions"
+            ) from error
