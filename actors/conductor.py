@@ -20,12 +20,21 @@ import pyarrow as pa
 import ray
 
 from actors.calls import Answers, of_each, within
+from actors.exported_metrics import (
+    PUBLICATION_BEGUN,
+    PUBLICATION_FAILURES,
+    PUBLICATION_LOSSES,
+    PUBLICATION_SECONDS,
+    PUBLICATION_UPDATE,
+    PUBLICATIONS,
+)
 from actors.failures import Problem, actor_names, dead_actor, expected_problem, plain_problem
 from actors.generator import ScoringPools, Work
 from actors.held_out import HeldOut, held_out_means
 from actors.publication import Probe, Publication, Published
 from actors.settings import FleetSettings, SamplingSettings
 from actors.stage_fleet import Fellowship, StageFleet
+from actors.telemetry import Telemetry
 from corpus import logs
 from corpus.problems import RunProblem
 
@@ -53,11 +62,14 @@ class Conductor:
         sampling_deadline_s: float,
         settings: FleetSettings | None = None,
         directory: str | None = None,
+        run: str = "",
     ) -> None:
         """`deadline_s` is for every single answer, but for those that must wait for responses: held-out samples and
         their scores, and what generators have in hand when the stage ends. Those have `sampling_deadline_s`. The wish
-        for more or fewer generators is read from the stage's `directory`."""
+        for more or fewer generators is read from the stage's `directory`. `run` is the run's tag in exported
+        metrics."""
         logs.begin("conductor")
+        self._telemetry = Telemetry(run, "conductor")
         self._stream = stream
         self._store = store
         self._deadline_s = deadline_s
@@ -94,6 +106,7 @@ class Conductor:
             self._refit_one,
             self.failed,
             self._sampling_deadline_s,
+            self._telemetry,
         )
 
     async def failed(self, name: str, problem: Problem) -> None:
@@ -130,21 +143,38 @@ class Conductor:
         async with self._publishing:
             started = time.perf_counter()
             logs.note_attempt(attempt)
-            async with self._refitting:
-                put = self._store.put.remote(snapshot)
-                [reference] = await self._within(put, "the weight store", "take new weights")
-                present = self._present = Published((attempt, update), probe)
-                await self._refit(list(self._fleet.generators.living), present, reference, offer)
-            await self._fleet.until(lambda: bool(present.fits), f"a generator to hold weights {present.label}")
-            admission = self._stream.advance.remote(attempt, update)
-            await self._within(admission, "the episode stream", f"admit the slots of weights {present.label}")
-            self._fleet.generators.fleet.admit(present.version)
+            with self._exported(update):
+                async with self._refitting:
+                    put = self._store.put.remote(snapshot)
+                    [reference] = await self._within(put, "the weight store", "take new weights")
+                    present = self._present = Published((attempt, update), probe)
+                    await self._refit(list(self._fleet.generators.living), present, reference, offer)
+                await self._fleet.until(lambda: bool(present.fits), f"a generator to hold weights {present.label}")
+                admission = self._stream.advance.remote(attempt, update)
+                await self._within(admission, "the episode stream", f"admit the slots of weights {present.label}")
+                self._fleet.generators.fleet.admit(present.version)
             seconds = time.perf_counter() - started
+            self._telemetry.observe(PUBLICATION_SECONDS, seconds)
         # Outside the lock: a scoring process answers behind the scoring that it has in hand.
         roles = await self._fleet.reports()
         stored = await self._within(self._store.figures.remote(), "the weight store", "say what it has published")
         await self._fleet.tell_workers(attempt, update, seconds)
         return present.outcome(seconds, roles | self._fleet.figures() | stored)
+
+    @contextmanager
+    def _exported(self, update: int) -> Iterator[None]:
+        """Around a publication: exports that it is under way, and what came of it."""
+        self._telemetry.set(PUBLICATION_BEGUN, time.time())
+        try:
+            yield
+        except Exception:
+            self._telemetry.add(PUBLICATION_FAILURES)
+            raise
+        else:
+            self._telemetry.add(PUBLICATIONS)
+            self._telemetry.set(PUBLICATION_UPDATE, update)
+        finally:
+            self._telemetry.set(PUBLICATION_BEGUN, 0.0)
 
     async def _refit(
         self, names: list[str], present: Published, reference: Any, offer: dict[str, Any] | None = None
@@ -157,9 +187,11 @@ class Conductor:
         problems: dict[str, Exception] = {}
         weights = (reference, present.label) if offer is None else (reference, present.label, offer)
         loads = await self._ask(names, "load", *weights)
+        self._count_losses(loads)
         problems |= self._sort_out(loads, incarnations, f"load weights {present.label}")
         what = f"score the probe under weights {present.label}"
         probes = await self._ask(list(loads.found), "probe", present.probe.sequences)
+        self._count_losses(probes)
         problems |= self._sort_out(probes, incarnations, what)
         for name, scored in probes.found.items():
             if not present.note(name, loads.found[name], scored):
@@ -168,11 +200,18 @@ class Conductor:
         for name in probes.found:
             if name in present.fits:
                 self._fleet.generators.refit(name, incarnations[name], present.version)
+        self._telemetry.add(PUBLICATION_LOSSES, len(problems), reason="refused")
         for name, problem in problems.items():
             again = self._fleet.generators.fleet.strayed(name, incarnations[name])
             if not present.fits or again >= DISAGREEMENTS:
                 raise problem
             self._fleet.generators.give_up(name, incarnations[name], str(problem).rstrip("."))
+
+    def _count_losses(self, answers: Answers[str]) -> None:
+        """Exports how many generators were late with the weights, or died."""
+        dead = sum(dead_actor(error) is not None for error in answers.raised.values())
+        self._telemetry.add(PUBLICATION_LOSSES, len(answers.late), reason="late")
+        self._telemetry.add(PUBLICATION_LOSSES, dead, reason="dead")
 
     def _sort_out(self, answers: Answers[str], incarnations: Mapping[str, int], what: str) -> dict[str, Exception]:
         """Give up who died or was late; returns the problems of the others. Raises what is a mistake of ours."""

@@ -22,6 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from actors.delivery import Delivery, ScoringPools, Unscored, Work
 from actors.episodes import Chunk
+from actors.exported_metrics import GENERATOR_PAUSE
 from actors.failures import expected_problem, plain_problem
 from actors.open_chunks import KIND, OpenChunk, OpenChunks, chunks_to_lease
 from actors.pulse import Pulse, pulse_now
@@ -29,6 +30,7 @@ from actors.role_reports import RoleReport, report_now
 from actors.rollout_engine import Request, RolloutEngine, probe_request
 from actors.samples import sample_requests, samples_table
 from actors.settings import RolloutSettings, SamplingSettings
+from actors.telemetry import worker_telemetry
 from corpus import logs
 from corpus.problems import RunProblem
 from models.snapshot import Snapshot, pack
@@ -65,6 +67,7 @@ class RolloutGenerator:
         self._current: tuple[Snapshot, str] | None = None
         self._busy_s = 0.0
         self._response_tokens = 0
+        self._telemetry = worker_telemetry("generator", name)
         self._progressed_at = time.monotonic()
         self._under_way = False
         """Whether a command is being carried out."""
@@ -120,7 +123,9 @@ class RolloutGenerator:
         engine = self._engine
         stands_still = self._under_way or bool(engine is not None and engine.pending)
         progressed_at = max(self._progressed_at, engine.stepped_at if engine is not None else 0.0)
-        return pulse_now(time.monotonic() - progressed_at if stands_still else 0.0)
+        pulse = pulse_now(time.monotonic() - progressed_at if stands_still else 0.0)
+        self._telemetry.at_work(self._busy_s, self._response_tokens, pulse.memory_bytes, pulse.stalled_s)
+        return pulse
 
     def report(self) -> RoleReport:
         """What this engine has done since it started: its tokens are those of finished responses."""
@@ -244,6 +249,7 @@ class RolloutGenerator:
     def _load(self, snapshot: Snapshot, label: str, offer: dict[str, Any] | None = None) -> float:
         pause_s = self._ready_engine().load(snapshot, label, offer)
         self._current = (snapshot, label)
+        self._telemetry.observe(GENERATOR_PAUSE, pause_s)
         return pause_s
 
     def _submit_probes(self, sequences: list[list[int]], answers: "list[Future[list[float]]]") -> None:

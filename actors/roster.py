@@ -70,6 +70,8 @@ class Roster:
             settings.restart_window_s,
         )
         self.members: dict[str, Member] = {}
+        self.losses = 0
+        """Workers that died or were given up so far."""
         self.closed = False
         """Nobody is replaced any more."""
         self.waiting: dict[str, str] = {}
@@ -164,6 +166,7 @@ class Roster:
         """Declare a worker dead: `why` it is follows its name, as a clause. It is killed and replaced."""
         if not self.fleet.died(name, incarnation):
             return
+        self.losses += 1
         log.warning("%s is given up: %s", name, why)
         self.lost = time.time(), f"{name} was given up: {why}."
         member = self.members[name]

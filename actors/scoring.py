@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from actors.exported_metrics import SCORING_NON_FINITE
 from actors.pulse import Pulse, pulse_now
 from actors.rewards import RewardSettings, make_reward
 from actors.role_reports import RoleReport, report_now
 from actors.settings import ScoringSettings
+from actors.telemetry import worker_telemetry
 from corpus import logs
 from corpus.problems import RunProblem
 from corpus.telemetry import switch_telemetry_off
@@ -43,6 +45,7 @@ class ScoringWorker:
         self._prompts: dict[tuple[int, ...], str] = {}
         self._busy_s = 0.0
         self._tokens = 0
+        self._telemetry = worker_telemetry("scoring", name)
         self._began_at: float | None = None
         """When the present scoring call began (monotonic clock); None between calls."""
 
@@ -89,6 +92,7 @@ class ScoringWorker:
             texts = [self._prompts.get(tuple(prompt), "") for prompt in prompts]
             answers = decode_responses(self._tokenizer, responses)
             scores = self._reward.score(texts, answers, prompts, responses)
+        self._telemetry.add(SCORING_NON_FINITE, sum(not math.isfinite(score) for score in scores))
         for row, score in enumerate(scores):
             if not math.isfinite(score):
                 raise RunProblem(
@@ -127,7 +131,9 @@ class ScoringWorker:
     def heartbeat(self) -> Pulse:
         """A sign of life, which also says for how long the present call has been scoring."""
         began_at = self._began_at
-        return pulse_now(0.0 if began_at is None else time.monotonic() - began_at)
+        pulse = pulse_now(0.0 if began_at is None else time.monotonic() - began_at)
+        self._telemetry.at_work(self._busy_s, self._tokens, pulse.memory_bytes, pulse.stalled_s)
+        return pulse
 
     def report(self) -> RoleReport:
         """What this process has done since it started: its tokens are those it read, prompts included."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from actors.calls import of_each, within
 from actors.desired import Desired, read_desired, write_fleet
+from actors.exported_metrics import FLEET_LOSSES, FLEET_WANTED, FLEET_WORKERS
 from actors.failures import Problem, actor_names, plain_problem
 from actors.fleet import FROZEN, LIVING, State, share_of
 from actors.generator import ScoringPools, Work
@@ -22,6 +23,7 @@ from actors.recruits import WorkerSpec
 from actors.role_reports import RoleReport, role_figures
 from actors.roster import AGAIN, Roster
 from actors.settings import FleetSettings
+from actors.telemetry import Telemetry
 from actors.worker_rows import WorkerRow, rates, write_workers
 from corpus.problems import RunProblem
 
@@ -49,6 +51,9 @@ SECOND_LOOK_S = 0.5
 CALLED = {"scoring process": "reward scorer and reference"}
 """What a role is called where its failure is told, if not as itself."""
 
+TAGGED = {"reward scorer": "reward_scorer", "scoring process": "scoring"}
+"""The tag `role` of a role in exported metrics, where it is not what the role is called."""
+
 WANTED = (*LIVING, State.DEAD, State.RESTARTING)
 
 
@@ -66,11 +71,15 @@ class StageFleet:
         refit: Callable[[str, int], Awaitable[None]],
         failed: Callable[[str, Problem], Coroutine[Any, Any, None]],
         rest_deadline_s: float,
+        telemetry: Telemetry | None = None,
     ) -> None:
         """`others` are what to call actors that are none of these, by Ray's id. `refit` brings a generator (name,
         incarnation) that has started to where it serves; `failed` is told where the run cannot go on. The wish for more
         or fewer generators is read from `directory`. What a generator has in hand when it is retired, and the stream's
-        answers, are waited for `rest_deadline_s`."""
+        answers, are waited for `rest_deadline_s`. `telemetry` exports for the run."""
+        self._telemetry = telemetry or Telemetry("", "conductor")
+        self._exports: dict[str, Telemetry] = {}
+        """By role."""
         self.failure: Problem | None = None
         """Why the run cannot go on; whoever waits here is told."""
         self.leases = False
@@ -216,6 +225,7 @@ class StageFleet:
             if not self.generators.closed:
                 await self._check_minimum()
                 await self._follow_wish()
+                self._export()
 
     async def _check_minimum(self) -> None:
         now, settings = time.monotonic(), self._settings
@@ -300,6 +310,15 @@ class StageFleet:
             figures[f"fleet/{state}"] = float(sum(len(roster.fleet.names([state])) for roster in self.rosters()))
         figures["fleet/restarts"] = float(sum(roster.fleet.restarts for roster in self.rosters()))
         return figures
+
+    def _export(self) -> None:
+        """Exports how many workers of each role there are, by state, how many are wanted, and how many were lost."""
+        for roster in self.rosters():
+            role = self._exports.setdefault(roster.role, self._telemetry.of(TAGGED.get(roster.role, roster.role)))
+            for state in State:
+                role.set(FLEET_WORKERS, len(roster.fleet.names([state])), state=state)
+            role.set(FLEET_WANTED, len(roster.fleet.names(WANTED)))
+            role.count_to(FLEET_LOSSES, roster.losses)
 
     async def reports(self) -> dict[str, float]:
         """Metrics of those actors that report in time, since the report before."""

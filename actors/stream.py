@@ -11,7 +11,7 @@ Who waits are one call a generator, for a lease, and one a learner rank, for a b
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,31 @@ import ray
 
 from actors.attempts import read_counts, write_counts
 from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, oldest_updates, with_scores
+from actors.exported_metrics import (
+    STREAM_ADMITTED,
+    STREAM_ATTEMPT,
+    STREAM_AWAITED,
+    STREAM_SLOTS,
+    STREAM_TRAINED,
+    STREAM_WAITING,
+)
 from actors.failures import Problem
 from actors.ledger import Counts, Ledger
+from actors.telemetry import Telemetry
 from corpus import logs
 from corpus.problems import RunProblem, code_in_traceback
 from corpus.schemas import read_table
 from corpus.storage import write_atomically
 
+OUTCOMES = ("leased", "generated", "regenerated", "duplicates", "refused", "trained", "discarded")
+"""Of slots, as the ledger counts them and they are exported."""
+
 
 class StreamPlan:
     """What the stream needs to know of a PPO stage. Sizes are in slots, times in seconds.
 
-    `directory` is where episodes are written; the counts of attempts go beside it (see `actors.attempts`).
+    `directory` is where episodes are written; the counts of attempts go beside it (see `actors.attempts`). `run` is the
+    run's tag in exported metrics.
     """
 
     def __init__(
@@ -48,6 +61,7 @@ class StreamPlan:
         max_staleness: int,
         batches: int,
         lease_s: float,
+        run: str = "",
     ) -> None:
         self.prompts = prompts
         self.directory = directory
@@ -58,6 +72,7 @@ class StreamPlan:
         self.max_staleness = max_staleness
         self.batches = batches
         self.lease_s = lease_s
+        self.run = run
 
 
 @ray.remote(num_cpus=0)
@@ -84,6 +99,11 @@ class EpisodeStream:
         self._failure: Problem | None = None
         self._released: set[str] = set()
         """Holders that are gone."""
+        self._awaiting = 0
+        """Ranks of the learner that wait for a batch."""
+        self._telemetry = Telemetry(plan.run, "stream")
+        self._telemetry.set(STREAM_AWAITED, 0.0)
+        self._telemetry.set(STREAM_TRAINED, time.time())
 
     def _wake_holders(self) -> None:
         self._freed.set()
@@ -162,6 +182,18 @@ class EpisodeStream:
         Raises RunProblem after `timeout_s`, naming who owes which slots, at once if an actor failed meanwhile, if the
         batch is trained already, or if `attempt` is not or no longer the present one.
         """
+        with self._awaited():
+            await self._complete(batch, timeout_s, attempt)
+        table = pa.Table.from_batches([self._rows[slot] for slot in self._ledger.batch_slots(batch)], schema=EPISODE)
+        if self._writing is None or self._writing[0] != batch:  # every rank of the learner takes the batch
+            writing = asyncio.to_thread(self._write, batch, attempt, table, self._history())
+            self._writing = batch, asyncio.ensure_future(writing)
+        await asyncio.shield(self._writing[1])
+        self._ledger.refuse_other_attempts(attempt, f"asked for batch {batch}")
+        return table
+
+    async def _complete(self, batch: int, timeout_s: float, attempt: int) -> None:
+        """Until all episodes of `batch` are accepted. Raises RunProblem as `take` does."""
         deadline = time.monotonic() + timeout_s
         while True:
             self._ledger.refuse_other_attempts(attempt, f"asked for batch {batch}")
@@ -171,7 +203,7 @@ class EpisodeStream:
                 )
             missing = self._ledger.missing(batch)
             if not missing:
-                break
+                return
             if self._failure is not None:
                 raise self._failure
             remaining = deadline - time.monotonic()
@@ -184,13 +216,19 @@ class EpisodeStream:
                     f"{self._owing(batch)}.",
                     "episodes/deadline",
                 )
-        table = pa.Table.from_batches([self._rows[slot] for slot in self._ledger.batch_slots(batch)], schema=EPISODE)
-        if self._writing is None or self._writing[0] != batch:  # every rank of the learner takes the batch
-            writing = asyncio.to_thread(self._write, batch, attempt, table, self._history())
-            self._writing = batch, asyncio.ensure_future(writing)
-        await asyncio.shield(self._writing[1])
-        self._ledger.refuse_other_attempts(attempt, f"asked for batch {batch}")
-        return table
+
+    @contextlib.contextmanager
+    def _awaited(self) -> Iterator[None]:
+        """Around the wait of one rank of the learner: exports since when any of them waits."""
+        if self._awaiting == 0:
+            self._telemetry.set(STREAM_AWAITED, time.time())
+        self._awaiting += 1
+        try:
+            yield
+        finally:
+            self._awaiting -= 1
+            if self._awaiting == 0:
+                self._telemetry.set(STREAM_AWAITED, 0.0)
 
     def _owing(self, batch: int) -> str:
         owed = self._ledger.owed_by(batch, time.time())
@@ -218,6 +256,7 @@ class EpisodeStream:
         self._ledger.train(batch, attempt)
         for slot in self._ledger.batch_slots(batch):
             del self._rows[slot]
+        self._telemetry.set(STREAM_TRAINED, time.time())
 
     # the conductor -----------------------------------------------------------------------------------------------
 
@@ -237,9 +276,12 @@ class EpisodeStream:
 
     async def counts(self) -> dict[str, float]:
         """The episodes that wait, and what the ledger has counted, in slots, over all attempts."""
-        every = Counts()
-        for counts in self._ledger.counts.values():
-            every = every.plus(counts)
+        every = self._counted()
+        for outcome in OUTCOMES:
+            self._telemetry.count_to(STREAM_SLOTS, getattr(every, outcome), outcome=outcome)
+        self._telemetry.set(STREAM_WAITING, len(self._rows))
+        self._telemetry.set(STREAM_ADMITTED, self._ledger.admitted)
+        self._telemetry.set(STREAM_ATTEMPT, self._ledger.attempt)
         return {
             "stream/accepted_waiting": len(self._rows),
             "stream/attempt": self._ledger.attempt,
@@ -252,6 +294,13 @@ class EpisodeStream:
             "stream/trained": every.trained,
             "stream/discarded": every.discarded,
         }
+
+    def _counted(self) -> Counts:
+        """Over all attempts."""
+        every = Counts()
+        for counts in self._ledger.counts.values():
+            every = every.plus(counts)
+        return every
 
     # recovery ----------------------------------------------------------------------------------------------------
 
@@ -277,6 +326,7 @@ class EpisodeStream:
         }
         logs.note_attempt(attempt)
         history = read_counts(Path(self._plan.directory).parent)
+        is_fresh = self._counted().leased == 0
         self._ledger.restore(state, attempt, {number: Counts(**counts) for number, counts in history.items()})
         if set(rows) != set(self._ledger.accepted):
             raise RunProblem(
@@ -286,5 +336,8 @@ class EpisodeStream:
             )
         self._rows = rows
         self._writing = None
+        if is_fresh:  # what processes before this one have counted is theirs
+            for outcome in OUTCOMES:
+                self._telemetry.count_from(STREAM_SLOTS, getattr(self._counted(), outcome), outcome=outcome)
         self._wake_holders()
         self._wake_learners()

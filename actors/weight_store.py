@@ -13,11 +13,13 @@ from typing import Any
 
 import ray
 
+from actors.exported_metrics import STORE_SNAPSHOT, STORE_UPDATE, STORE_WRITE_FAILURES
 from actors.newest_only import NewestOnly
 from actors.published import PublishedFiles, PublishedSnapshot, read_published
 from actors.snapshot_files import SnapshotFiles, Version
 from actors.stored_snapshots import StoredRun, StoredSnapshots
 from actors.stored_snapshots import told as told_of_store
+from actors.telemetry import Telemetry
 from corpus import logs
 from models.snapshot import Snapshot, verify
 
@@ -39,15 +41,17 @@ class StoreState:
 class WeightStore:
     """One a PPO stage. What it hands out are references into the object store: a node fetches a snapshot once."""
 
-    def __init__(self, directory: str | None) -> None:
-        """Snapshots are on disk in `directory`, which is this store's alone; nowhere where it is None."""
+    def __init__(self, directory: str | None, run: str = "") -> None:
+        """Snapshots are on disk in `directory`, which is this store's alone; nowhere where it is None. `run` is the
+        run's tag in exported metrics."""
         logs.begin("weight-store")
+        self._telemetry = Telemetry(run, "weight_store")
         self._references: OrderedDict[Version, Any] = OrderedDict()
         self._files = SnapshotFiles(Path(directory), KEPT) if directory is not None else None
         self._published: PublishedFiles | None = None
         self._published_in = Path()
         self._publish_every = 0
-        self._to_disk = NewestOnly("weights to disk", self._write, _told_of_disk)
+        self._to_disk = NewestOnly("weights to disk", self._write, self._told_of_disk)
         self._stored: StoredSnapshots | None = None
         self._to_store: NewestOnly[PublishedSnapshot] | None = None
         if self._files is not None:
@@ -61,9 +65,7 @@ class WeightStore:
         self._publish_every = every
         if stored is not None:
             self._stored = StoredSnapshots(stored, identity, kept)
-            self._to_store = NewestOnly(
-                "weights to object store", self._stored.save, lambda one, error: told_of_store(one.version, error)
-            )
+            self._to_store = NewestOnly("weights to object store", self._stored.save, self._told_of_store)
 
     def put(self, snapshot: Snapshot) -> list[Any]:
         """Check and keep `snapshot`; returns its reference (in a list, so that Ray does not resolve it on the way)."""
@@ -105,6 +107,8 @@ class WeightStore:
     def _keep(self, snapshot: Snapshot) -> Any:
         reference = ray.put(snapshot)  # owned here: a learner's death would lose what it had put itself
         self._references[snapshot.version] = reference
+        self._telemetry.set(STORE_SNAPSHOT, snapshot.buffer.nbytes)
+        self._telemetry.set(STORE_UPDATE, snapshot.version[1])
         while len(self._references) > KEPT:
             self._references.popitem(last=False)
         return reference
@@ -119,7 +123,11 @@ class WeightStore:
         if self._to_store is not None and one is not None:
             self._to_store.give(one)
 
+    def _told_of_disk(self, snapshot: Snapshot, error: Exception) -> str:
+        # The run goes on without; its checkpoint has the weights too.
+        self._telemetry.add(STORE_WRITE_FAILURES, place="disk")
+        return f"the weights of update {snapshot.version[1]} could not be written to disk: {error}"
 
-def _told_of_disk(snapshot: Snapshot, error: Exception) -> str:
-    # The run goes on without; its checkpoint has the weights too.
-    return f"the weights of update {snapshot.version[1]} could not be written to disk: {error}"
+    def _told_of_store(self, one: PublishedSnapshot, error: Exception) -> str:
+        self._telemetry.add(STORE_WRITE_FAILURES, place="object_store")
+        return told_of_store(one.version, error)

@@ -331,6 +331,9 @@ def manifests(
     ] = "train,serve,interactive",
     queue: Annotated[str | None, typer.Option(metavar="NAME", help="Kueue's queue for the job.")] = None,
     spot: Annotated[bool, typer.Option(help="Let generators run on spot nodes.")] = True,
+    monitoring: Annotated[
+        bool, typer.Option(help="Write Prometheus alerts and a Grafana dashboard too (docs/observability.md).")
+    ] = False,
     hardware: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="The device that is planned with, as in amenable plan.")
     ] = None,
@@ -346,7 +349,7 @@ def manifests(
         from amenable.recipe_loading import load_recipe
 
         settings = load_recipe(recipe, list(overrides or []), Recipe)
-        text = rendered(settings, image, storage, claim, parts_of(parts), queue, spot, hardware, model)
+        text = rendered(settings, image, storage, claim, parts_of(parts), queue, spot, hardware, model, monitoring)
         answer({"manifests": text})
         if not as_json:
             typer.echo(text, nl=False)

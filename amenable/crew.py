@@ -4,10 +4,12 @@ Start-up costs seconds of imports: generators begin theirs in the background whi
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from actors.exported_metrics import run_tag
 from amenable import interruption
 from amenable.answers import answer_of_each, answers_to_all
 from amenable.progress import Progress
@@ -38,7 +40,10 @@ class Crew:
         self._progress = progress
         self._address = address
         self._run_epoch = run_epoch
+        self.run_tag = run_tag(recipe.run_directory)
+        """The run's tag in exported metrics."""
         self._session: Any = None
+        self._stage: str | None = None
         self._learners: Any = None
         self._learners_ready = False
         self._generators: dict[str, Any] = {}
@@ -70,6 +75,29 @@ class Crew:
         """The holder of the run's lease for whom the actors write; None where they write nothing."""
         return self._run_epoch
 
+    @contextmanager
+    def at(self, stage: str) -> Iterator[None]:
+        """Around a stage: exports, where there is a Ray session, that it is under way."""
+        self._stage = stage
+        self._export_stage(is_over=False)
+        try:
+            yield
+        finally:
+            self._export_stage(is_over=True)
+            self._stage = None
+
+    def _export_stage(self, is_over: bool) -> None:
+        if self._session is None or self._stage is None:
+            return
+        from actors.exported_metrics import RUN_STAGE
+        from actors.telemetry import Telemetry
+
+        telemetry = Telemetry(self.run_tag, "driver")
+        if is_over:
+            telemetry.clear(RUN_STAGE, stage=self._stage)
+        else:
+            telemetry.set(RUN_STAGE, 1.0, stage=self._stage)
+
     def _ray(self) -> Any:
         """Ray, initialised."""
         import ray
@@ -87,6 +115,7 @@ class Crew:
             with self._progress.waiting(where):
                 self._session.__enter__()
             interruption.listen()  # ray.init takes SIGTERM for itself
+            self._export_stage(is_over=False)
         return ray
 
     def _cpus(self) -> int:
@@ -115,6 +144,7 @@ class Crew:
                 Patience(**{name: getattr(settings, name) for name in Patience.__dataclass_fields__}),
                 self._run_epoch,
                 self._progress.note,
+                self.run_tag,
             )
         return self._learners
 
@@ -140,7 +170,7 @@ class Crew:
         settings = self._recipe.rollouts
         return WorkerSpec(
             RolloutGenerator,
-            _resources(settings.threads, settings.gpus),
+            _resources(settings.threads, settings.gpus, self.run_tag),
             (settings,),
             (Call("start", (model_directory, tokenizer, max_sequence_tokens)),),
             OwnPlacementGroup(bundle_of(settings.threads, settings.gpus)),
@@ -224,7 +254,7 @@ class Crew:
         from actors.scoring import ScoringWorker
 
         settings = self._recipe.scoring
-        return WorkerSpec(ScoringWorker, _resources(settings.threads, settings.gpus), (settings,), start)
+        return WorkerSpec(ScoringWorker, _resources(settings.threads, settings.gpus, self.run_tag), (settings,), start)
 
     def scoring(self) -> dict[str, Any]:
         """The scoring processes by name: all fused, or scorers first and references after them."""
@@ -263,6 +293,7 @@ class Crew:
         return answers_to_all(actors, calls, what, self._recipe.deadline_s)
 
 
-def _resources(threads: int, gpus: float) -> dict[str, Any]:
-    """Ray's options of an actor that computes with `threads` CPU threads."""
-    return {"num_cpus": threads, "num_gpus": gpus, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}}
+def _resources(threads: int, gpus: float, tag: str) -> dict[str, Any]:
+    """Ray's options of an actor that computes with `threads` CPU threads for the run with this tag."""
+    variables = {"OMP_NUM_THREADS": str(threads), "AMENABLE_RUN_TAG": tag}
+    return {"num_cpus": threads, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}

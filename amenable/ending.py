@@ -42,10 +42,12 @@ def ending(as_json: bool, where: Callable[[], str]) -> Iterator[Callable[[dict[s
         if as_json:
             print(json.dumps(content, indent=2, ensure_ascii=False), file=stdout, flush=True)
 
-    def end(kind: str, sentence: str, code: int) -> typer.Exit:
-        typer.echo(logs.line(sentence, "ERROR", kind=kind) if logs.is_json() else sentence, err=True)
-        answer({"problem": sentence, "kind": kind})
-        return typer.Exit(code)
+    def end(kind: str, sentence: str, exit_code: int, code: str | None = None) -> typer.Exit:
+        known = {"kind": kind} if code is None else {"kind": kind, "code": code}
+        plain = sentence if code is None else f"{sentence} [{code}]"
+        typer.echo(logs.line(sentence, "ERROR", **known) if logs.is_json() else plain, err=True)
+        answer({"problem": sentence, **known})
+        return typer.Exit(exit_code)
 
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         try:
@@ -63,9 +65,7 @@ def ending(as_json: bool, where: Callable[[], str]) -> Iterator[Callable[[dict[s
             if problem is None:
                 raise
             kind, exit_code = _sort_of(problem)
-            typer.echo(f"{problem} [{problem.code}]", err=True)
-            answer({"problem": str(problem), "kind": kind, "code": problem.code})
-            raise typer.Exit(exit_code) from None
+            raise end(kind, str(problem), exit_code, problem.code) from None
 
 
 def _sort_of(problem: UsageProblem | RunProblem) -> tuple[str, int]:

@@ -29,11 +29,13 @@ def rendered(
     spot: bool,
     hardware: str | None,
     model: str | None,
+    monitoring: bool,
 ) -> str:
     """The manifests of `recipe` as one YAML of several documents.
 
     `image` is every pod's; None is what the Dockerfile's examples make. `storage` is where the run's directory is made:
-    a path below /shared, where the PersistentVolumeClaim `claim` is mounted, or an address in an object store. Raises
+    a path below /shared, where the PersistentVolumeClaim `claim` is mounted, or an address in an object store. With
+    `monitoring` there are alerts and a dashboard too. Raises
     UsageProblem where the recipe names files that pods cannot see, or the arguments do not fit; RunProblem where what
     was made breaks a rule, which is a fault of this program.
     """
@@ -70,6 +72,7 @@ def rendered(
         deadline_s=max(LEAST_DEADLINE_S, round(DEADLINE_OVER_PLAN * 3600 * found.plan.hours)),
         queue=queue,
         spot=spot,
+        monitoring=monitoring,
     )
     documents = render(asked, parts)
     wrong = problems(documents)

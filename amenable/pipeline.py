@@ -208,7 +208,7 @@ def _run_stage(context: Context, stage: Stage) -> StageSummary:
     if beginning.resumes or beginning.set_aside:
         progress.note(beginning.why)
     context.store()
-    with recorded(context.recipe, stage.name):
+    with recorded(context.recipe, stage.name), context.crew.at(stage.name):
         finished = stage.body(context, stage.spec)
     context.check_lease()  # and once more just before the commit: hashes of large files take minutes
     record = complete(

@@ -22,6 +22,8 @@ ATTEMPT = "AMENABLE_ATTEMPT"
 SECRET_NAME = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASSWORD|CREDENTIALS?|API_?KEY|ACCESS_KEY)(_|$)")
 
 POD_MONITOR_KEYS = {"selector", "podMetricsEndpoints", "namespaceSelector", "jobLabel", "podTargetLabels"}
+RULE_KEYS = {"alert", "expr", "for", "keep_firing_for", "labels", "annotations"}
+GROUP_KEYS = {"name", "interval", "limit", "rules"}
 ENDPOINT_KEYS = {"port", "path", "interval", "scrapeTimeout", "relabelings", "metricRelabelings"}
 
 
@@ -221,6 +223,16 @@ def _monitoring(documents: Sequence[Manifest]) -> Iterator[str]:
                 yield f"{name}: no pod that it selects has a port {endpoint.get('port')}"
 
 
+def _alerts(document: Manifest) -> Iterator[str]:
+    spec = document["spec"]
+    groups = spec.get("groups", [])
+    if not spec.keys() <= {"groups"} or any(not group.keys() <= GROUP_KEYS for group in groups):
+        yield "it has a key that is none of a PrometheusRule"
+    for rule in (rule for group in groups for rule in group.get("rules", [])):
+        if not rule.keys() <= RULE_KEYS or not {"alert", "expr"} <= rule.keys():
+            yield f"{rule.get('alert', 'a rule')} has a key that is none of an alert, or lacks alert or expr"
+
+
 def _endpoints(spec: Manifest) -> Sequence[Manifest]:
     return spec.get("podMetricsEndpoints", [])
 
@@ -263,4 +275,5 @@ _CHECKS: dict[str, Callable[[Manifest], Iterator[str]]] = {
     "RayJob": _job,
     "RayService": _service,
     "RayCluster": _ray_cluster,
+    "PrometheusRule": _alerts,
 }

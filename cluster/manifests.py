@@ -84,6 +84,8 @@ class RunManifests:
     """Kueue's queue."""
     spot: bool = True
     """Whether generators may run where machines are taken away."""
+    monitoring: bool = False
+    """Whether alerts and dashboard are written too."""
 
     @property
     def name(self) -> str:
@@ -132,7 +134,34 @@ def render(asked: RunManifests, parts: Collection[Part] = PARTS) -> list[Documen
         if kind in left_out:
             continue
         found.append(_FILLED[kind](document, asked) if kind in _FILLED else document)
-    return found
+    return found + (monitoring() if asked.monitoring else [])
+
+
+def monitoring() -> list[Document]:
+    """The alerts as a PrometheusRule, and the dashboard as a ConfigMap for Grafana's sidecar. They are of no run in
+    particular, so that several runs in a namespace share them."""
+    import yaml
+
+    folder = resources.files("cluster").joinpath("observability")
+    rules = yaml.safe_load(folder.joinpath("alerts.yaml").read_text(encoding="utf-8"))
+    dashboard = folder.joinpath("dashboard.json").read_text(encoding="utf-8")
+    return [
+        {
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "PrometheusRule",
+            "metadata": {"name": "amenable-alerts", "labels": {"app.kubernetes.io/name": "amenable"}},
+            "spec": rules,
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": "amenable-dashboard",
+                "labels": {"app.kubernetes.io/name": "amenable", "grafana_dashboard": "1"},
+            },
+            "data": {"amenable.json": dashboard},
+        },
+    ]
 
 
 def entrypoint(asked: RunManifests) -> str:

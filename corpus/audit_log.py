@@ -106,13 +106,16 @@ def audited(
     place: str | Path, action: str, asked: Mapping[str, Any], token_name: str | None = None
 ) -> Iterator[Asking]:
     """Around what is done to the run at `place`: an entry of it is added at the end, also where it was refused or went
-    wrong. Raises what the block raises, and RunProblem where the entry cannot be written."""
+    wrong. Raises what the block raises, and RunProblem where the entry of what was done cannot be written."""
     asking = Asking(dict(asked))
     try:
         yield asking
     except (UsageProblem, RunProblem) as problem:
         verb = "refused" if isinstance(problem, UsageProblem) else "failed"
-        add(place, entry_now(action, asking.asked, f"{verb}: {problem}", token_name))
+        try:
+            add(place, entry_now(action, asking.asked, f"{verb}: {problem}", token_name))
+        except RunProblem as unwritten:  # what went wrong first is what a person must hear of
+            problem.add_note(str(unwritten))
         raise
     add(place, entry_now(action, asking.asked, asking.outcome, token_name))
 

@@ -1,6 +1,7 @@
 """Brings the generated parts of the documentation up to date: `python docs/make.py`, from anywhere.
 
 - docs/recipes.md: everything below its marker, from the recipe's own models.
+- docs/observability.md: the same, from the metrics that are declared; and the dashboard in cluster/observability.
 - docs/troubleshooting.md: everything below its marker, from the codes of problems.
 - links to code in every page, [`symbol`](path.py#L12): the line where the symbol is defined now.
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = ROOT / "docs" / "recipes.md"
+OBSERVABILITY = ROOT / "docs" / "observability.md"
+DASHBOARD = ROOT / "cluster" / "observability" / "dashboard.json"
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 MARKER = "<!-- Generated from here on: python docs/make.py -->"
 
@@ -235,6 +238,31 @@ def _codes(seen: str, codes: Sequence[Code]) -> str:
     return "\n".join([*lines, ""])
 
 
+# metrics and dashboard ------------------------------------------------------------------------------------------
+
+
+def metric_table() -> str:
+    """The table of docs/observability.md: every declared metric under the name that Prometheus reads."""
+    from actors.exported_metrics import RAY_PREFIX, declared
+
+    lines = [_row(["metric", "kind", "tags", "what it is"]), _row(["---"] * 4)]
+    for metric in declared().values():
+        tags = ", ".join(f"`{tag}`" for tag in metric.tags)
+        figures = ", ".join(f"`{figure}`" for figure in metric.figures)
+        what = metric.description + (f" From {figures}." if figures else "")
+        lines.append(_row([f"`{RAY_PREFIX}{metric.name}`", str(metric.kind), tags, what]))
+    return "\n".join([*lines, ""])
+
+
+def dashboard_json() -> str:
+    """The dashboard as a file."""
+    import json
+
+    from cluster.dashboard import dashboard
+
+    return json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Every page with its generated parts as they should be."""
     from amenable.error_codes import HTTP_CODES, SYMPTOMS
@@ -242,6 +270,8 @@ def pages() -> dict[Path, str]:
 
     found = {page: relinked(page.read_text(encoding="utf-8"), page) for page in PAGES}
     found[RECIPES] = recipes_page(found[RECIPES], Recipe.model_validate({"name": "NAME"}))
+    found[OBSERVABILITY] = _below_marker(found[OBSERVABILITY], OBSERVABILITY, metric_table())
+    found[DASHBOARD] = dashboard_json()
     found[TROUBLESHOOTING] = troubleshooting_page(found[TROUBLESHOOTING], SYMPTOMS, HTTP_CODES)
     return found
 
@@ -249,6 +279,6 @@ def pages() -> dict[Path, str]:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     for path, content in pages().items():
-        if path.read_text(encoding="utf-8") != content:
+        if not path.exists() or path.read_text(encoding="utf-8") != content:
             path.write_text(content, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")

@@ -53,7 +53,8 @@ class LearnerGroup:
     """A Ray Train group of `ranks` that runs the jobs it is given. Use as a context manager.
 
     With a `run_epoch` the ranks check, before they commit, that its holder still has the run's lease. `note` is told,
-    while a job or the group's start is waited for, that the group was started anew, and why.
+    while a job or the group's start is waited for, that the group was started anew, and why. `run_tag` is the run's tag
+    in exported metrics.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class LearnerGroup:
         patience: Patience,
         run_epoch: RunEpoch | None = None,
         note: Callable[[str], None] = lambda text: None,
+        run_tag: str = "",
     ) -> None:
         self._desk: Any = Desk.remote()
         self._number = 0
@@ -78,10 +80,10 @@ class LearnerGroup:
         self._is_counted = True
         self._given_up: dict[int, str] = {}
         self._kills: list[Any] = []
-        self._thread = threading.Thread(target=self._fit, args=(ranks, storage), name="ray-train", daemon=True)
+        self._thread = threading.Thread(target=self._fit, args=(ranks, storage, run_tag), name="ray-train", daemon=True)
         self._thread.start()  # at once: the workers' imports overlap with whatever the driver does next
 
-    def _fit(self, ranks: Ranks, storage: str) -> None:
+    def _fit(self, ranks: Ranks, storage: str, run_tag: str) -> None:
         # On a thread of its own, because on the main one fit() would take SIGINT for itself.
         from ray.train import FailureConfig, RunConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -91,7 +93,7 @@ class LearnerGroup:
         try:
             TorchTrainer(
                 serve,
-                train_loop_config={"desk": self._desk, "threads": ranks.threads},
+                train_loop_config={"desk": self._desk, "threads": ranks.threads, "run": run_tag},
                 torch_config=TorchConfig(backend="nccl" if ranks.gpus else "gloo"),
                 scaling_config=ranks.scaling_config(),
                 run_config=RunConfig(

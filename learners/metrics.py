@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from learners.exported_figures import ExportedFigures
 from learners.tracking import WandbRun
 
 
@@ -18,14 +19,21 @@ class MetricsLog:
 
     A line is {"step": int, "time": unix seconds, name: number…}; a number that is not finite is null. `resumed_step`
     is the last step that the run has behind it: later lines, which a lost attempt wrote, are taken out. None starts
-    anew. One process of a group makes one. A `tracker` is told the same.
+    anew. One process of a group makes one. What is logged is exported through `exported`, and told to a `tracker`, too.
     """
 
-    def __init__(self, directory: Path, resumed_step: int | None = None, tracker: WandbRun | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        resumed_step: int | None = None,
+        exported: ExportedFigures | None = None,
+        tracker: WandbRun | None = None,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         self._events = directory / "tensorboard"
         self._resumed_step = resumed_step
+        self._exported = exported
         self._writer: Any = None
         self._tracker = tracker
         if resumed_step is None:
@@ -35,6 +43,8 @@ class MetricsLog:
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(partial, self._path)
         self._stream = open(self._path, "a")  # noqa: SIM115 (closed by `close`)
+        if exported is not None:
+            exported.begin(resumed_step or 0)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line and hands it to the operating system."""
@@ -48,12 +58,16 @@ class MetricsLog:
                 self._writer.add_scalar(name, value, step)
         if self._tracker is not None:
             self._tracker.log(step, {name: value for name, value in finite.items() if value is not None})
+        if self._exported is not None:
+            self._exported.step(step, values)
 
     def close(self) -> None:
         """Closes both files, and ends the tracker."""
         self._stream.close()
         if self._tracker is not None:
             self._tracker.close()
+        if self._exported is not None:
+            self._exported.end()
         if self._writer is not None:
             self._writer.close()
 

@@ -22,6 +22,7 @@ from actors.attempts import begin_attempt, read_attempts
 from actors.conductor import HeldOut
 from actors.episodes import EPISODE
 from actors.settings import SamplingSettings
+from actors.telemetry import Telemetry
 from corpus import logs
 from corpus.problems import RunProblem
 from corpus.schemas import read_table
@@ -31,6 +32,7 @@ from learners.checkpoint import Checkpoint, load_newest, write_checkpoint
 from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.ema import WeightAverage
 from learners.engine import MOMENTS, Engine, EngineSettings
+from learners.exported_figures import ExportedFigures
 from learners.metrics import MetricsLog
 from learners.ppo_batch import RewardRules, episode_batch, reward_batch
 from learners.ppo_held_out import HeldOutEvaluations
@@ -164,7 +166,14 @@ class _PpoLoop:
         if self._first:
             tracked = self._job.tracked
             tracker = WandbRun(tracked, "ppo", self._job.directory) if tracked is not None else None
-            metrics = MetricsLog(self._job.directory, progress.update or None, tracker)
+            exported = ExportedFigures(
+                Telemetry(self._worker.run, "learner", "rank-0"),
+                "ppo",
+                settings.updates,
+                settings.kl_target_nats if settings.kl_controller == "adaptive" else None,
+                settings.kl_budget_nats,
+            )
+            metrics = MetricsLog(self._job.directory, progress.update or None, exported, tracker)
         self._reporter.report(progress.update, now=True)
         started, episodes_before = time.monotonic(), progress.update
         try:

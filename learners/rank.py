@@ -111,7 +111,7 @@ class Line:
         self._stop, self._looked = at_desk(self._desk.asked_to_stop.remote(self.incarnation)), time.monotonic()
         return self._stop
 
-    def worker(self, world: int, run_epoch: RunEpoch | None) -> Worker:
+    def worker(self, world: int, run_epoch: RunEpoch | None, run: str = "") -> Worker:
         """What the job's loop is given."""
 
         def report(progress: Progress) -> None:
@@ -132,7 +132,7 @@ class Line:
                 run_epoch.check()
 
         epoch = run_epoch.number if run_epoch is not None else None
-        return Worker(self._rank, world, report, should_stop, check_lease, epoch)
+        return Worker(self._rank, world, report, should_stop, check_lease, epoch, run)
 
     def give_signs_of_life(self) -> None:
         """Until the rank is over, or refused. A late desk is no reason to end: the training thread tells of it."""
@@ -182,12 +182,12 @@ def serve(config: dict[str, Any]) -> None:
         target=line.watch_for_preemption, args=(train.get_preemption_info,), name="preemption", daemon=True
     ).start()
     try:
-        _serve(line, rank, world)
+        _serve(line, rank, world, config["run"])
     finally:
         line.is_over.set()
 
 
-def _serve(line: Line, rank: int, world: int) -> None:
+def _serve(line: Line, rank: int, world: int, run_tag: str = "") -> None:
     done, failed = 0, False
     while True:
         is_over, ordered = line.next_job(done)
@@ -200,7 +200,7 @@ def _serve(line: Line, rank: int, world: int) -> None:
         done = ordered.number
         try:
             run, job = pickle.loads(ordered.payload)
-            result = run(job, line.worker(world, ordered.run_epoch))
+            result = run(job, line.worker(world, ordered.run_epoch, run_tag))
         except Interrupted as interruption:
             if rank == 0:
                 _tell_interruption(line, ordered.number, str(interruption))

@@ -18,11 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from actors.telemetry import Telemetry
 from corpus.problems import RunProblem
 from corpus.stored_directory import StoredDirectory
 from learners.checkpoint import load_newest, write_checkpoint
 from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.engine import MOMENTS, Engine
+from learners.exported_figures import ExportedFigures
 from learners.metrics import MetricsLog
 from learners.optimizer import OptimizerSettings
 from learners.process_group import any_rank, sum_over_ranks
@@ -92,7 +94,13 @@ class SupervisedLoop:
         if self._worker.rank == 0:
             tracked = self._tracked
             tracker = WandbRun(tracked, self._task.stage, self._directory) if tracked is not None else None
-            metrics = MetricsLog(self._directory, self._step - (owed is not None) or None, tracker)
+            telemetry = Telemetry(self._worker.run, "learner", "rank-0")
+            metrics = MetricsLog(
+                self._directory,
+                self._step - (owed is not None) or None,
+                ExportedFigures(telemetry, self._task.stage, self._task.total_steps),
+                tracker,
+            )
         try:
             while owed is not None or self._step < self._task.total_steps:
                 if owed is None:

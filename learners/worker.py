@@ -37,6 +37,8 @@ class Worker:
     the run has taken over; without a lease it checks nothing."""
     run_epoch: int | None = None
     """The number of the run's holder for whom it writes (see `corpus.run_epoch`); None without a lease."""
+    run: str = ""
+    """The run's tag in exported metrics."""
 
     def agreed_to_stop(self) -> bool:
         """Whether any rank was asked to stop. A collective: every rank calls it at the same step boundary."""

@@ -19,8 +19,10 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
+from actors.exported_metrics import run_tag
 from actors.published import PINNED_NAME
 from actors.settings import SamplingSettings, ScoringSettings
+from actors.telemetry import Telemetry
 from corpus import logs
 from corpus.problems import RunProblem, UsageProblem
 from corpus.tokenising import TokenLimits
@@ -99,7 +101,7 @@ class Replica:
         recipe = await asyncio.to_thread(self._names.recipe)
         self._settings = told.settings or ServingSettings.model_validate(recipe.get("serving", {}))
         self._bounds = bounds_of(self._settings, recipe, self._names.skeleton())
-        self._metrics = Metrics()
+        self._metrics = Metrics(Telemetry(run_tag(told.run), "serving", self._id))
         self._store_feed = StoreFeed(self._names)
         feed = NewestOf([self._store_feed, PublishedFeed(self._names)])
         engines = [EngineSlot(n, self._settings, self._bounds.context_tokens) for n in range(self._settings.engines)]

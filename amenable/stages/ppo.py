@@ -52,16 +52,23 @@ def run(context: Context, spec: StageSpec) -> Finished:
         max_staleness=settings.max_staleness,
         batches=settings.updates,
         lease_s=settings.lease_s,
+        run=context.crew.run_tag,
     )
     # Actor handles are typed as their classes by Ray's decorator, which type checkers do not follow.
     stream: Any = EpisodeStream.remote(plan)  # pyright: ignore[reportAttributeAccessIssue]
     store_name = f"weights-{uuid.uuid4().hex}"
     store: Any = WeightStore.options(name=store_name).remote(  # pyright: ignore[reportAttributeAccessIssue]
-        str(spec.directory / WEIGHTS)
+        str(spec.directory / WEIGHTS), context.crew.run_tag
     )
     offer_weights(context, spec, store, store_name)
     conductor: Any = Conductor.remote(  # pyright: ignore[reportAttributeAccessIssue]
-        stream, store, PUBLICATION_DEADLINE_S, recipe.deadline_s, recipe.fleet, str(spec.directory)
+        stream,
+        store,
+        PUBLICATION_DEADLINE_S,
+        recipe.deadline_s,
+        recipe.fleet,
+        str(spec.directory),
+        context.crew.run_tag,
     )
     admissible = settings.batch_size * (settings.max_staleness + 1)
     reward, reference = reward_call(context), Call("load_reference", (initial,))

@@ -86,9 +86,9 @@ def test_the_learners_are_as_patient_as_the_recipe_says(tmp_path, monkeypatch):
     crew = Crew(Recipe.model_validate({"name": "small", "learners": told}), tmp_path, Progress(json=True), None)
     monkeypatch.setattr(crew, "_ray", lambda: None)
     crew.learners()
-    assert made[0][4] == group.Patience(**told)
+    assert made[0][2] == group.Patience(**told)
     default = Recipe(name="small").learners
     crew = Crew(Recipe(name="small"), tmp_path, Progress(json=True), None)
     monkeypatch.setattr(crew, "_ray", lambda: None)
     crew.learners()
-    assert made[1][4] == group.Patience(default.start_deadline_s), "the defaults are told once each, and are the same"
+    assert made[1][2] == group.Patience(default.start_deadline_s), "the defaults are told once each, and are the same"

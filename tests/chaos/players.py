@@ -74,9 +74,9 @@ def enter() -> None:
             return await super().state(attempt)
 
     class WeightStore(plain(weight_store.WeightStore)):
-        def __init__(self, directory: str | None) -> None:
+        def __init__(self, *given: Any) -> None:
             phases.register("weight store")
-            super().__init__(directory)
+            super().__init__(*given)
 
         def put(self, snapshot: Any) -> list[Any]:
             phases.linger("weight store", "publishing", snapshot.version[1])

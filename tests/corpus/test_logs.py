@@ -113,5 +113,5 @@ def test_how_a_command_ended_is_a_log_line_and_the_answer_is_not(as_json, tmp_pa
     assert ended.exit_code == 2
     (line,) = ended.stderr.splitlines()
     said = json.loads(line)
-    assert (said["level"], said["kind"]) == ("ERROR", "usage")
+    assert (said["level"], said["kind"], said["code"]) == ("ERROR", "usage", "recipe/setting")
     assert json.loads(ended.stdout)["problem"] == said["message"]
