@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import RayActorError
 from stand_in_engine import StandInEngine
 
 from actors.conductor import Conductor, Probe
+from actors.failures import plain_problem
 from actors.generator import RolloutGenerator, Work
 from actors.settings import RolloutSettings, SamplingSettings
 from actors.stream import EpisodeStream, StreamPlan
 from actors.weight_store import WeightStore
+from amenable.remote_problems import problem_in
 from corpus.problems import RunProblem, UsageProblem
 from corpus.schemas import make_table, write_table
 from models.snapshot import pack
@@ -148,3 +151,24 @@ def test_a_store_that_was_killed_and_started_again_hands_out_what_it_had(ray_ses
     assert version == found.version == (0, 6)
     assert (found.buffer == snapshot.buffer).all()
     ray_session.kill(again)
+
+
+def test_a_stream_whose_prompts_cannot_be_read_tells_why_and_with_its_code(ray_session, tmp_path):
+    plan = StreamPlan(
+        prompts=str(tmp_path / "nowhere.parquet"),
+        directory=str(tmp_path),
+        seed=0,
+        round_number=1,
+        batch_size=2,
+        chunk_size=2,
+        max_staleness=0,
+        batches=1,
+        lease_s=60.0,
+    )
+    stream: Any = EpisodeStream.remote(plan)  # pyright: ignore
+    with pytest.raises(RayActorError) as found:
+        ray_session.get(stream.counts.remote(), timeout=WAIT_S)
+    for problem in (plain_problem(found.value, {}, "the stream", "it began", "it failed"), problem_in(found.value)):
+        assert isinstance(problem, UsageProblem)
+        assert "there is no such file; a prompts table was expected" in str(problem)
+        assert problem.code == "data/not-found"
