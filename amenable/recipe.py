@@ -59,7 +59,7 @@ class LearnerSettings(_Slice):
         default=1, ge=1, description="Ranks of the group. One is fastest on a small machine (measured)."
     )
     threads: int = Field(default=1, ge=1, description="CPU threads (and Ray CPUs) of each rank. House default.")
-    gpus: float = Field(default=0, ge=0, description="GPUs of each rank; 0 trains on the CPU.")
+    gpus: float = Field(default=0, ge=0, description="GPUs of each rank; 0 trains on the CPU. House default.")
     start_deadline_s: float = Field(
         default=300.0,
         gt=0,
@@ -153,7 +153,7 @@ class Recipe(_Slice):
     run_directory: Annotated[str, BeforeValidator(_as_text), Field(min_length=1)] = Field(
         default_factory=_run_directory_for,
         description="Where the run is kept: a directory, or an address in an object store (s3://…, gs://…; "
-        "docs/reliability.md). Default: runs/NAME in the directory the command is started in.",
+        "docs/reliability.md). Default: runs/NAME in the directory the command is started in. House default.",
     )
     seed: int = Field(
         default=0,

@@ -37,9 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             if not (root / path).is_file():
                 raise PluginError(f"{origin} links to {path}, which is no file of the project.")
             listing = listed((root / path).read_text(encoding="utf-8"), path)
-            files.append(
-                File.generated(config, place_of(path), content=listing, inclusion=InclusionLevel.NOT_IN_NAV)
-            )
+            files.append(File.generated(config, place_of(path), content=listing, inclusion=InclusionLevel.NOT_IN_NAV))
     return files
 
 

@@ -4,6 +4,7 @@ they name of this project is there. Ray's are parsed by Ray itself."""
 import re
 import tomllib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _docker(words: list[str], inner: Callable[[list[str]], str | None]) -> str |
     if words[:1] not in (["build"], ["push"]):
         return f"docker has no {words[:1]} that a page may use"
     text = DOCKERFILE.read_text()
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in pairwise(words):
         if option in ("-f", "--file") and not (ROOT / value).is_file():
             return f"there is no file {value}"
         if option == "--target" and not re.search(rf"^FROM .* AS {re.escape(value)}$", text, re.MULTILINE):

@@ -215,7 +215,9 @@ def dead_links(text: str, page: Path) -> list[str]:
         if not target.exists():
             dead.append(path)
         elif anchor and target.suffix == ".md":
-            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text if target == page else target.read_text()), re.MULTILINE)
+            headings = re.findall(
+                r"^#+ (.+)$", FENCE.sub("", text if target == page else target.read_text()), re.MULTILINE
+            )
             if anchor not in map(anchor_of, headings):
                 dead.append(f"{path}#{anchor}")
     return dead
