@@ -29,7 +29,7 @@ def shown(value: Any) -> str:
 
 
 def wrong_rows(text: str) -> list[str]:
-    """The rows of tables that name a key which a recipe has not, a value which it would not take, or another default."""
+    """The rows of tables that name a key which a recipe has not, a value which it does not take, or another default."""
     wrong = []
     for row in text.splitlines():
         cells = [cell.strip() for cell in row.strip("|").split("|")]

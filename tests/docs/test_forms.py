@@ -16,7 +16,9 @@ def problems(form: dict[str, Any]) -> list[str]:
     """What GitHub would refuse in an issue form: its own rules, of "Syntax for GitHub's form schema"."""
     found = [f"it has no {key}" for key in ("name", "description", "body") if not form.get(key)]
     asked = [each for each in form.get("body", []) if each.get("type") != "markdown"]
-    found += [f"{each.get('type')} is no kind of field" for each in form.get("body", []) if each.get("type") not in KINDS]
+    found += [
+        f"{each.get('type')} is no kind of field" for each in form.get("body", []) if each.get("type") not in KINDS
+    ]
     found += [f"{each.get('id')} has no label" for each in asked if not each.get("attributes", {}).get("label")]
     names = [each.get("id") for each in asked]
     found += ["two fields have one id"] if len(set(names)) != len(names) else []
