@@ -68,7 +68,8 @@ def _kubectl(words: list[str], inner: Callable[[list[str]], str | None]) -> str 
         return f"{folder} has no kustomization.yaml"
     named = next((word for word in words[1:] if not word.startswith("-")), "")
     if verb in ("get", "delete", "describe", "wait") and not {"-f", "-k"} & set(words):
-        wrong = [kind for kind in re.split("[,/]", named.partition("/")[0]) if not {kind, kind.removesuffix("s")} & kinds()]
+        named_kinds = named.partition("/")[0].split(",")
+        wrong = [kind for kind in named_kinds if not {kind, kind.removesuffix("s")} & kinds()]
         if wrong:
             return f"there is no kind {wrong[0]!r}"
     return inner(within) if within else None

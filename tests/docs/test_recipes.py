@@ -43,9 +43,9 @@ SOURCE = re.compile(
 """Whose a default is: the paper, a named code, a measurement, or this project."""
 
 COUNTED = re.compile(
-    r"actors|answers|batches|characters|checkpoints|choices|demonstrations|documents|episodes|generators|GPUs|heads|labelers"
-    r"|layers|models|passes|processes|prompts|rankings|ranks|replicas|requests|responses|restarts|rows|runs|samples"
-    r"|scorers|references|sequences|slots|snapshots|steps|strings|times|tokens|updates|users|votes|words",
+    r"actors|answers|batches|characters|checkpoints|choices|demonstrations|documents|episodes|generators|GPUs|heads"
+    r"|labelers|layers|models|passes|processes|prompts|rankings|ranks|replicas|requests|responses|restarts|rows|runs"
+    r"|samples|scorers|references|sequences|slots|snapshots|steps|strings|times|tokens|updates|users|votes|words",
     re.IGNORECASE,
 )
 MEASURED = re.compile(
