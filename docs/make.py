@@ -209,7 +209,7 @@ def allowed(name: str, field: FieldInfo) -> str:
     words = ", ".join(kind for kind in kinds if kind != "null") + (" or null" if "null" in kinds else "")
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     limits = [
-        f"{sign} {getattr(limit, name):g}"
+        f"{sign} {bound if isinstance(bound := getattr(limit, name), int) else f'{bound:g}'}"
         for limit in field.metadata
         for name, sign in signs.items()
         if hasattr(limit, name)
