@@ -83,10 +83,10 @@ bench: $(VENV)/.installed
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/make.py
 
-# Every warning ends the build: a dead link or anchor, a page outside the navigation. It needs nothing of the program.
+# Every warning ends the build: a dead link or anchor, a page outside the navigation. Not with --quiet, under which mkdocs
+# does not count its warnings. It needs nothing of the program.
 site: $(VENV)/docs/.installed
-	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --quiet --strict
-	@echo "build/site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict
 
 TARGET ?= cpu
 BASE ?=
