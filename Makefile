@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check commands parts test-demo test-extended test-service test-jobs test-hosts chaos soak hh bench docs image sbom lint types unit install install-test clean help
+.PHONY: demo test check commands parts test-demo test-extended test-service test-jobs test-hosts chaos soak hh bench docs site image sbom lint types unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
@@ -25,6 +25,8 @@ help:
 	@echo "make soak    half an hour of PPO with a kill every half minute (MINUTES=…)"
 	@echo "make hh      the run on real human comparisons (HH_PATH=…)"
 	@echo "make bench   the PPO benchmark of bench/README.md"
+	@echo "make docs    the generated parts of docs/, and the lines that its links to code lead to"
+	@echo "make site    docs/ as a site, in build/site"
 	@echo "make image   the container image (BASE=…@sha256:…, TARGET=cpu or cuda); needs Docker"
 	@echo "make sbom    a bill of materials (CycloneDX) of what is installed, in dist/sbom.json"
 
@@ -33,7 +35,7 @@ demo: $(VENV)/.installed
 
 # Two at a time, the longest first: what starts whole commands, beside it the rest one after another.
 test: lint
-	@$(MAKE) --no-print-directory -j2 commands types unit parts
+	@$(MAKE) --no-print-directory -j2 commands types site unit parts
 
 check: lint
 	@$(MAKE) --no-print-directory -j2 types unit
@@ -92,6 +94,11 @@ bench: $(VENV)/.installed
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/make.py
 
+# Every warning ends the build: a dead link or anchor, a page outside the navigation. Not with --quiet, under which mkdocs
+# does not count its warnings. It needs nothing of the program.
+site: $(VENV)/docs/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict
+
 TARGET ?= cpu
 BASE ?=
 image:
@@ -120,6 +127,11 @@ $(VENV)/.installed-test: $(VENV)/.installed requirements/test.lock
 
 $(VENV)/.installed-lm-eval: $(VENV)/.installed-test requirements/lm-eval.lock
 	@PYTHON=$(PYTHON) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX) bash requirements/install lm-eval
+	@touch $@
+
+# In an environment of its own, which is made without that of the program.
+$(VENV)/docs/.installed: requirements/docs.lock requirements/install
+	@PYTHON=$(PYTHON) VENV=$(VENV)/docs bash requirements/install docs
 	@touch $@
 
 clean:

@@ -19,7 +19,7 @@ class SamplingSettings(BaseModel):
         gt=0,
         le=1,
         description="Nucleus sampling. PPO refuses any value but 1: the log-probabilities of a truncated distribution "
-        "bias the importance ratio.",
+        "bias the importance ratio. House default.",
     )
 
 
@@ -31,7 +31,9 @@ class RolloutSettings(BaseModel):
     generators: int = Field(default=1, ge=1, description="Number of generator actors. House default for one machine.")
     threads: int = Field(default=1, ge=1, description="CPU threads (and Ray CPUs) of each generator. House default.")
     gpus: float = Field(
-        default=0, ge=0, description="GPUs of each generator (fractions share a GPU); 0 generates on the CPU."
+        default=0,
+        ge=0,
+        description="GPUs of each generator (fractions share a GPU); 0 generates on the CPU. House default.",
     )
     tensor_parallel: int = Field(
         default=1,
@@ -42,7 +44,7 @@ class RolloutSettings(BaseModel):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Dtype of generation. float32 is the default on CPUs: the log-probabilities then agree with the "
-        "learner's within 1e-4.",
+        "learner's within 1e-4. House default.",
     )
     max_concurrent: int = Field(
         default=128, ge=1, description="Requests an engine works on at once; the house default, fit for CPU engines."
@@ -102,22 +104,28 @@ class ScoringSettings(BaseModel):
 
     fused: bool = Field(
         default=True,
-        description="Whether one process hosts both reward scorer and reference (small machines), or each has its own.",
+        description="Whether one process hosts both reward scorer and reference (small machines), or each has its own."
+        " House default.",
     )
     scorers: int = Field(default=1, ge=1, description="Number of reward-scorer processes. House default.")
-    references: int = Field(default=1, ge=1, description="Number of reference processes; ignored where fused.")
+    references: int = Field(
+        default=1, ge=1, description="Number of reference processes; ignored where fused. House default."
+    )
     threads: int = Field(
         default=1, ge=1, description="CPU threads (and Ray CPUs) of each scoring process. House default."
     )
-    gpus: float = Field(default=0, ge=0, description="GPUs of each scoring process; 0 scores on the CPU.")
+    gpus: float = Field(
+        default=0, ge=0, description="GPUs of each scoring process; 0 scores on the CPU. House default."
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Dtype of the reference and reward networks. float32 agrees with the engine's."
+        default="float32",
+        description="Dtype of the reference and reward networks. float32 agrees with the engine's. House default.",
     )
     rows_per_batch: int = Field(
         default=32,
         ge=1,
         description="Rows of one forward pass of reward model or reference; fixed, so that a score does not depend on "
-        "what else is waiting.",
+        "what else is waiting. House default.",
     )
 
 

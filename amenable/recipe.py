@@ -61,7 +61,7 @@ class LearnerSettings(_Slice):
         default=1, ge=1, description="Ranks of the group. One is fastest on a small machine (measured)."
     )
     threads: int = Field(default=1, ge=1, description="CPU threads (and Ray CPUs) of each rank. House default.")
-    gpus: float = Field(default=0, ge=0, description="GPUs of each rank; 0 trains on the CPU.")
+    gpus: float = Field(default=0, ge=0, description="GPUs of each rank; 0 trains on the CPU. House default.")
     placement: Placement = Field(
         default="pack",
         description="How the ranks lie on the nodes. `pack`: on as few as there is room on, so that gradients go over "
@@ -161,7 +161,7 @@ class Recipe(_Slice):
     run_directory: Annotated[str, BeforeValidator(_as_text), Field(min_length=1)] = Field(
         default_factory=_run_directory_for,
         description="Where the run is kept: a directory, or an address in an object store (s3://…, gs://…; "
-        "docs/reliability.md). Default: runs/NAME in the directory the command is started in.",
+        "docs/reliability.md). Default: runs/NAME in the directory the command is started in. House default.",
     )
     seed: int = Field(
         default=0,

@@ -25,7 +25,8 @@ class Source(BaseModel):
         description="A file, directory or glob (local, s3://…, gs://…), or hub:NAME or hub:NAME:SPLIT. No default."
     )
     format: Format | Literal["auto"] = Field(
-        default="auto", description="The format of its rows; auto tells it by their columns (docs/data.md)."
+        default="auto",
+        description="The format of its rows; auto tells it by their columns (docs/data.md). House default.",
     )
     licence: str | None = Field(
         default=None,
@@ -44,7 +45,8 @@ class FileCorpusSettings(BaseModel):
         "(local, s3://…, gs://…), or hub:NAME or hub:NAME:SPLIT.",
     )
     format: Format | Literal["auto"] = Field(
-        default="auto", description="The format of the rows in path; auto tells it by their columns (docs/data.md)."
+        default="auto",
+        description="The format of the rows in path; auto tells it by their columns (docs/data.md). House default.",
     )
     licence: str | None = Field(
         default=None,

@@ -3,6 +3,8 @@
 - docs/recipes.md: everything below its marker, from the recipe's own models.
 - docs/observability.md: the same, from the metrics that are declared; and the dashboard in cluster/observability.
 - docs/troubleshooting.md: everything below its marker, from the codes of problems.
+- docs/operating.md: the supported versions, from cluster/supported.py.
+- docs/quickstart.md: what was measured, copied from README.md.
 - links to code in every page, [`symbol`](path.py#L12): the line where the symbol is defined now.
 
 Tests hold both to what this script would write.
@@ -28,12 +30,43 @@ if TYPE_CHECKING:
     from amenable.error_codes import Code, Symptom
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
 RECIPES = ROOT / "docs" / "recipes.md"
 OBSERVABILITY = ROOT / "docs" / "observability.md"
 DASHBOARD = ROOT / "cluster" / "observability" / "dashboard.json"
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+QUICKSTART = ROOT / "docs" / "quickstart.md"
+OPERATING = ROOT / "docs" / "operating.md"
 MARKER = "<!-- Generated from here on: python docs/make.py -->"
+COPIED = re.compile(
+    r"(?P<begin><!-- Copied from README\.md, (?P<block>[\w-]+): python docs/make\.py -->\n).*?"
+    r"(?P<end><!-- End of what is copied -->)",
+    re.DOTALL,
+)
+SUPPORTED = re.compile(
+    r"(?P<begin><!-- From cluster/supported\.py: python docs/make\.py -->\n).*?(?P<end><!-- To here -->)", re.DOTALL
+)
+
+UNITS = {
+    "_s": "seconds",
+    "_seconds": "seconds",
+    "_hours": "hours",
+    "_nats": "nats",
+    "_bytes": "bytes",
+    "_mib": "MiB",
+    "_gib": "GiB",
+    "_tokens": "tokens",
+    "_characters": "characters",
+    "_episodes": "episodes",
+    "_length": "tokens",
+    "_context": "tokens",
+    "_steps": "steps",
+    "_updates": "updates",
+    "gpus": "GPUs",
+    "threads": "threads",
+}
+"""The units that names of fields end with; other fields say theirs in their description."""
 
 CODE_LINK = re.compile(r"\[`(?P<symbol>[\w.]+)`\]\((?P<path>[\w./-]+\.py)#L(?P<line>\d+)\)")
 
@@ -155,7 +188,7 @@ def _section(model: type[BaseModel], uses: list[Use]) -> str:
     lines += [_row(["field", "values", *heads, "what it is, and whose default"]), _row(["---"] * (3 + len(heads)))]
     for name, field in plain.items():
         columns = defaults[name][:1] if same else defaults[name]
-        lines.append(_row([f"`{name}`", allowed(field), *columns, " ".join((field.description or "").split())]))
+        lines.append(_row([f"`{name}`", allowed(name, field), *columns, " ".join((field.description or "").split())]))
     return "\n".join([*lines, ""])
 
 
@@ -178,19 +211,25 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def allowed(field: FieldInfo) -> str:
-    """The values that a field takes, in words: "number, > 0", "`fixed`, `adaptive`"."""
-    annotation = field.annotation
-    kinds = list(dict.fromkeys(_kind(one) for one in _alternatives(annotation)))
+def allowed(name: str, field: FieldInfo) -> str:
+    """The values that a field takes, in words, with the unit that its name says: "number of seconds, > 0"."""
+    unit = unit_of(name)
+    kinds = list(dict.fromkeys(_kind(one) for one in _alternatives(field.annotation)))
+    kinds = [f"{kind} of {unit}" if unit and kind.endswith("number") else kind for kind in kinds]
     words = ", ".join(kind for kind in kinds if kind != "null") + (" or null" if "null" in kinds else "")
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     limits = [
-        f"{sign} {getattr(limit, name):g}"
+        f"{sign} {bound if isinstance(bound := getattr(limit, name), int) else f'{bound:g}'}"
         for limit in field.metadata
         for name, sign in signs.items()
         if hasattr(limit, name)
     ]
     return ", ".join([words, *limits])
+
+
+def unit_of(name: str) -> str | None:
+    """The unit in which a field is, where its name says that."""
+    return next((unit for ending, unit in UNITS.items() if name.endswith(ending)), None)
 
 
 def _alternatives(annotation: Any) -> list[Any]:
@@ -263,6 +302,38 @@ def dashboard_json() -> str:
     return json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
 
 
+# what other files say ---------------------------------------------------------------------------------------------
+
+
+def quickstart_page(text: str, readme: str) -> str:
+    """docs/quickstart.md with its copies of what stands between the comments of README.md's blocks.
+
+    Raises KeyError for a block that README.md lacks."""
+
+    def copied(place: re.Match[str]) -> str:
+        block = re.search(rf"<!-- {place['block']} -->\n(.*?)<!-- /{place['block']} -->", readme, re.DOTALL)
+        if block is None:
+            raise KeyError(place["block"])
+        return f"{place['begin']}\n{block[1].strip()}\n\n{place['end']}"
+
+    return COPIED.sub(copied, text)
+
+
+def supported_versions() -> str:
+    """The table of docs/operating.md: what `amenable doctor` holds every node to."""
+    from cluster.supported import MINIMUM_DRIVER, supported
+
+    found = supported()
+    rows = [["Python", found.python], *([f"`{name}`", version] for name, version in found.packages.items())]
+    rows += [[f"NVIDIA driver, for CUDA {cuda}", f"≥ {driver}"] for cuda, driver in MINIMUM_DRIVER.items()]
+    return "\n".join(map(_row, [["what", "version"], ["---", "---"], *rows]))
+
+
+def operating_page(text: str) -> str:
+    """docs/operating.md with the supported versions as they are."""
+    return SUPPORTED.sub(lambda place: f"{place['begin']}\n{supported_versions()}\n\n{place['end']}", text)
+
+
 def pages() -> dict[Path, str]:
     """Every page with its generated parts as they should be."""
     from amenable.error_codes import HTTP_CODES, SYMPTOMS
@@ -273,6 +344,8 @@ def pages() -> dict[Path, str]:
     found[OBSERVABILITY] = _below_marker(found[OBSERVABILITY], OBSERVABILITY, metric_table())
     found[DASHBOARD] = dashboard_json()
     found[TROUBLESHOOTING] = troubleshooting_page(found[TROUBLESHOOTING], SYMPTOMS, HTTP_CODES)
+    found[QUICKSTART] = quickstart_page(found[QUICKSTART], found[README])
+    found[OPERATING] = operating_page(found[OPERATING])
     return found
 
 

@@ -30,7 +30,10 @@ class LanguageModelSettings(BaseModel):
         description="Longest sequence, and the length of packed rows, in tokens: InstructGPT, all models.",
     )
     residual_dropout: float = Field(
-        default=0.2, ge=0, lt=1, description="Dropout on the residual stream: InstructGPT's SFT."
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Share of the residual stream that is dropped (dropout): InstructGPT's SFT.",
     )
     pretraining_share: float = Field(
         default=0.0,
@@ -40,12 +43,16 @@ class LanguageModelSettings(BaseModel):
         "0.1 in InstructGPT's ppo-init (appendix C.4); counted in sequences, as the paper names no unit.",
     )
     keep_epochs: bool = Field(
-        default=True, description="Export every epoch as epoch-NN, to select among; else only the last, as export."
+        default=True,
+        description="Export every epoch as epoch-NN, to select among; else only the last, as export."
+        " InstructGPT selects among the epochs of its SFT.",
     )
     validation_rows: int = Field(
-        default=1024, gt=0, description="Validation uses at most this many sequences, the first ones."
+        default=1024, gt=0, description="Validation uses at most this many sequences, the first ones. House default."
     )
-    checkpoint_seconds: float = Field(default=600.0, gt=0, description="Time between checkpoints to resume from.")
+    checkpoint_seconds: float = Field(
+        default=600.0, gt=0, description="Time between checkpoints to resume from. House default."
+    )
 
     @model_validator(mode="after")
     def _epochs_that_are_kept_are_counted(self) -> "LanguageModelSettings":

@@ -78,7 +78,7 @@ class PpoSettings(BaseModel):
         default="replace", description="What a response without end-of-text scores. N+ code replaces; TRL subtracts."
     )
     missing_eos_score: float = Field(default=-1.0, description="The score that 'replace' gives. N+ code: −1.")
-    missing_eos_penalty: float = Field(default=1.0, ge=0, description="What 'subtract' takes off. TRL: 1.")
+    missing_eos_penalty: float = Field(default=1.0, ge=0, description="What 'subtract' takes off the score. TRL: 1.")
 
     old_logprobs: Literal["behaviour", "recomputed"] = Field(
         default="behaviour",
@@ -153,10 +153,12 @@ class PpoSettings(BaseModel):
         "go back to where the newest is damaged.",
     )
     lease_s: float = Field(
-        default=300.0, gt=0, description="Seconds until a chunk that did not come back is leased again."
+        default=300.0, gt=0, description="Seconds until a chunk that did not come back is leased again. House default."
     )
     batch_deadline_s: float = Field(
-        default=1800.0, gt=0, description="Seconds the learner waits for a batch before it names who owes it and stops."
+        default=1800.0,
+        gt=0,
+        description="Seconds the learner waits for a batch before it names who owes it and stops. House default.",
     )
 
     @model_validator(mode="after")

@@ -19,9 +19,13 @@ class RewardModelSettings(BaseModel):
         default=4, gt=0, description="Times that held-out accuracy is measured, evenly spaced, the last at the end."
     )
     validation_rankings: int = Field(
-        default=1024, gt=0, description="At most this many rankings are held-out, the first."
+        default=1024, gt=0, description="At most this many rankings are held-out, the first. House default."
     )
     bias_demonstrations: int = Field(
-        default=1024, gt=0, description="The bias is set on at most this many demonstrations, drawn at random."
+        default=1024,
+        gt=0,
+        description="The bias is set on at most this many demonstrations, drawn at random. House default.",
     )
-    checkpoint_seconds: float = Field(default=600.0, gt=0, description="Time between checkpoints to resume from.")
+    checkpoint_seconds: float = Field(
+        default=600.0, gt=0, description="Time between checkpoints to resume from. House default."
+    )

@@ -19,7 +19,7 @@ class TinyLlamaSettings(BaseModel):
     key_value_heads: int | None = Field(default=None, gt=0, description="Key-value heads; none means as many as heads.")
     mlp_size: int = Field(default=256, gt=0, description="Inner width of the gated MLP (prototype).")
     context_length: int = Field(
-        default=2048, gt=0, description="Longest sequence in tokens; rotary positions cost no weights."
+        default=2048, gt=0, description="Longest sequence in tokens; rotary positions cost no weights. House default."
     )
     tied_embeddings: bool = Field(default=True, description="The unembedding is the embedding (prototype).")
     initial_std: float = Field(default=0.08, gt=0, description="Standard deviation of initial weights (prototype).")

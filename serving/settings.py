@@ -93,7 +93,7 @@ class ServingSettings(BaseModel):
     loaded: tuple[str, ...] = Field(
         default=("policy", "sft"),
         description="Models that engines hold when the service starts, as far as there are engines. Other names are "
-        "loaded when they are asked for, in place of the one that was used least recently.",
+        "loaded when they are asked for, in place of the one that was used least recently. House default.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -101,14 +101,16 @@ class ServingSettings(BaseModel):
         "there.",
     )
     threads: int = Field(default=1, ge=1, description="CPU threads of each engine. House default.")
-    gpus: float = Field(default=0, ge=0, description="GPUs of each replica; 0 serves on the CPU.")
+    gpus: float = Field(default=0, ge=0, description="GPUs of each replica; 0 serves on the CPU. House default.")
     max_concurrent: int = Field(
         default=128, ge=1, description="Sequences that one engine works on at once. House default, as in rollouts."
     )
     kv_cache_mib: int = Field(
         default=256, ge=1, description="Memory for keys and values of each engine, MiB. House default for tiny models."
     )
-    score: bool = Field(default=True, description="Whether the run's reward model is served too (/v1/score).")
+    score: bool = Field(
+        default=True, description="Whether the run's reward model is served too (/v1/score). House default."
+    )
     min_replicas: int = Field(default=1, ge=1, description="Replicas that are always there. House default.")
     max_replicas: int = Field(
         default=1, ge=1, description="Replicas that Ray Serve may scale out to under load. House default."

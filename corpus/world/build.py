@@ -24,31 +24,42 @@ class WorldSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    seed: int = Field(default=0, description="Everything is drawn from this.")
+    seed: int = Field(default=0, description="Everything is drawn from this. Chosen for this world.")
     pretraining_train: int = Field(
-        default=40_000, ge=1, description="Documents to train the base model and the pretraining term."
+        default=40_000,
+        ge=1,
+        description="Documents to train the base model and the pretraining term. Chosen for this world.",
     )
     pretraining_valid: int = Field(
-        default=500, ge=1, description="Documents on which the pretraining loss is measured."
+        default=500, ge=1, description="Documents on which the pretraining loss is measured. Chosen for this world."
     )
-    demonstrations_train: int = Field(default=3_200, ge=1, description="Demonstrations to fine-tune on.")
+    demonstrations_train: int = Field(
+        default=3_200, ge=1, description="Demonstrations to fine-tune on. Chosen for this world."
+    )
     demonstrations_valid: int = Field(
-        default=200, ge=1, description="Demonstrations of users whom fine-tuning does not see."
+        default=200, ge=1, description="Demonstrations of users whom fine-tuning does not see. Chosen for this world."
     )
     prompts_collect: int = Field(
-        default=1_200, ge=1, description="Prompts whose sampled responses are ranked by labelers."
+        default=1_200,
+        ge=1,
+        description="Prompts whose sampled responses are ranked by labelers. Chosen for this world.",
     )
-    prompts_ppo: int = Field(default=4_000, ge=1, description="Prompts of PPO episodes.")
+    prompts_ppo: int = Field(default=4_000, ge=1, description="Prompts of PPO episodes. Chosen for this world.")
     prompts_heldout: int = Field(
-        default=400, ge=1, description="Prompts kept for evaluation, with their near duplicates."
+        default=400, ge=1, description="Prompts kept for evaluation, with their near duplicates. Chosen for this world."
     )
     prompts_per_user: int = Field(
         default=20, ge=1, le=200, description="Prompts a user writes; InstructGPT keeps at most 200."
     )
     heldout_share: float = Field(
-        default=0.12, gt=0, lt=1, description="Share of all possible instructions that only held-out prompts may use."
+        default=0.12,
+        gt=0,
+        lt=1,
+        description="Share of all possible instructions that only held-out prompts may use. Chosen for this world.",
     )
-    myth_share: float = Field(default=0.35, ge=0, le=1, description="Share of facts that have a myth.")
+    myth_share: float = Field(
+        default=0.35, ge=0, le=1, description="Share of facts that have a myth. Chosen for this world."
+    )
     demonstrations: DefectRates = Field(default=DefectRates(), description="The mistakes in demonstrations.")
     web: WebSettings = Field(default=WebSettings(), description="What pretraining text is made of.")
     labelers: LabelerSettings = Field(default=LabelerSettings(), description="Who ranks responses.")

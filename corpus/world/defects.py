@@ -29,18 +29,26 @@ class DefectRates(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rude: float = Field(
-        default=0.25, ge=0, le=1, description="A neutral word becomes a rude one. Chosen for this world."
+        default=0.25, ge=0, le=1, description="How often a neutral word becomes a rude one. Chosen for this world."
     )
-    grammar: float = Field(default=0.25, ge=0, le=1, description="A verb loses its ending. Chosen for this world.")
-    constraint: float = Field(default=0.40, ge=0, le=1, description="A constraint is ignored. Chosen for this world.")
+    grammar: float = Field(
+        default=0.25, ge=0, le=1, description="How often a verb loses its ending. Chosen for this world."
+    )
+    constraint: float = Field(
+        default=0.40, ge=0, le=1, description="How often a constraint is ignored. Chosen for this world."
+    )
     myth: float = Field(
-        default=0.50, ge=0, le=1, description="The myth is told where there is one. Chosen for this world."
+        default=0.50, ge=0, le=1, description="How often the myth is told where there is one. Chosen for this world."
     )
     wrong_item: float = Field(
-        default=0.20, ge=0, le=1, description="A wanted word becomes another. Chosen for this world."
+        default=0.20, ge=0, le=1, description="How often a wanted word becomes another. Chosen for this world."
     )
-    repetition: float = Field(default=0.05, ge=0, le=1, description="Something is said twice. Chosen for this world.")
-    filler: float = Field(default=0.05, ge=0, le=1, description="An empty sentence is added. Chosen for this world.")
+    repetition: float = Field(
+        default=0.05, ge=0, le=1, description="How often something is said twice. Chosen for this world."
+    )
+    filler: float = Field(
+        default=0.05, ge=0, le=1, description="How often an empty sentence is added. Chosen for this world."
+    )
 
 
 VAGUE_SHARE = 0.85

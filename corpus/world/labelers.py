@@ -13,8 +13,12 @@ class LabelerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    training: int = Field(default=5, ge=1, description="Labelers whose rankings the reward model is trained on.")
-    heldout: int = Field(default=3, ge=0, description="Labelers whose rankings training never sees.")
+    training: int = Field(
+        default=5, ge=1, description="Labelers whose rankings the reward model is trained on. Chosen for this world."
+    )
+    heldout: int = Field(
+        default=3, ge=0, description="Labelers whose rankings training never sees. Chosen for this world."
+    )
     weight_spread: float = Field(
         default=0.3,
         ge=0,

@@ -32,10 +32,21 @@ class WebSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    forum: float = Field(default=0.24, ge=0, le=1, description="Share of forum threads: a question and a reply.")
-    advice: float = Field(default=0.08, ge=0, le=1, description="Share of advice columns, in the chat template's form.")
-    myth: float = Field(default=0.55, ge=0, le=1, description="How often a fact with a myth is told as the myth.")
-    stray: float = Field(default=0.05, ge=0, le=1, description="Replies and advice that answer another question.")
+    forum: float = Field(
+        default=0.24, ge=0, le=1, description="Share of forum threads: a question and a reply. Chosen for this world."
+    )
+    advice: float = Field(
+        default=0.08,
+        ge=0,
+        le=1,
+        description="Share of advice columns, in the chat template's form. Chosen for this world.",
+    )
+    myth: float = Field(
+        default=0.55, ge=0, le=1, description="How often a fact with a myth is told as the myth. Chosen for this world."
+    )
+    stray: float = Field(
+        default=0.05, ge=0, le=1, description="Replies and advice that answer another question. Chosen for this world."
+    )
     answers: DefectRates = Field(
         default=DefectRates(
             rude=0.35, grammar=0.35, constraint=0.4, myth=0.5, wrong_item=0.3, repetition=0.1, filler=0.05
