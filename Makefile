@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check commands parts test-demo test-extended test-service test-jobs test-hosts chaos soak hh bench docs site image sbom lint types unit install install-test clean help
+.PHONY: demo test check commands ranks parts test-demo test-extended test-service test-jobs test-hosts chaos soak hh bench docs site image sbom lint types unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
@@ -35,7 +35,7 @@ demo: $(VENV)/.installed
 
 # Two at a time, the longest first: what starts whole commands, beside it the rest one after another.
 test: lint
-	@$(MAKE) --no-print-directory -j2 commands types site unit parts
+	@$(MAKE) --no-print-directory -j2 commands types site unit ranks parts
 
 check: lint
 	@$(MAKE) --no-print-directory -j2 types unit
@@ -58,9 +58,13 @@ SLOW := slow and not long and not service and not jobs and not hosts and not ext
 commands: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m "$(SLOW)" tests/end_to_end tests/chaos
 
-# Actors, learners and engines, each by itself.
+# Groups of learners.
+ranks: $(VENV)/.installed-test
+	$(BIN)/pytest -q -m "$(SLOW)" tests/learners
+
+# Actors and engines, each by itself.
 parts: $(VENV)/.installed-test
-	$(BIN)/pytest -q -m "$(SLOW)" --ignore=tests/end_to_end --ignore=tests/chaos
+	$(BIN)/pytest -q -m "$(SLOW)" --ignore=tests/end_to_end --ignore=tests/chaos --ignore=tests/learners
 
 test-extended: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m extended

@@ -1,7 +1,8 @@
 """What the commands write into a run's audit log, and `amenable history RUN`, which tells it.
 
 `amenable submit` and `stop` run on a person's own machine, which may not see where the run is kept: a directory that
-only the cluster's nodes mount. There the job's own process records the submission, from its metadata, when it begins.
+only the cluster's nodes mount, a store that answers no one else. So the job's own process records the submission, from
+its metadata, when it begins; and `stop` does not wait long for a store.
 """
 
 import os
@@ -14,12 +15,16 @@ from amenable.interruption import Interrupted
 from amenable.remote_problems import problem_in
 from amenable.run_directory import RunDirectory
 from cluster.jobs import Job, Labels
+from cluster.patience import call_within
 from cluster.run_ids import submission_id
 from cluster.under_job import job_id, job_metadata
 from corpus import audit_log
 from corpus.audit_log import BEGAN, DONE, ENDED, RESUMED, SUBMITTED, Entry, add, entry_now
 from corpus.problems import RunProblem, UsageProblem
-from corpus.storage import is_object_store
+from corpus.storage import is_object_store, without_options
+
+RECORD_S = 15.0
+"""Seconds that a command on a person's machine waits for the place of a run. House default."""
 
 
 def can_record(place: str) -> bool:
@@ -29,14 +34,19 @@ def can_record(place: str) -> bool:
 
 
 def record_from_here(place: str, entry: Entry) -> str:
-    """Adds the entry to the audit log of the run at `place`, where this machine can; returns the sentence that says why
-    not, else nothing."""
+    """Adds the entry to the audit log of the run at `place`, where this machine can within RECORD_S; returns the
+    sentence that says why not, else nothing."""
     if not can_record(place):
         return ""
     try:
-        add(place, entry)
-    except (RunProblem, UsageProblem) as problem:  # what was asked is done; that it was is for the job to record
+        problem = call_within(RECORD_S, lambda: add(place, entry), lambda: None)
+    except TimeoutError:
+        where = without_options(place)
+        return f"{where}: that the run was {entry.action} was not written to its audit log within {RECORD_S:g} s."
+    if isinstance(problem, RunProblem | UsageProblem):  # what was asked is done, and that is what counts
         return str(problem)
+    if problem is not None:
+        raise problem
     return ""
 
 

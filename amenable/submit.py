@@ -9,7 +9,6 @@ from typing import Any
 
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe, recipe_files, recipe_hash, resolved
-from amenable.run_history import record_from_here, submission
 from cluster.git_version import git_version
 from cluster.job_request import JobRequest, request_of
 from cluster.job_server import JobServer
@@ -153,17 +152,15 @@ def prepare_again(run: str, owner: str, jobs: list[Job], root: Path, environment
 
 
 def send(prepared: Prepared, server: JobServer) -> Job:
-    """Submits what was prepared and records it where this machine can; returns the job. Raises UsageProblem where
-    somebody else submits it at the same moment, RunProblem where the cluster refuses it."""
+    """Submits what was prepared; returns the job, which records its submission when it begins. Raises UsageProblem
+    where somebody else submits it at the same moment, RunProblem where the cluster refuses it."""
     labels = prepared.labels
     try:
         server.submit(prepared.request)
     except RunProblem as problem:
         second = taken(problem, labels.run, labels.attempt)
         raise (second or problem) from problem
-    job = prepared.request.submission_id
-    record_from_here(labels.run_directory, submission(labels, job))  # else the job does it when it begins
-    return server.job(job)
+    return server.job(prepared.request.submission_id)
 
 
 def ended(job: Job) -> tuple[str, int]:

@@ -1,14 +1,16 @@
 """What the commands write into a run's audit log, and what `amenable history` makes of it."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from amenable import run_history
 from amenable.cli import app
 from amenable.interruption import Interrupted
-from amenable.run_history import can_record, record_from_here, record_own_submission, recorded_work, submission
+from amenable.run_history import can_record, record_from_here, record_own_submission, recorded_work
 from cluster.jobs import Asked, Labels
 from corpus.audit_log import BEGAN, ENDED, RESUMED, STOPPED, SUBMITTED, actor_here, entry_now, read
 from corpus.problems import RunProblem
@@ -76,11 +78,11 @@ def test_a_job_records_its_own_submission_once_and_by_whom_it_was(run, monkeypat
     assert actions(run) == [SUBMITTED, RESUMED]
 
 
-def test_what_whoever_submits_could_record_the_job_does_not_again(run):
-    job = "ann.x-0000000001.1"
-    assert record_from_here(str(run), submission(labels(run), job)) == ""
-    record_own_submission(str(run), as_job(labels(run), job))
-    assert actions(run) == [SUBMITTED]
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(run_history, "RECORD_S", 0.05)
+    monkeypatch.setattr(run_history, "add", lambda place, entry: time.sleep(1))
+    told = record_from_here("s3://bucket/run?region=x", entry_now(STOPPED, {}))
+    assert told == "s3://bucket/run: that the run was stopped was not written to its audit log within 0.05 s."
 
 
 def test_a_place_that_is_no_run_here_is_left_alone(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
+import amenable.run_history as run_history
 import cluster.job_server as job_server
 from amenable.cli import app
 from cluster.jobs import STOP_WAIT, Asked, Labels
@@ -23,6 +24,7 @@ def cluster(monkeypatch, tmp_path) -> StandInJobs:
     monkeypatch.setattr(job_server, "_client", lambda url: stand_in)
     monkeypatch.setattr(job_server, "LOOK_S", 0.01)
     monkeypatch.setattr(job_server, "LAST_LINES_S", 0.1)
+    monkeypatch.setattr(run_history, "RECORD_S", 0.1)  # there is no such store
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "AMENABLE_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AMENABLE_OWNER", "ann")
