@@ -10,12 +10,12 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check commands ranks parts test-demo test-extended test-service test-jobs test-hosts chaos soak hh bench docs site image sbom lint types unit install install-test clean help
+.PHONY: demo test check commands ranks parts test-demo test-extended test-service test-jobs test-hosts chaos soak hh bench docs site image sbom lint types quick unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
 	@echo "make test    lint, types, import floors, unit and end-to-end tests (25 minutes)"
-	@echo "make check   its part under 2 minutes: lint, types, floors, fast unit tests"
+	@echo "make check   its part under 2 minutes: lint, types, floors, the quickest unit tests"
 	@echo "make test-demo   the demo learns, and with learning rate 0 does not (8 to 15 minutes)"
 	@echo "make test-extended   what takes long: models of other makers, more ways for learners and workers to die (8 to 15 minutes)"
 	@echo "make test-service   the endpoint and its page: engines, Ray Serve, real clients, a browser if there is Chromium"
@@ -38,7 +38,10 @@ test: lint
 	@$(MAKE) --no-print-directory -j2 commands types site unit ranks parts
 
 check: lint
-	@$(MAKE) --no-print-directory -j2 types unit
+	@$(MAKE) --no-print-directory -j2 types quick
+
+quick: $(VENV)/.installed-test
+	$(BIN)/pytest -q -m "not slow and not thorough"
 
 unit: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m "not slow"

@@ -127,6 +127,6 @@ def test_in_an_object_store_every_entry_is_an_object_that_stays(store, query, ke
 
 
 def test_where_neither_the_work_nor_its_entry_can_be_done_the_work_is_told_of(tmp_path):
-    with pytest.raises(RunProblem, match=r"^The store is away\.$") as caught, audited(tmp_path / "gone", "pinned", {}):
+    with pytest.raises(RunProblem, match=r"^The store is away\.") as caught, audited(tmp_path / "gone", "pinned", {}):
         raise RunProblem("The store is away.", "storage/write")
     assert "could not be written to its audit log" in caught.value.__notes__[0]

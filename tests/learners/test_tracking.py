@@ -59,7 +59,7 @@ def context(tmp_path, **tracking: Any) -> Context:
 
 def test_a_tracker_is_told_what_the_file_is_told_but_for_what_is_not_finite(wandb, tmp_path):
     tracked = Tracked(WandbSettings(project="p", entity="team", mode="offline"), "x", "x-0011223344")
-    with MetricsLog(tmp_path, None, WandbRun(tracked, "ppo", tmp_path)) as metrics:
+    with MetricsLog(tmp_path, tracker=WandbRun(tracked, "ppo", tmp_path)) as metrics:
         metrics.log(1, {"objective/kl": 0.5, "loss/ptx": float("nan")})
         metrics.log(2, {"objective/kl": 0.75})
     assert wandb.logged == [(1, {"objective/kl": 0.5}), (2, {"objective/kl": 0.75})]
