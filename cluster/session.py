@@ -73,7 +73,7 @@ def _start_local(cpus: int, object_store_mib: int) -> None:
             ray.init(
                 address="local",  # else Ray takes a cluster that it finds on this machine, or RAY_ADDRESS
                 num_cpus=cpus,
-                _node_ip_address="127.0.0.1",  # nothing of a local session is reachable from elsewhere
+                _node_ip_address="127.0.0.1",  # Ray takes it for this machine: its ports are open on all interfaces
                 include_dashboard=False,
                 object_store_memory=object_store_mib << 20,
                 log_to_driver=False,
