@@ -33,7 +33,7 @@ from actors.generator import ScoringPools, Work
 from actors.held_out import HeldOut, held_out_means
 from actors.publication import Probe, Publication, Published
 from actors.settings import FleetSettings, SamplingSettings
-from actors.stage_fleet import Fellowship, StageFleet
+from actors.stage_fleet import REPORT_PATIENCE_S, Fellowship, StageFleet
 from actors.telemetry import Telemetry
 from corpus import logs
 from corpus.problems import RunProblem
@@ -157,9 +157,9 @@ class Conductor:
             self._telemetry.observe(PUBLICATION_SECONDS, seconds)
         # Outside the lock: a scoring process answers behind the scoring that it has in hand.
         roles = await self._fleet.reports()
-        stored = await self._within(self._store.figures.remote(), "the weight store", "say what it has published")
+        stored = await of_each({"weight store": self._store.figures.remote()}, REPORT_PATIENCE_S)
         await self._fleet.tell_workers(attempt, update, seconds)
-        return present.outcome(seconds, roles | self._fleet.figures() | stored)
+        return present.outcome(seconds, roles | self._fleet.figures() | stored.found.get("weight store", {}))
 
     @contextmanager
     def _exported(self, update: int) -> Iterator[None]:

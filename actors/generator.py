@@ -8,6 +8,8 @@ was granted), and exclusive ones (a batch of samples under other weights), for w
 has run dry.
 """
 
+import logging
+import os
 import queue
 import threading
 import time
@@ -34,6 +36,8 @@ from actors.telemetry import worker_telemetry
 from corpus import logs
 from corpus.problems import RunProblem
 from models.snapshot import Snapshot, pack
+
+log = logging.getLogger(__name__)
 
 LEASE_WAIT_S = 20.0
 """How long one lease call waits at the stream before it is renewed."""
@@ -234,12 +238,18 @@ class RolloutGenerator:
 
         self._tokenizer = load_tokenizer(tokenizer)
         self._engine = RolloutEngine(model_directory, self._settings, max_sequence_tokens)
+        self._engine.when_a_part_is_lost(self._die)
         warm_up = [
             Request(f"warm-{row}", [self._tokenizer.eos_token_id] * 4, 4, 1.0, seed=row)
             for row in range(min(8, self._settings.max_concurrent))
         ]
         self._engine.run(warm_up)  # the first steps allocate and dispatch: not to be paid by the first episodes
         return self._name
+
+    def _die(self) -> None:
+        """Die as a whole: the conductor puts another in the place of an actor that is dead, not of half a one."""
+        log.error("%s has lost a process that holds a part of its model, and ends", self._name)
+        os._exit(1)
 
     def _ready_engine(self) -> RolloutEngine:
         if self._engine is None:

@@ -32,8 +32,9 @@ def _watch(owner: int) -> None:
     above = psutil.Process().parents()
     at = next((number for number, each in enumerate(above) if each.pid == owner), None)
     if at is not None:
-        while above[at].is_running() and above[at].status() != psutil.STATUS_ZOMBIE:
-            time.sleep(WATCH_S)
+        with suppress(psutil.NoSuchProcess):  # it may go between two questions
+            while above[at].is_running() and above[at].status() != psutil.STATUS_ZOMBIE:
+                time.sleep(WATCH_S)
     log.warning("the owner of this engine has ended; so does the engine")
     for between in above[: at or 0]:
         with suppress(psutil.NoSuchProcess):

@@ -129,12 +129,14 @@ def make_reward(
     return TrainedReward(directory, tokenizer, rows_per_batch, device, dtype)
 
 
-def check_reward(settings: RewardSettings) -> None:
-    """Raises UsageProblem where it can be known beforehand, without loading a network, that the scorer cannot serve."""
+def check_reward(settings: RewardSettings, has_environment: bool = True) -> None:
+    """Raises UsageProblem where it can be known beforehand, without loading a network, that the scorer cannot serve.
+    `has_environment` says whether scoring processes will have this process's environment, and a token that is in it."""
     if settings.function is not None:
         FunctionReward(settings.function)
     if settings.url is not None:
-        HTTPReward(settings.url, 1, settings.timeout_s, settings.deadline_s, settings.token_variable)
+        token_variable = settings.token_variable if has_environment else None
+        HTTPReward(settings.url, 1, settings.timeout_s, settings.deadline_s, token_variable)
     if settings.model is not None:
         from models.build import load_config
 
@@ -149,8 +151,10 @@ def check_scores(scores: Any, count: int, scorer: str) -> list[float]:
     """`scores` as `count` finite floats; RunProblem, naming the scorer, where they are not that."""
     try:
         numbers = [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
-        raise RunProblem(f"{scorer}: it should return a list of {count} numbers ({error}).", "reward/scores") from error
+    except (TypeError, ValueError):  # whose sentence would repeat what came, which may be what was sent: a token
+        raise RunProblem(
+            f"{scorer}: it should return a list of {count} numbers, and something in it is none.", "reward/scores"
+        ) from None
     if len(numbers) != count:
         raise RunProblem(f"{scorer}: it returned {len(numbers)} scores for {count} responses.", "reward/scores")
     for row, number in enumerate(numbers):

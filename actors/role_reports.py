@@ -3,7 +3,10 @@
 import resource
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,15 @@ class RoleReport:
 
 
 def report_now(busy_s: float, tokens: int) -> RoleReport:
-    """The report of this process, which has been at work for `busy_s` and has handled `tokens`."""
+    """The report of this process, which has been at work for `busy_s` and has handled `tokens`, and of the processes
+    below it, such as those of a divided engine; of those it has the memory of now for the peak."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return RoleReport(time.time(), busy_s, tokens, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    cpu_s, peak_bytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess), each.oneshot():
+            times = each.cpu_times()
+            cpu_s, peak_bytes = cpu_s + times.user + times.system, peak_bytes + each.memory_info().rss
+    return RoleReport(time.time(), busy_s, tokens, cpu_s, peak_bytes)
 
 
 def role_figures(role: str, before: Mapping[str, RoleReport], now: Mapping[str, RoleReport]) -> dict[str, float]:

@@ -14,7 +14,7 @@ Only this module imports vllm, and only when an engine is made: the import takes
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -247,7 +247,7 @@ class RolloutEngine:
         try:
             with self._update(snapshot, offer) as update:
                 self._engine.collective_rpc("update_weights", args=(update,))
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, OSError) as error:
             if offer is None and self._ranks == 1:
                 raise
             raise RunProblem(
@@ -264,6 +264,12 @@ class RolloutEngine:
         self._engine.set_weight_version(version)
         self._loaded_names = names
         return time.perf_counter() - started
+
+    def when_a_part_is_lost(self, call: Callable[[], None]) -> None:
+        """Have `call` made, on a thread of vLLM's, when a process that holds a part of the model dies. Without parts in
+        processes of their own it is never made."""
+        core: Any = self._engine.engine_core  # vLLM's, in this process
+        core.engine_core.model_executor.register_failure_callback(call)
 
     def close(self) -> None:
         """Free the engine's memory; it is not to be used afterwards."""

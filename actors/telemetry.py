@@ -3,6 +3,7 @@
 Only what `actors.exported_metrics` declares can be exported. A process outside Ray exports nothing.
 """
 
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,8 @@ from actors.exported_metrics import (
 RUN = "AMENABLE_RUN_TAG"
 """Environment variable of generators and scoring processes: the tag of the run that made them."""
 
+
+log = logging.getLogger(__name__)
 
 REFRESH_S = 4.0
 """Seconds after which gauges are set again. Ray exports a gauge once, at the end of the ten seconds in which it was
@@ -68,14 +71,17 @@ class RayMeter:
             self._gauges.pop((metric.name, frozenset(labels.items())), None)
 
     def _hand_over(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
-        instrument = self._instrument(metric)
-        match metric.kind:
-            case Kind.COUNTER:
-                instrument.inc(value, labels)
-            case Kind.GAUGE:
-                instrument.set(value, labels)
-            case Kind.HISTOGRAM:
-                instrument.observe(value, labels)
+        try:
+            instrument = self._instrument(metric)
+            match metric.kind:
+                case Kind.COUNTER:
+                    instrument.inc(value, labels)
+                case Kind.GAUGE:
+                    instrument.set(value, labels)
+                case Kind.HISTOGRAM:
+                    instrument.observe(value, labels)
+        except Exception as error:  # noqa: BLE001 - Ray's, at its end for one: no run ends over what is only shown
+            log.warning("%s could not be exported: %r", metric.name, error)
 
     def _keep(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
         with self._lock:

@@ -97,6 +97,10 @@ class WeightStore:
         on_disk = self._files.versions() if self._files is not None else []
         return StoreState(list(self._references), on_disk, self._to_disk.is_busy, self._to_disk.problem)
 
+    def is_settled(self) -> bool:
+        """Whether all that was put is on disk and published, or could not be."""
+        return not self._to_disk.is_busy and not (self._to_store is not None and self._to_store.is_busy)
+
     def figures(self) -> dict[str, float]:
         """Metrics of the object store that keeps the run: snapshots that are there since the stage began, and those
         that did not arrive; nothing of any other run."""

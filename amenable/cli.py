@@ -223,7 +223,7 @@ def scale(
         from amenable.scale import scale as asked
         from amenable.scale import told
 
-        found = asked(RunDirectory.find(run).root, wish)
+        found = asked(RunDirectory.find(run), wish)
         answer(found)
         if not as_json:
             typer.echo(told(found))

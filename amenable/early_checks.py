@@ -45,7 +45,7 @@ def check_early(recipe: Recipe, address: str | None = None) -> None:
             _check_division(recipe, f"Model {recipe.model.base!r}", shape_of_model(recipe.model.base))
     from actors.rewards import check_reward
 
-    check_reward(recipe.reward)
+    check_reward(recipe.reward, has_environment=address is None)
     if address is None and recipe.reward.url is not None:
         _check_service(recipe.reward.url)
 

@@ -447,6 +447,11 @@ SYMPTOMS = (
                 "Something that nobody foresaw; the sentence has its kind.",
                 "Report it with the output of `--json`, `amenable doctor` and the versions.",
             ),
+            Code(
+                "publication/settle",
+                "The last weights of PPO did not reach all places in time; a note, not an end.",
+                "Services take the exports instead.",
+            ),
             Code("bench/measurement", "A measurement of `bench/` could not be taken.", "Run it on a quieter machine."),
         ),
     ),

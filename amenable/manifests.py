@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amenable.recipe_loading import recipe_hash, resolved
+from cluster.secrecy import FOR_A_RUN, check_no_secret
 from corpus.problems import RunProblem, UsageProblem
 from corpus.storage import below, is_object_store
 
@@ -46,6 +47,8 @@ def rendered(
     from cluster.manifests import SHARED, RunManifests, render
     from cluster.worker_groups import serving_group, worker_groups
 
+    told = {"recipe": recipe.model_dump(mode="json"), "storage": storage}
+    check_no_secret(told, os.environ, "manifests", FOR_A_RUN)
     stored = is_object_store(storage)
     if not stored and not f"{storage}/".startswith(f"{SHARED}/"):
         raise UsageProblem(

@@ -25,7 +25,8 @@ from corpus.working_copies import working_copy
 _MARKS_OF_A_RUN = {"recipe.yaml", "lineage.json", LEASE_FILE, LOCK_FILE}
 _MARKS_IN_A_STORE = ("recipe.yaml", "lineage.json", LEASES, audit_log.DIRECTORY)
 _ON_ONE_SIDE = frozenset(
-    {"checkpoints", "weights", "ray-train", "published", "serving", LEASE_FILE, LOCK_FILE, LEASES, audit_log.DIRECTORY}
+    {"checkpoints", "wandb", "weights", "ray-train", "published", "serving"}
+    | {LEASE_FILE, LOCK_FILE, LEASES, audit_log.DIRECTORY}
 )
 """What working copy and store do not share: checkpoints and published weights go to the store by themselves, what is
 served is a service's, the rest is of no use there."""

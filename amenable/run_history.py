@@ -5,6 +5,7 @@ only the cluster's nodes mount, a store that answers no one else. So the job's o
 its metadata, when it begins; and `stop` does not wait long for a store.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from corpus.audit_log import BEGAN, DONE, ENDED, RESUMED, SUBMITTED, Entry, add,
 from corpus.problems import RunProblem, UsageProblem
 from corpus.storage import is_object_store, without_options
 
+log = logging.getLogger(__name__)
+
 RECORD_S = 15.0
 """Seconds that a command on a person's machine waits for the place of a run. House default."""
 
@@ -36,14 +39,17 @@ def can_record(place: str) -> bool:
 def record_from_here(place: str, entry: Entry) -> str:
     """Adds the entry to the audit log of the run at `place`, where this machine can within RECORD_S; returns the
     sentence that says why not, else nothing."""
-    if not can_record(place):
-        return ""
+
+    def record() -> None:
+        if can_record(place):
+            add(place, entry)
+
     try:
-        problem = call_within(RECORD_S, lambda: add(place, entry), lambda: None)
+        problem = call_within(RECORD_S, record, lambda: None)
     except TimeoutError:
         where = without_options(place)
         return f"{where}: that the run was {entry.action} was not written to its audit log within {RECORD_S:g} s."
-    if isinstance(problem, RunProblem | UsageProblem):  # what was asked is done, and that is what counts
+    if isinstance(problem, RunProblem | UsageProblem | OSError):  # what was asked is done, and that is what counts
         return str(problem)
     if problem is not None:
         raise problem
@@ -92,7 +98,10 @@ def recorded_work(place: str, asked: Mapping[str, Any]) -> Iterator[None]:
         except RunProblem as second:
             error.add_note(str(second))
         raise
-    add(place, entry_now(ENDED, {}, DONE))
+    try:
+        add(place, entry_now(ENDED, {}, DONE))
+    except RunProblem as problem:  # the run is done, and is not failed by its log
+        log.warning("%s", problem)
 
 
 def _outcome(error: BaseException) -> str:

@@ -2,10 +2,10 @@
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from actors.desired import read_desired, read_fleet, write_desired
+from amenable.run_directory import RunDirectory
 from amenable.stage_reuse import read_record
 from corpus.audit_log import SCALED, actor_here, audited
 from corpus.problems import UsageProblem
@@ -23,13 +23,14 @@ def wished(text: str) -> int:
     return int(value)
 
 
-def scale(run: Path, text: str | None) -> dict[str, Any]:
-    """Ask for what `text` says ("generators=4") of the PPO stage of the run in `run`; only look where it is None.
+def scale(directory: RunDirectory, text: str | None) -> dict[str, Any]:
+    """Ask for what `text` says ("generators=4") of the PPO stage of the run; only look where it is None.
 
     Returns `wish` (None before the first) and `fleet`, what the conductor last said (None where it has not). Raises
     UsageProblem where no PPO stage is under way, or somebody else has asked for something meanwhile.
     """
     wanted = None if text is None else wished(text)
+    run = directory.root
     stages = sorted(run.glob("round-*/ppo"))
     if not stages:
         raise UsageProblem(
@@ -43,7 +44,7 @@ def scale(run: Path, text: str | None) -> dict[str, Any]:
     if wanted is not None:
         seen, before = (wish.counter, wish.generators) if wish is not None else (0, None)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with audited(run, SCALED, {"generators": wanted, "before": before}):
+        with audited(directory.place, SCALED, {"generators": wanted, "before": before}):
             wish = write_desired(stage, seen, wanted, actor_here(), now)
     return {"wish": asdict(wish) if wish is not None else None, "fleet": read_fleet(stage)}
 

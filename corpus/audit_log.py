@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,8 @@ from corpus.secrecy import redacted
 from corpus.storage import below, is_object_store, one_line, opened, without_options
 
 SCHEMA_VERSION = 1
+LOCK_S = 15.0
+"""Seconds that an entry waits for those of other processes. House default."""
 FILE = "audit-log.jsonl"
 DIRECTORY = "audit-log"
 
@@ -85,7 +88,7 @@ def add(place: str | Path, entry: Entry, environment: Mapping[str, str] = os.env
             _put(str(place), entry.time, line)
         else:
             _append(Path(place) / FILE, line)
-    except OSError as error:
+    except (OSError, UsageProblem) as error:  # of a store that does not answer, too, which looks like a wrong address
         where = without_options(str(place)) if is_object_store(place) else str(place)
         raise RunProblem(
             f"{where}: that the run was {entry.action} could not be written to its audit log ({one_line(error)}).",
@@ -136,7 +139,7 @@ def read(place: str | Path) -> tuple[list[Entry], int]:
 def _append(path: Path, line: bytes) -> None:
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # network file systems know no append of several machines at once
+        _lock(handle)  # network file systems know no append of several machines at once
         if not _ends_whole(handle):  # what a machine that went down has written half stays a line of its own
             line = b"\n" + line
         written = os.write(handle, line)
@@ -147,6 +150,17 @@ def _append(path: Path, line: bytes) -> None:
         os.close(handle)
 
 
+def _lock(handle: int) -> None:
+    give_up = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"another process has held its lock for {LOCK_S:g} s") from None
+            time.sleep(0.02)
+
+
 def _ends_whole(handle: int) -> bool:
     size = os.fstat(handle).st_size
     return size == 0 or os.pread(handle, 1, size - 1) == b"\n"
@@ -154,8 +168,8 @@ def _ends_whole(handle: int) -> bool:
 
 def _put(address: str, time: str, content: bytes) -> None:
     stamp = datetime.fromisoformat(time).strftime("%Y%m%dT%H%M%S.%f")
-    filesystem, inner = opened(below(address, f"{DIRECTORY}/{stamp}-{secrets.token_hex(8)}.json"))
-    with filesystem.open_output_stream(inner) as stream:
+    filesystem, inner = opened(below(address, DIRECTORY))
+    with filesystem.open_output_stream(f"{inner}/{stamp}-{secrets.token_hex(8)}.json") as stream:
         stream.write(content)
 
 

@@ -5,7 +5,9 @@ so that whoever goes on with the run goes on with it there, and its group is the
 names that they have everywhere. The key is read from the environment, by wandb itself, and stands in no recipe.
 """
 
+import logging
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from corpus.problems import RunProblem, UsageProblem
 
 KEY = "WANDB_API_KEY"
+FINISH_S = 30.0
+"""Seconds for the last metrics of a stage to be sent: half of what a preempted node gives. House default."""
+
+log = logging.getLogger(__name__)
 
 
 class WandbSettings(BaseModel):
@@ -78,6 +84,7 @@ class WandbRun:
         check_wandb(settings)
         import wandb  # pyright: ignore[reportMissingImports] - not part of the installation
 
+        self._is_lost = False
         try:
             self._run: Any = wandb.init(
                 project=settings.project,
@@ -100,7 +107,7 @@ class WandbRun:
                     x_save_requirements=False,
                 ),
             )
-        except wandb.Error as error:
+        except Exception as error:  # of W&B, of its settings, of the disk
             raise RunProblem(
                 f"Weights & Biases did not take the run ({' '.join(str(error).split())[:300]}); mend that, or give "
                 "tracking.wandb.mode=offline, and the same command continues.",
@@ -108,9 +115,28 @@ class WandbRun:
             ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of one step. Steps that W&B has already, of an attempt that was lost, stay there as they were."""
-        self._run.log(dict(values), step=step)
+        """Metrics of one step. Steps that W&B has already, of an attempt that was lost, stay there as they were. Where
+        W&B fails from here on, training goes on without it."""
+        if self._is_lost:
+            return
+        try:
+            self._run.log(dict(values), step=step)
+        except Exception as error:  # noqa: BLE001 - a tracker's: metrics.jsonl has the same
+            self._is_lost = True
+            log.warning("Weights & Biases takes no more metrics of this stage: %r", error)
 
     def close(self) -> None:
-        """Ends it; what has not been sent yet is sent."""
-        self._run.finish()
+        """Ends it; what has not been sent yet is sent, if that takes no longer than FINISH_S: a checkpoint that others
+        wait for may have been the last thing before."""
+
+        def finish() -> None:
+            try:
+                self._run.finish()
+            except Exception as error:  # noqa: BLE001 - as above
+                log.warning("Weights & Biases did not take the end of this stage: %r", error)
+
+        finishing = threading.Thread(target=finish, name="wandb-finish", daemon=True)
+        finishing.start()
+        finishing.join(FINISH_S)
+        if finishing.is_alive():
+            log.warning("Weights & Biases had not taken all metrics of this stage within %g s", FINISH_S)

@@ -163,11 +163,11 @@ class Access:
         match = _COOKIE.fullmatch(cookie)
         if self.open or match is None or self._of_session(cookie) is None:
             return
+        if self._shared is not None:
+            self._shared.end(match[3], match[2])  # first: where it fails, the session is still there to be ended
         self._ended_file.parent.mkdir(parents=True, exist_ok=True)
         with open(self._ended_file, "a", encoding="utf-8") as stream:
             stream.write(f"{match[3]} {match[2]}\n")
-        if self._shared is not None:
-            self._shared.end(match[3], match[2])
 
     def _owner(self, token: str) -> KeptToken | None:
         match = _TOKEN.fullmatch(token)

@@ -199,7 +199,7 @@ class Replica:
                 try:
                     await asyncio.to_thread(write_report, self._run.place, self._id, state)
                     said, said_at, problem = state, now, ""
-                except OSError as error:
+                except (OSError, RunProblem, UsageProblem) as error:
                     if str(error) != problem:
                         log.warning("the replica could not say what it serves: %s", error)
                     problem = str(error)

@@ -8,6 +8,7 @@ The replicas of a machine share one mirror: locks in its directory keep them fro
 
 import fcntl
 import json
+import os
 import re
 import shutil
 import time
@@ -56,6 +57,7 @@ _DRAWN = ("sft", "rm", "ppo")
 
 _KEPT_COMPARISONS = "serving/comparisons"
 _ENDED_SESSION = re.compile(r"([0-9a-f]{32})-(\d{1,12})")
+_ARRIVING = ".partial"
 _OWN = ".mirror"
 """Directory of the mirror's own files: times of looks, and the directories of locks and of digests of what came."""
 
@@ -94,6 +96,7 @@ class Mirror:
         """Has the file `path`, which lies in the mirror, be there with this digest (hex). Raises RunProblem where what
         the store sends is another, or it does not answer, or the disk takes no more."""
         name = path.relative_to(self.root).as_posix()
+        self._place(name)
         try:
             if self._digest(name) == sha256:
                 return
@@ -133,6 +136,7 @@ class Mirror:
             self._follow(f"{PUBLISHED}/{version}/{MANIFEST_FILE}", stat)
 
     def _look_at_stages(self) -> None:
+        self._look_at_ended_sessions()  # first: whatever else is damaged, a session that was ended is over
         rounds = sorted(name for name in self._directories() if ROUND.fullmatch(name))
         newest = rounds[-1] if rounds else "round-01"
         stages = _STAGES | {f"{newest}/{stage}": paths for stage, paths in _STAGES_OF_A_ROUND.items()}
@@ -147,7 +151,6 @@ class Mirror:
             else:
                 self._follow(name, stat)
         self._look_at_comparisons()
-        self._look_at_ended_sessions()
 
     def _look_at_comparisons(self) -> None:
         """What people have kept on the page; what came from the store and is gone there goes."""
@@ -197,6 +200,8 @@ class Mirror:
             text = stream.read()
         files = _files_of(text, f"{without_options(self._address)}/{name}")
         digests = {f"{stage}/{path}": digest for path, digest in files.items() if path.startswith(wanted)}
+        for path in digests:
+            self._place(path)
         if (self.root / name).exists() and (self.root / name).read_bytes() != text:
             self._forget(name)
         for path in self._strange(stage, wanted, {*digests}):
@@ -210,7 +215,8 @@ class Mirror:
     def _strange(self, stage: str, wanted: tuple[str, ...], named: set[str]) -> list[str]:
         """Files of a former record of the stage, which the present one does not name."""
         below = [path for path in (self.root / stage).rglob("*") if path.is_file()]
-        names = [path.relative_to(self.root).as_posix() for path in below]
+        # What is arriving belongs to whoever fetches it, perhaps another process.
+        names = [path.relative_to(self.root).as_posix() for path in below if path.suffix != _ARRIVING]
         return [name for name in names if name.removeprefix(f"{stage}/").startswith(wanted) and name not in named]
 
     # files -----------------------------------------------------------------------------------------------------------
@@ -218,7 +224,7 @@ class Mirror:
     def _bring(self, name: str, sha256: str | None = None) -> None:
         """Fetches a file and gives it its name once it is whole, and of this digest."""
         path = self._place(name)
-        arriving = path.with_name(f"{path.name}.partial")
+        arriving = path.with_name(f"{path.name}{_ARRIVING}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             found = fetch(self._filesystem, self._at(name), arriving)
@@ -229,6 +235,8 @@ class Mirror:
                 )
             note = self._note(name)
             note.unlink(missing_ok=True)
+            with open(arriving, "rb") as whole:
+                os.fsync(whole.fileno())  # before its note says that it is whole
             arriving.replace(path)
             _write_whole(note, f"{path.stat().st_size} {found}".encode())
         finally:

@@ -5,7 +5,7 @@ import secrets
 from functools import cached_property
 
 from corpus.numbered_objects import NumberedObjects, Overtaken
-from corpus.problems import RunProblem
+from corpus.problems import RunProblem, UsageProblem
 from corpus.storage import below, one_line, opened, without_options
 
 SECRET = "serving/session-key"
@@ -46,11 +46,11 @@ class StoredSessions:
 
     def end(self, nonce: str, until: str) -> None:
         """Says to all replicas that a session has ended. Raises RunProblem where the store does not take it."""
-        filesystem, inner = opened(below(self._address, ENDED))
         try:
+            filesystem, inner = opened(below(self._address, ENDED))
             with filesystem.open_output_stream(f"{inner}/{nonce}-{until}") as stream:
                 stream.write(b"")
-        except OSError as error:
+        except (OSError, UsageProblem) as error:
             place = f"{without_options(self._address)}/{ENDED}"
             raise RunProblem(
                 f"{place} could not be written ({one_line(error)}): log out again.", "serving/sessions"

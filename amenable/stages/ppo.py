@@ -1,5 +1,6 @@
 """The PPO stage: stream, weight store and conductor around the generators, scorers and learners of the run."""
 
+import time
 import uuid
 from typing import Any
 
@@ -9,9 +10,13 @@ from amenable.stages.context import Context, Finished
 from amenable.stages.judge import gold_total
 from amenable.stages.sampling import load_reference, load_reward, reward_call, start_actors
 from amenable.stages.supervised import LOGS
-from corpus.problems import UsageProblem
+from corpus.problems import RunProblem, UsageProblem
 
 PUBLICATION_DEADLINE_S = 300.0
+SETTLE_S = 300.0
+"""Seconds that a PPO stage which is through waits for its last weights to be published. House default."""
+LOOK_S = 0.5
+"""Seconds between two looks at that."""
 STORE_FILE = "store.json"
 """In the stage's own directory while PPO trains: the Ray name of the weight store's actor, and its cluster."""
 WEIGHTS = "weights"
@@ -120,6 +125,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
         result = context.learn(train_ppo, job)
         asked = {"the conductor": conductor.survivors.remote()}
         context.crew.keep_only(context.crew.wait_for(asked, "the conductor to say who is left")["the conductor"])
+        settle(context, store)
     finally:
         (spec.directory / STORE_FILE).unlink(missing_ok=True)
         for actor in (conductor, store, stream):
@@ -127,6 +133,19 @@ def run(context: Context, spec: StageSpec) -> Finished:
     names = ("policy", "ema", "value", "best", "attempts", "episodes", "evaluations.jsonl")
     made = [spec.directory / name for name in names]
     return Finished([*made, *(spec.directory / name for name in LOGS)], result)
+
+
+def settle(context: Context, store: Any) -> None:
+    """Waits until the last weights are published everywhere, not beyond SETTLE_S: services elsewhere follow them."""
+    give_up = time.monotonic() + SETTLE_S
+    name, what = "the weight store", "the last weights to be published"
+    try:
+        while not context.crew.wait_for({name: store.is_settled.remote()}, what)[name]:
+            if time.monotonic() > give_up:
+                raise RunProblem(f"it took more than {SETTLE_S:g} s", "publication/settle")
+            time.sleep(LOOK_S)
+    except RunProblem as problem:  # what was trained is whole, and its exports follow
+        context.progress.note(f"ppo: the last weights were not published ({problem}).")
 
 
 def offer_weights(context: Context, spec: StageSpec, store: Any, name: str) -> None:

@@ -1,7 +1,7 @@
 """An engine without vLLM, for the generator's thread."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,9 @@ class StandInEngine:
         except Exception:
             self.abort(request.key for request in requests)
             raise
+
+    def when_a_part_is_lost(self, call: Callable[[], None]) -> None:
+        """It has no parts."""
 
     def load(self, snapshot: Any, version: str, offer: Any = None) -> float:
         self.version, self.offer = version, offer

@@ -126,8 +126,9 @@ def test_an_engine_that_loses_a_part_says_so_and_stops(engine):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_actor_has_a_divided_engine_takes_a_publication_and_leaves_no_process_when_it_is_killed(directory):
+def test_an_actor_with_a_divided_engine_takes_a_publication_and_dies_with_any_part_of_it(directory):
     import ray
+    from ray.exceptions import ActorDiedError
 
     from actors.generator import RolloutGenerator
     from cluster.bundles import bundle_of
@@ -147,7 +148,9 @@ def test_an_actor_has_a_divided_engine_takes_a_publication_and_leaves_no_process
         assert error_nats(1, tokens[:1], tokens[1:], np.array(probe)) < TOLERANCE_NATS
         mine = [each for each in parts() if each.pid not in before]
         assert len(mine) == 2
-        ray.kill(actor)
-        _, alive = psutil.wait_procs(mine, timeout=30)
+        mine[1].kill()  # while nothing is asked of the engine
+        _, alive = psutil.wait_procs(mine, timeout=60)
         assert alive == []
+        with pytest.raises(ActorDiedError):
+            ray.get(actor.probe.remote([tokens]), timeout=60)
         placement.release(room)

@@ -1,7 +1,7 @@
 """The generator's engine in plain torch: real weights, real log-probabilities, one request a step, and no vLLM."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import phases
@@ -44,6 +44,9 @@ class TorchEngine:
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
         return [self._complete(request) for request in requests]
+
+    def when_a_part_is_lost(self, call: Callable[[], None]) -> None:
+        """It has no parts."""
 
     def load(self, snapshot: Snapshot, version: str, offer: Any = None) -> float:
         verify(snapshot)

@@ -1,5 +1,6 @@
 """The audit log loses nothing, changes nothing, and holds no secret."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from corpus import audit_log
 from corpus.audit_log import FILE, PINNED, SCALED, Entry, actor_here, add, audited, entry_now, read
 from corpus.problems import RunProblem, UsageProblem
 
@@ -130,3 +132,13 @@ def test_where_neither_the_work_nor_its_entry_can_be_done_the_work_is_told_of(tm
     with pytest.raises(RunProblem, match=r"^The store is away\.") as caught, audited(tmp_path / "gone", "pinned", {}):
         raise RunProblem("The store is away.", "storage/write")
     assert "could not be written to its audit log" in caught.value.__notes__[0]
+
+
+def test_a_lock_that_is_not_given_back_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_log, "LOCK_S", 0.1)
+    with open(tmp_path / FILE, "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RunProblem, match=r"another process has held its lock for 0\.1 s"):
+            add(tmp_path, entry_now(PINNED, {}))
+    add(tmp_path, entry_now(PINNED, {}))
+    assert len(read(tmp_path)[0]) == 1

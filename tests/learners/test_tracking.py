@@ -1,6 +1,7 @@
 """What is sent to a tracker: the metrics of the files, to one run a stage that a later attempt goes on with."""
 
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,8 @@ from amenable.recipe import Recipe
 from amenable.run_directory import RunDirectory
 from amenable.stages.context import Context
 from corpus.problems import RunProblem, UsageProblem
-from learners.metrics import MetricsLog
+from learners import tracking
+from learners.metrics import MetricsLog, read_metrics
 from learners.tracking import KEY, Tracked, WandbRun, WandbSettings, check_wandb
 
 WANDB = {"wandb": {"project": "p", "mode": "offline"}}
@@ -69,6 +71,24 @@ def test_a_tracker_is_told_what_the_file_is_told_but_for_what_is_not_finite(wand
     assert (begun["id"], begun["group"], begun["job_type"]) == ("x-0011223344-ppo", "x-0011223344", "ppo")
     assert begun["resume"] == "allow"
     assert "config" not in begun
+
+
+def test_training_goes_on_without_a_tracker_that_fails_or_does_not_end(wandb, tmp_path, monkeypatch, caplog):
+    def gone(values: dict[str, float], step: int) -> None:
+        wandb.finished += 1
+        raise OSError("the service is gone")
+
+    monkeypatch.setattr(wandb, "log", gone)
+    monkeypatch.setattr(wandb, "finish", lambda: time.sleep(5))
+    monkeypatch.setattr(tracking, "FINISH_S", 0.05)
+    tracked = Tracked(WandbSettings(project="p", mode="offline"), "x", "x-0011223344")
+    with MetricsLog(tmp_path, tracker=WandbRun(tracked, "ppo", tmp_path)) as metrics:
+        metrics.log(1, {"objective/kl": 0.5})
+        metrics.log(2, {"objective/kl": 0.75})
+    assert wandb.finished == 1, "what failed once is not asked again"
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert "takes no more metrics" in caplog.text
+    assert "within 0.05 s" in caplog.text
 
 
 def test_a_run_that_goes_on_has_the_same_id_there_and_another_run_another(tmp_path):

@@ -161,6 +161,17 @@ def test_replicas_of_a_machine_share_looks_and_files(trained, served, address, f
     assert fetched == ["published/0.1/weights.safetensors"]
 
 
+@pytest.mark.usefixtures("trained")
+def test_what_arrives_for_another_process_is_left_alone_and_what_no_record_names_goes(served):
+    export = served.root / "round-01" / "ppo-init" / "export"
+    export.mkdir(parents=True)
+    (export / "model.safetensors.partial").write_bytes(b"in")
+    (export / "former.safetensors").write_bytes(b"old")
+    served.look()
+    assert (export / "model.safetensors.partial").read_bytes() == b"in"
+    assert not (export / "former.safetensors").exists()
+
+
 def test_another_process_that_does_not_end_is_named(trained, served, monkeypatch):
     monkeypatch.setattr(mirror_module, "LOOK_DEADLINE_S", 0.1)
     other = Mirror(served.place, served.root)
