@@ -13,6 +13,7 @@ from group_jobs import Steps
 
 from corpus.problems import RunProblem
 from learners.group import LearnerGroup, Patience
+from learners.ranks import Ranks
 from learners.worker import Progress
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -36,7 +37,7 @@ class Group(LearnerGroup):
 
     def __init__(self, workers: int, storage: Path, patience: Patience) -> None:
         self.notes: list[str] = []
-        super().__init__(workers, 1, 0, str(storage), patience, note=self.notes.append)
+        super().__init__(Ranks(workers, 1), str(storage), patience, note=self.notes.append)
 
 
 @pytest.fixture(scope="module")
