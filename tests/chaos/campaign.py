@@ -13,7 +13,7 @@ from pathlib import Path
 
 import phases
 from cells import Cell
-from harness import END_S, Command, Outcome, audit, end_processes
+from harness import A_SENTENCE, END_S, Command, Outcome, audit, end_processes
 from striking import await_phase, strike_process
 from toy_recipe import BATCH_SIZE
 
@@ -124,7 +124,7 @@ class Campaign:
         outcome.said, outcome.ended = self._command.sentence, "killed" if killed else "stopped"
         if code != (-signal.SIGKILL if killed else 1):
             outcome.problems.append(f"The command was to end, and ended with {code}: {self._command.said[-2000:]}")
-        elif not killed and ("Traceback" in self._command.said or not outcome.said.endswith(".")):
+        elif not killed and ("Traceback" in self._command.said or not A_SENTENCE.search(outcome.said)):
             outcome.problems.append(f"The command ended without a sentence: {self._command.said[-2000:]}")
         left = end_processes(self._directory)
         if left:

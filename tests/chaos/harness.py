@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from striking import Strike, await_phase, fill_disk, strike_process
 from toy_recipe import BATCH_SIZE, UPDATES
 
 from actors.attempts import read_attempts
+from corpus.problems import CODE
 from evaluation.audit import audit_run
 from learners.checkpoint_place import CheckpointPlace
 
@@ -29,6 +31,9 @@ DISK_BYTES = 24 << 20
 END_S = 90.0
 """Seconds for all processes of a command that has ended to end too. Where Ray's own control service was killed with
 it, Ray's agents try to reach that for one minute before they give up."""
+
+A_SENTENCE = re.compile(rf"\. \[{CODE}\]$")
+"""How a command that stopped by itself ends: a full stop, and the code of its problem."""
 
 
 @dataclass
@@ -156,7 +161,7 @@ def _end(cell: Cell, outcome: Outcome, command: Command, directory: Path, run: P
         outcome.ended = "stopped"
         if cell.survives:
             outcome.problems.append(f"The command was to survive this, and ended with {code}: {outcome.said}")
-        if code != 1 or "Traceback" in command.said or not outcome.said.endswith("."):
+        if code != 1 or "Traceback" in command.said or not A_SENTENCE.search(outcome.said):
             outcome.problems.append(f"The command ended with {code} and no sentence: {command.said[-2000:]}")
     newest = damage(cell, run / "round-01" / "ppo" / "checkpoints") if cell.role == "checkpoint" else None
     if cell.how == "full disk":

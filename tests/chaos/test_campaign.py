@@ -24,7 +24,7 @@ saved = int(checkpoints.read_text()) if checkpoints.exists() else 2
 while saved < 400:
     if worker.poll() is not None or phases.is_stopped(worker.pid):
         if not recovers:
-            sys.exit("The worker is gone.")
+            sys.exit("The worker is gone. [run/process-died]")
         worker.kill()
         worker.wait()
         worker = subprocess.Popen([sys.executable, "-c", sys.argv[3], role])
@@ -52,7 +52,7 @@ class StandIn:
         given = {**os.environ, phases.VARIABLE: str(directory), "PYTHONPATH": path}
         line = [sys.executable, "-c", RUN, role, "yes" if recovers else "no", WORKER]
         self._process = subprocess.Popen(line, env=given, stderr=subprocess.PIPE, text=True)
-        self.said = self.sentence = "The worker is gone."
+        self.said = self.sentence = "The worker is gone. [run/process-died]"
         self.started.append(self)
 
     def is_over(self) -> bool:
@@ -97,7 +97,7 @@ def test_a_worker_that_is_replaced_is_recovered_from_strike_after_strike(play):
 def test_a_command_that_ends_by_a_worker_s_death_has_failed_the_cell(play):
     [outcome] = play([Cell("scorer", "generating", "SIGKILL")], recovers=False)
     assert (outcome.landed, outcome.ended) == (True, "stopped")
-    assert outcome.problems == ["The command was to survive this, and ended: The worker is gone."]
+    assert outcome.problems == ["The command was to survive this, and ended: The worker is gone. [run/process-died]"]
 
 
 def test_a_phase_that_is_never_open_fails_its_cell(play):
