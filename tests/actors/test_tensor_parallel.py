@@ -60,9 +60,9 @@ def error_nats(model_seed: int, prompt: Any, tokens: Any, logprobs: Any) -> floa
     return float(np.abs(logprobs - reference_logprobs(make_llama(model_seed, CONTEXT), prompt, tokens, 1.0)).max())
 
 
-def parts() -> list[psutil.Process]:
-    """The processes below this one that hold a part of a model."""
-    return [each for each in psutil.Process().children(recursive=True) if "Worker_TP" in " ".join(each.cmdline())]
+def parts(owner: int | None = None) -> list[psutil.Process]:
+    """The processes below `owner`, or this one, that hold a part of a model."""
+    return [each for each in psutil.Process(owner).children(recursive=True) if "Worker_TP" in " ".join(each.cmdline())]
 
 
 @pytest.mark.slow
@@ -125,6 +125,7 @@ def test_an_engine_that_loses_a_part_says_so_and_stops(engine):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.timeout(600)
 def test_an_actor_with_a_divided_engine_takes_a_publication_and_dies_with_any_part_of_it(directory):
     import ray
@@ -140,14 +141,14 @@ def test_an_actor_with_a_divided_engine_takes_a_publication_and_dies_with_any_pa
         room = placement.reserve("generator-0")
         made: Any = RolloutGenerator
         actor = made.options(num_cpus=DIVIDED.threads, **placement.options(room)).remote("generator-0", DIVIDED)
-        before = {each.pid for each in parts()}
         assert ray.get(actor.start.remote(str(directory), str(directory), CONTEXT), timeout=300) == "generator-0"
         ray.get(actor.load.remote(snapshot_of(make_llama(1, CONTEXT), 1), "0.1"), timeout=120)
         tokens = [5, 9, 33, 60, 61, 7]
         [probe] = ray.get(actor.probe.remote([tokens]), timeout=120)
         assert error_nats(1, tokens[:1], tokens[1:], np.array(probe)) < TOLERANCE_NATS
-        mine = [each for each in parts() if each.pid not in before]
-        assert len(mine) == 2
+        pid = ray.get(actor.heartbeat.remote(), timeout=60).pid
+        mine = parts(pid)
+        assert len(mine) == 2, psutil.Process(pid).children(recursive=True)
         mine[1].kill()  # while nothing is asked of the engine
         _, alive = psutil.wait_procs(mine, timeout=60)
         assert alive == []
