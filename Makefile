@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Byte code is kept: without it every process compiles what it imports, and imports take seconds as it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check commands ranks parts test-demo test-extended test-service test-jobs test-hosts chaos soak hh bench docs site image sbom lint types quick unit install install-test clean help
+.PHONY: demo test check commands ranks actors parts test-demo test-extended test-service test-jobs test-hosts chaos soak hh bench docs site image sbom lint types quick unit install install-test clean help
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
@@ -35,7 +35,7 @@ demo: $(VENV)/.installed
 
 # Two at a time, the longest first: what starts whole commands, beside it the rest one after another.
 test: lint
-	@$(MAKE) --no-print-directory -j2 commands types site unit ranks parts
+	@$(MAKE) --no-print-directory -j2 commands types site unit ranks actors parts
 
 check: lint
 	@$(MAKE) --no-print-directory -j2 types quick
@@ -65,9 +65,13 @@ commands: $(VENV)/.installed-test
 ranks: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m "$(SLOW)" tests/learners
 
-# Actors and engines, each by itself.
+# Actors, with the engines in them.
+actors: $(VENV)/.installed-test
+	$(BIN)/pytest -q -m "$(SLOW)" tests/actors
+
+# All others.
 parts: $(VENV)/.installed-test
-	$(BIN)/pytest -q -m "$(SLOW)" --ignore=tests/end_to_end --ignore=tests/chaos --ignore=tests/learners
+	$(BIN)/pytest -q -m "$(SLOW)" --ignore=tests/end_to_end --ignore=tests/chaos --ignore=tests/learners --ignore=tests/actors
 
 test-extended: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m extended

@@ -11,7 +11,7 @@ from actors.exported_metrics import LEARNER_KL, RUN_STAGE, SCORING_NON_FINITE, K
 from actors.telemetry import Telemetry
 from cluster.dashboard import queries
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.extended, pytest.mark.timeout(280)]
 
 WAIT_S = 60.0
 FORGOTTEN_S = 35.0

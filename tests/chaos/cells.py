@@ -67,5 +67,7 @@ CAMPAIGNS = {"torch": [*KILLS, *STOPS], "vLLM": REAL}
 """Cells that are played on one run, one after another, by the engine of its generators."""
 ALL = [*KILLS, *STOPS, *OTHERS, *REAL]
 
-FAST = [Cell("learner", "checkpointing", "SIGKILL"), Cell("stream", "generating", "SIGKILL")]
-"""Those that `make test` plays: one in which the command goes on, and one in which it ends and is given again."""
+FAST = [Cell("learner", "checkpointing", "SIGKILL")]
+"""What `make test` plays: the command goes on."""
+ENDS = [Cell("stream", "generating", "SIGKILL")]
+"""What `make test-extended` plays beside: the command ends and is given again."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from campaign import Campaign
-from cells import CAMPAIGNS, FAST, OTHERS, Cell
+from cells import CAMPAIGNS, ENDS, FAST, OTHERS, Cell
 from harness import Outcome, run_cell
 
 pytestmark = pytest.mark.timeout(900)
@@ -18,7 +18,9 @@ def play(cell: Cell, template: Path, directory: Path) -> Outcome:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", FAST, ids=lambda cell: cell.name)
+@pytest.mark.parametrize(
+    "cell", [*FAST, *(pytest.param(cell, marks=pytest.mark.extended) for cell in ENDS)], ids=lambda cell: cell.name
+)
 def test_the_run_is_finished_and_accepted_after_a_strike(cell, template, tmp_path):
     assert play(cell, template, tmp_path).problems == []
 
