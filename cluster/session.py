@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -65,8 +66,7 @@ def session(
 
 
 def _start_local(cpus: int, object_store_mib: int) -> None:
-    # A local session is this process's own; a token would be written into the person's home for nothing.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    _give_token()
     for left in reversed(range(STARTS)):
         before = {each.pid for each in psutil.Process().children(recursive=True)}
         try:
@@ -88,6 +88,13 @@ def _start_local(cpus: int, object_store_mib: int) -> None:
                 if each.pid not in before:
                     with suppress(psutil.NoSuchProcess):
                         each.kill()
+
+
+def _give_token() -> None:
+    """Gives a local session a token that lives as long as this process: its ports are open on all interfaces, and Ray
+    has a new session ask for one. Without this it would be written into the person's home. Own settings stay."""
+    if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _join(address: str, meanwhile: Callable[[], None], run: str) -> None:

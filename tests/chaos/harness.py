@@ -70,7 +70,7 @@ class Command:
     def __init__(self, cell: Path, run: Path, *options: str) -> None:
         self._log = cell / f"command-{time.monotonic_ns()}.log"
         path = os.pathsep.join([str(HERE), str(ROOT)])
-        given = {phases.VARIABLE: str(cell), "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+        given = {phases.VARIABLE: str(cell), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(HERE / "drive.py"), str(run), *options],
