@@ -12,6 +12,8 @@ THOROUGH = frozenset(
         "tests/actors/test_conductor_fleet.py",
         "tests/actors/test_fleet.py",
         "tests/actors/test_generator.py",
+        "tests/actors/test_http_reward.py",
+        "tests/actors/test_network_rewards.py",
         "tests/actors/test_owner.py",
         "tests/actors/test_rewards.py",
         "tests/actors/test_stored_snapshots.py",
