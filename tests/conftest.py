@@ -41,6 +41,7 @@ THOROUGH = frozenset(
         "tests/cluster/test_memory.py",
         "tests/cluster/test_monitoring_manifests.py",
         "tests/cluster/test_packing.py",
+        "tests/cluster/test_prometheus.py",
         "tests/cluster/test_telemetry.py",
         "tests/corpus/test_files.py",
         "tests/corpus/test_hub.py",
