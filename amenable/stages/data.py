@@ -36,6 +36,7 @@ def reads(recipe: Recipe, sources: dict[str, str] | None = None) -> dict[str, An
     found: dict[str, Any] = {"tokens": recipe.tokens.model_dump(mode="json"), "seed": recipe.seed}
     if recipe.corpus is None:
         found["world"] = recipe.world.model_dump(mode="json")
+        found["collect.held_out_fraction"] = recipe.collect.held_out_fraction
     else:
         found["corpus"] = recipe.corpus.model_dump(mode="json", exclude=_LICENCES)
         found["sources"] = source_hashes(recipe) if sources is None else sources
@@ -134,6 +135,13 @@ def _hub_cards(context: Context) -> dict[str, dict[str, str | None]]:
     return found
 
 
+def validates(recipe: Recipe, user_id: str) -> bool:
+    """Whether the rankings of this user of the built-in world validate the reward model, and train none."""
+    from corpus.splits import is_held_out
+
+    return is_held_out(user_id, recipe.collect.held_out_fraction, recipe.seed)
+
+
 def table_name(name: str) -> Any:
     """The schema of a table by the name of its file: 'prompts-ppo' is a prompts table."""
     return name.partition("-")[0]
@@ -198,7 +206,7 @@ def _world_tables(recipe: Recipe, tokenizer_directory: Path) -> dict[str, Any]:
     from corpus.world import build_world, write_tokenizer
     from models.build import load_tokenizer
 
-    world = build_world(recipe.world)
+    world = build_world(recipe.world, lambda user: validates(recipe, user))
     if recipe.model.base is None:
         write_tokenizer(world, tokenizer_directory)
         tokenizer = load_tokenizer(str(tokenizer_directory))

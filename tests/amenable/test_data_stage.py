@@ -1,6 +1,7 @@
 """The data stage refuses tables that could not be trained on, before any learner is started."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -98,6 +99,29 @@ def test_comparisons_of_ones_own_are_not_put_to_the_worlds_judge(tmp_path, monke
     assert len(found.baselines) == 2
     with pytest.raises(json.JSONDecodeError):
         comparison_result(context, table, table, is_judged=True)
+
+
+def test_users_who_validate_the_reward_model_ask_what_no_other_user_asks(tmp_path):
+    sizes = {"pretraining_train": 100, "demonstrations_train": 10, "prompts_ppo": 10, "prompts_heldout": 10}
+    recipe = Recipe.model_validate({"name": "world", "world": sizes, "collect": {"held_out_fraction": 0.3}})
+    asked = data._world_tables(recipe, tmp_path)["prompts-collect"].to_pylist()
+    wording = re.compile(r"^(please |hey , )| (start with \S+|make it \S+|set it in the \S+) \.")
+    instructions: dict[bool, set[str]] = {False: set(), True: set()}
+    for row in asked:
+        instructions[data.validates(recipe, row["user_id"])].add(wording.sub("", row["prompt"]))
+    assert min(map(len, instructions.values())) > 100
+    assert not instructions[True] & instructions[False]
+    everyone = [row["user_id"] for row in asked]
+    other = recipe.model_copy(update={"seed": 1})
+    assert [data.validates(recipe, user) for user in everyone] != [data.validates(other, user) for user in everyone]
+
+
+def test_another_share_of_users_who_validate_makes_the_worlds_data_again_and_no_others():
+    shares = [{"collect": {"held_out_fraction": share}} for share in (0.1, 0.2)]
+    worlds = [data.reads(Recipe.model_validate({"name": "w", **share})) for share in shares]
+    files = [data.reads(Recipe.model_validate({"name": "w", "corpus": {"path": "a"}, **share}), {}) for share in shares]
+    assert worlds[0] != worlds[1]
+    assert files[0] == files[1]
 
 
 def corpus_of(**corpus: object) -> Recipe:
