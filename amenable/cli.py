@@ -152,8 +152,8 @@ def evaluate(
     def work(settings: Recipe, progress: Progress) -> dict[str, Any]:
         from amenable.pipeline import score_comparisons
 
-        scores = score_comparisons(settings, comparisons, progress=progress, address=address)
-        return {"run": settings.name, "comparisons": comparisons, "reward_model": scores}
+        found = score_comparisons(settings, comparisons, progress=progress, address=address)
+        return {"run": settings.name, "comparisons": comparisons, **found}
 
     def tell(answer: dict[str, Any]) -> None:
         from amenable.outcome import console, tell_comparisons

@@ -63,7 +63,11 @@ SYMPTOMS = (
                 "Take a `rollouts.tensor_parallel` that divides its heads.",
             ),
             Code("recipe/vocabulary", "`model.vocab_size` is too small for bytes and special tokens.", "Raise it."),
-            Code("recipe/world", "The built-in world cannot be split so.", "Choose another `world.heldout_share`."),
+            Code(
+                "recipe/world",
+                "The built-in world cannot be split so.",
+                "Choose another `world.heldout_share` or `world.validation_share`.",
+            ),
         ),
     ),
     Symptom(

@@ -272,9 +272,11 @@ def _finish(context: Context, stages: dict[str, StageSummary], until: str | None
 
 
 def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, address: str | None) -> dict[str, Any]:
-    """Scores a file of comparisons with the run's trained reward model; returns a RewardModelResult as a dict.
+    """Scores a file of comparisons with the run's trained reward model.
 
-    Raises UsageProblem where the reward model is not trained yet, or the file holds no comparisons.
+    Returns `reward_model`, a RewardModelResult as a dict, and `rows`: how many were `scored`, how many left out because
+    of `long_prompts`, and how many of their responses cut (`cut_responses`).
+    Raises UsageProblem where the reward model is not trained yet, or the file holds no comparisons to score.
     """
     check_run_directory(recipe.run_directory)
     address = address_here(address)
@@ -299,10 +301,8 @@ def _score_comparisons(
     recipe: Recipe, run: RunDirectory, comparisons: str, progress: Progress, address: str | None
 ) -> dict[str, Any]:
     from actors.rewards import RewardSettings
-    from corpus.formats import read_source
-    from corpus.schemas import read_table, untied_pairs
-    from corpus.tokenising import tokenise_comparisons
-    from models.build import load_tokenizer
+    from corpus.schemas import read_table
+    from corpus.tokenising import counts
 
     if read_record(run.round(1).reward_model) is None:
         directory = recipe.run_directory
@@ -317,18 +317,16 @@ def _score_comparisons(
     check_source(comparisons)
     progress.plan(["comparisons"])
     progress.stage("comparisons")
-    rows = read_source(comparisons, "auto").comparisons
-    if not rows:
-        raise UsageProblem(f"{comparisons}: there are no comparisons (pairs or rankings) in it.", "data/empty")
+    table = data.file_comparisons(comparisons, str(run.data / "tokenizer"), recipe.tokens)
+    for sentence in data.told({comparisons: table}, recipe.tokens):
+        progress.note(sentence)
     with Crew(recipe, run.root / "ray-train", progress, address) as crew:
         context = Context(recipe, run, progress, crew)
-        table = tokenise_comparisons(rows, load_tokenizer(context.tokenizer), recipe.tokens)
-        if untied_pairs(table) == 0:
-            raise UsageProblem(f"{comparisons}: no two responses of a prompt are ranked apart in it.", "data/all-ties")
         from amenable.stages.sampling import load_reward
 
         load_reward(context, RewardSettings())
         train = read_table(reward_model.comparisons(context, "train"), "comparisons")
         result = evaluation.comparison_result(context, table, train, is_judged=False)
     progress.finish_stage(f"{result.accuracy.pairs} pairs")
-    return result.model_dump(mode="json")
+    rows = {"scored": table.num_rows, **counts(table)}
+    return {"rows": rows, "reward_model": result.model_dump(mode="json")}
