@@ -327,8 +327,13 @@ def manifests(
         str, typer.Option(metavar="NAME", help="The PersistentVolumeClaim that pods mount at /shared.")
     ] = "amenable-runs",
     parts: Annotated[
-        str, typer.Option(metavar="PARTS", help="Some of train,serve,interactive: RayJob, RayService, RayCluster.")
-    ] = "train,serve,interactive",
+        str,
+        typer.Option(
+            metavar="PARTS",
+            help="Some of storage,common,train,serve,interactive: the claim, what all share, RayJob, RayService, "
+            "RayCluster.",
+        ),
+    ] = "common,train",
     queue: Annotated[str | None, typer.Option(metavar="NAME", help="Kueue's queue for the job.")] = None,
     spot: Annotated[bool, typer.Option(help="Let generators run on spot nodes.")] = True,
     monitoring: Annotated[

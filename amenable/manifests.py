@@ -77,8 +77,7 @@ def rendered(
         spot=spot,
         monitoring=monitoring,
     )
-    documents = render(asked, parts)
-    wrong = problems(documents)
+    wrong = problems(render(asked))  # of all parts: some rules are about what another part has
     if wrong:
         raise RunProblem(f"The manifests that were made would be refused: {'; '.join(wrong)}.", "manifests/invalid")
 
@@ -89,11 +88,11 @@ def rendered(
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
     Dumper.add_representer(str, block)
-    return yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump_all(render(asked, parts), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def parts_of(text: str) -> tuple["Part", ...]:
-    """The parts in "train,serve". Raises UsageProblem for all else."""
+    """The parts in "common,train". Raises UsageProblem for all else."""
     from cluster.manifests import PARTS
 
     given = [part.strip() for part in text.split(",")]

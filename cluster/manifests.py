@@ -17,20 +17,23 @@ from cluster.worker_groups import WorkerGroup
 
 Document = dict[str, Any]
 
-Part = Literal["train", "serve", "interactive"]
+Part = Literal["storage", "common", "train", "serve", "interactive"]
 PARTS: tuple[Part, ...] = get_args(Part)
-_KIND_OF: dict[Part, str] = {"train": "RayJob", "serve": "RayService", "interactive": "RayCluster"}
+"""The volume's claim; what the pods of all others stand on; the RayJob; the RayService; the RayCluster. Each can be
+deleted as it was applied: none but `storage` takes the runs with it, none but `common` what another part needs."""
 
-BASES = (
-    "serviceaccount.yaml",
-    "storage.yaml",
-    "recipe.yaml",
-    "networkpolicies.yaml",
-    "podmonitor.yaml",
-    "rayjob.yaml",
-    "rayservice.yaml",
-    "raycluster.yaml",
-)
+BASES: dict[Part, tuple[str, ...]] = {
+    "storage": ("storage/claim.yaml",),
+    "common": (
+        "base/serviceaccount.yaml",
+        "base/recipe.yaml",
+        "base/networkpolicies.yaml",
+        "base/podmonitor.yaml",
+    ),
+    "train": ("base/rayjob.yaml",),
+    "serve": ("serve/rayservice.yaml",),
+    "interactive": ("interactive/raycluster.yaml",),
+}
 
 BASE_RUN = "demo"
 RUN_LABEL = "amenable-run"
@@ -71,8 +74,8 @@ class RunManifests:
     claim: str
     """The PersistentVolumeClaim that is mounted at /shared."""
     groups: Sequence[WorkerGroup]
-    serving: WorkerGroup | None
-    """The pods of the live endpoint; None leaves it out."""
+    serving: WorkerGroup
+    """The pods of the live endpoint."""
     replicas: tuple[int, int]
     """Fewest and most replicas of the endpoint."""
     concurrent_requests: int
@@ -109,30 +112,24 @@ def kubernetes_name(run: str) -> str:
     return f"{plain[: LONGEST_NAME - 7].rstrip('-')}-{digest}"
 
 
-def base_documents() -> list[Document]:
-    """The bases, as they are packaged."""
+def base_documents(parts: Collection[Part] = PARTS) -> list[Document]:
+    """The bases of `parts`, as they are packaged, in the order in which they are to be applied."""
     import yaml
 
-    folder = resources.files("cluster").joinpath("k8s", "base")
+    folder = resources.files("cluster").joinpath("k8s")
     found: list[Document] = []
-    for name in BASES:
-        found += [each for each in yaml.safe_load_all(folder.joinpath(name).read_text(encoding="utf-8")) if each]
+    for path in (path for part in PARTS if part in parts for path in BASES[part]):
+        text = folder.joinpath(*path.split("/")).read_text(encoding="utf-8")
+        found += [each for each in yaml.safe_load_all(text) if each]
     return found
 
 
 def render(asked: RunManifests, parts: Collection[Part] = PARTS) -> list[Document]:
-    """The manifests of the run, in the order in which they are to be applied: what all share, and `parts`."""
-    left_out = {_KIND_OF[part] for part in PARTS if part not in parts}
-    if asked.serving is None:
-        left_out.add("RayService")
-    if asked.is_stored and {"RayJob", "RayCluster"} <= left_out:
-        left_out.add("PersistentVolumeClaim")  # the endpoint shares nothing but the store
+    """The manifests of `parts` of the run, in the order in which they are to be applied."""
     found = []
-    for base in base_documents():
+    for base in base_documents(parts):
         document = _renamed(copy.deepcopy(base), asked.name)
         kind = document["kind"]
-        if kind in left_out:
-            continue
         found.append(_FILLED[kind](document, asked) if kind in _FILLED else document)
     return found + (monitoring() if asked.monitoring else [])
 
@@ -207,7 +204,6 @@ def _job(document: Document, asked: RunManifests) -> Document:
 def _service(document: Document, asked: RunManifests) -> Document:
     import yaml
 
-    assert asked.serving is not None
     spec = document["spec"]
     config = yaml.safe_load(spec["serveConfigV2"])
     [application] = config["applications"]

@@ -11,6 +11,7 @@ from amenable.cli import app
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe, resolved
 from cluster.manifest_rules import problems
+from cluster.manifests import PARTS
 
 PAPER = ["paper", "--model", "gpt3-1.3b"]
 
@@ -20,8 +21,8 @@ def command(*words: str):
 
 
 def documents(*words: str) -> dict[str, dict]:
-    """What the command writes, by kind; of several of one kind the last."""
-    ended = command(*words)
+    """What the command writes of all parts, by kind; of several of one kind the last."""
+    ended = command(*words, *([] if "--parts" in words else ["--parts", ",".join(PARTS)]))
     assert ended.exit_code == 0, ended.output
     found = list(yaml.safe_load_all(ended.stdout))
     assert problems(found) == []
@@ -82,7 +83,7 @@ def test_grace_and_deadline_come_from_recipe_and_plan():
 def test_storage_image_claim_queue_and_parts_are_what_was_asked_for():
     found = documents(
         "demo", "name=mine", "--storage", "s3://bucket/runs?region=eu-1&x=y", "--image", "here/amenable:1",
-        "--claim", "scratch", "--queue", "team", "--parts", "train,serve", "--no-spot",
+        "--claim", "scratch", "--queue", "team", "--parts", "storage,common,train,serve", "--no-spot",
     )  # fmt: skip
     assert "RayCluster" not in found
     job = found["RayJob"]
@@ -95,6 +96,16 @@ def test_storage_image_claim_queue_and_parts_are_what_was_asked_for():
     assert pod["containers"][0]["image"] == "here/amenable:1"
     assert found["PersistentVolumeClaim"]["metadata"]["name"] == "scratch"
     assert "tolerations" not in pod
+
+
+def test_without_parts_the_training_is_written_and_nothing_that_holds_runs_or_cannot_start_yet():
+    found = list(yaml.safe_load_all(command("demo", "--claim", "mine").stdout))
+    kinds = {document["kind"] for document in found}
+    assert kinds == {"ServiceAccount", "ConfigMap", "NetworkPolicy", "PodMonitor", "RayJob"}
+    assert problems(found) == []
+    [job] = [document for document in found if document["kind"] == "RayJob"]
+    volumes = groups(job)["learners"]["template"]["spec"]["volumes"]
+    assert {"name": "runs", "persistentVolumeClaim": {"claimName": "mine"}} in volumes
 
 
 def test_json_has_the_same_text():
@@ -113,7 +124,7 @@ def test_no_secret_of_this_machine_is_in_a_manifest(monkeypatch):
         (["hh"], "relative to this machine's directory"),
         (["demo", "--storage", "runs"], "should be below /shared"),
         (["demo", "--storage", "/sharedruns"], "should be below /shared"),
-        (["demo", "--parts", "train,server"], "--parts 'train,server' should be some of train, serve, interactive"),
+        (["demo", "--parts", "train,server"], "--parts 'train,server' should be some of storage, common, train, serve, interactive"),
         (["demo", "ppo.clap=1"], "clap"),
     ],
 )

@@ -1,7 +1,7 @@
 """Manifests: what is put in place, against KubeRay's schemas and Kubernetes' own, with a mutation of every kind."""
 
 import copy
-import dataclasses
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,10 +17,11 @@ from typer.exceptions import TyperException
 
 from amenable.cli import app
 from cluster.manifest_rules import clusters, pods, problems
-from cluster.manifests import base_documents, kubernetes_name, render
+from cluster.manifests import PARTS, base_documents, kubernetes_name, render
 from serving.application import Arguments, Channel
 
 ROOT = Path(__file__).parents[2]
+BASES = sorted(path.parent for path in (ROOT / "cluster" / "k8s").glob("*/kustomization.yaml"))
 OVERLAYS = sorted(path.parent for path in (ROOT / "cluster" / "k8s" / "overlays").glob("*/kustomization.yaml"))
 NATIVE = ("ServiceAccount", "PersistentVolumeClaim", "ConfigMap", "NetworkPolicy")
 
@@ -33,6 +34,28 @@ needs_kustomize = pytest.mark.skipif(shutil.which("kubectl") is None, reason="th
 def built(overlay: Path) -> list[dict[str, Any]]:
     run = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True, timeout=60)
     return list(yaml.safe_load_all(run.stdout))
+
+
+def whole(overlay: Path) -> list[dict[str, Any]]:
+    """What an overlay makes of the training, and of the endpoint beside it."""
+    return [*built(overlay), *built(overlay / "serve")]
+
+
+def requested(found: list[dict[str, Any]], resource: str) -> float:
+    """What all pods of the documents ask Kubernetes for: cores, or GiB of memory."""
+    units = {"m": 0.001, "Mi": 1 / 1024, "Gi": 1.0}
+    total = 0.0
+    for document in found:
+        for spec in clusters([document]):
+            groups = [(1, spec["headGroupSpec"])] + [(each["replicas"], each) for each in spec["workerGroupSpecs"]]
+            templates = [(count, group["template"]) for count, group in groups]
+            if "submitterPodTemplate" in document["spec"]:
+                templates.append((1, document["spec"]["submitterPodTemplate"]))
+            for count, template in templates:
+                [container] = template["spec"]["containers"]
+                amount, unit = re.fullmatch(r"([0-9.]+)(\D*)", container["resources"]["requests"][resource]).groups()
+                total += count * float(amount) * units.get(unit, 1.0)
+    return total
 
 
 def parsed(line: str) -> dict[str, Any]:
@@ -136,10 +159,6 @@ def test_the_service_follows_the_run_with_tokens_from_a_secret():
     assert volume["secret"] == {"secretName": "amenable-serving-tokens"}
 
 
-def test_a_service_that_is_not_wanted_is_left_out():
-    assert "RayService" not in {document["kind"] for document in documents(serving=None)}
-
-
 def test_the_service_of_a_run_in_an_object_store_names_its_address_and_shares_no_volume():
     found = documents(run_directory="s3://bucket/hh-8b?region=eu-1")
     service = one("RayService", found)
@@ -159,10 +178,7 @@ def test_the_service_of_a_run_in_an_object_store_names_its_address_and_shares_no
         assert places[variables["AMENABLE_WORKING_COPIES"]] == "mirror"
     for _, template in pods(one("RayJob", found)["spec"]["rayClusterSpec"]):
         assert any("persistentVolumeClaim" in volume for volume in template["spec"]["volumes"])
-    alone = render(dataclasses.replace(ASKED, run_directory="s3://bucket/hh-8b"), ("serve",))
-    assert "PersistentVolumeClaim" not in {document["kind"] for document in alone}
-    assert "PersistentVolumeClaim" in {document["kind"] for document in render(ASKED, ("serve",))}
-    assert problems(found) == problems(alone) == []
+    assert problems(found) == []
 
 
 def test_a_run_in_an_object_store_has_its_keys_by_reference():
@@ -176,10 +192,19 @@ def test_a_run_in_an_object_store_has_its_keys_by_reference():
         assert variables["AMENABLE_WORKING_COPIES"].startswith("/shared/")
 
 
-def test_parts_are_left_out_and_an_interactive_cluster_waits_for_a_person():
-    kinds = {document["kind"] for document in render(ASKED, ("train",))}
-    assert "RayJob" in kinds
-    assert kinds.isdisjoint({"RayService", "RayCluster"})
+def test_what_is_applied_as_a_part_can_be_deleted_without_taking_what_others_need():
+    kinds = {part: {document["kind"] for document in render(ASKED, (part,))} for part in PARTS}
+    assert kinds == {
+        "storage": {"PersistentVolumeClaim"},
+        "common": {"ServiceAccount", "ConfigMap", "NetworkPolicy", "PodMonitor"},
+        "train": {"RayJob"},
+        "serve": {"RayService"},
+        "interactive": {"RayCluster"},
+    }
+    assert [document for part in PARTS for document in render(ASKED, (part,))] == documents()
+
+
+def test_an_interactive_cluster_waits_for_a_person():
     groups = one("RayCluster", documents())["spec"]["workerGroupSpecs"]
     assert {group["replicas"] for group in groups} == {0}
     assert [group["maxReplicas"] for group in groups] == [group.most_pods for group in GROUPS]
@@ -297,7 +322,7 @@ def test_the_bases_are_the_packaged_demo_and_keep_every_rule():
 @needs_kustomize
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda overlay: overlay.name)
 def test_overlays_build_keep_every_rule_and_run_commands_that_there_are(overlay):
-    found = built(overlay)
+    found = whole(overlay)
     assert problems(found) == []
     assert parsed(one("RayJob", found)["spec"]["entrypoint"])["run"] == "/shared/runs/demo"
     images = {
@@ -316,7 +341,7 @@ def test_overlays_build_keep_every_rule_and_run_commands_that_there_are(overlay)
 @needs_schemas
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda overlay: overlay.name)
 def test_overlays_are_valid_by_the_schemas(overlay):
-    for document in built(overlay):
+    for document in whole(overlay):
         if document["kind"] in FILES:
             assert violations(document) == []
         elif document["kind"] in NATIVE:
@@ -325,19 +350,58 @@ def test_overlays_are_valid_by_the_schemas(overlay):
 
 @needs_kustomize
 def test_the_gpu_overlays_ask_for_the_gpus_that_their_commands_use():
+    from amenable.plan import planned
     from amenable.recipe import Recipe
     from amenable.recipe_loading import load_recipe
+    from cluster.worker_groups import serving_group
 
-    for overlay in OVERLAYS:
-        job = one("RayJob", built(overlay))["spec"]
-        given = parsed(job["entrypoint"])
-        recipe = load_recipe("demo", list(given["overrides"] or []), Recipe)
-        gpus = sum(
+    def gpus_of(cluster: dict[str, Any]) -> int:
+        return sum(
             group["replicas"]
             * int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
-            for group in job["rayClusterSpec"]["workerGroupSpecs"]
+            for group in cluster["workerGroupSpecs"]
         )
-        assert gpus == recipe.gpus
+
+    for overlay in OVERLAYS:
+        found = whole(overlay)
+        job = one("RayJob", found)["spec"]
+        given = parsed(job["entrypoint"])
+        recipe = load_recipe("demo", list(given["overrides"] or []), Recipe)
+        assert gpus_of(job["rayClusterSpec"]) == recipe.gpus
+        plan = planned(recipe, None, None, None)
+        service = one("RayService", found)["spec"]["rayClusterConfig"]
+        serving = serving_group(plan.plan, recipe.serving, plan.shares.scorers)
+        assert gpus_of(service) == serving.gpus
+        [group] = service["workerGroupSpecs"]
+        assert int(group["rayStartParams"]["num-cpus"]) >= serving.ray_cpus
+
+
+@needs_kustomize
+def test_the_bases_are_parts_of_their_own_that_apply_and_delete_alone():
+    kinds = {base.name: {document["kind"] for document in built(base)} for base in BASES}
+    assert kinds == {
+        "storage": {"PersistentVolumeClaim"},
+        "base": {"ServiceAccount", "ConfigMap", "NetworkPolicy", "PodMonitor", "RayJob"},
+        "serve": {"RayService"},
+        "interactive": {"RayCluster"},
+    }
+    for overlay in OVERLAYS:
+        assert {document["kind"] for document in built(overlay)} <= kinds["base"]
+        assert {document["kind"] for document in built(overlay / "serve")} == kinds["serve"]
+    [claim] = built(ROOT / "cluster" / "k8s" / "overlays" / "cpu-kind" / "storage")
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert native_problem(claim) == ""
+
+
+@needs_kustomize
+def test_the_overlay_for_one_machine_fits_one():
+    """4 cores and 16 GiB, of which Kubernetes and the operator take about one and two."""
+    kind = ROOT / "cluster" / "k8s" / "overlays" / "cpu-kind"
+    for part in (built(kind), built(kind / "serve")):
+        assert 0 < requested(part, "cpu") <= 3
+        assert 0 < requested(part, "memory") <= 14
+    assert requested(base_documents(("train",)), "cpu") > 4
+    assert requested(base_documents(("train",)), "memory") > 16
 
 
 def test_a_command_that_the_program_does_not_have_is_seen():

@@ -50,7 +50,7 @@ def problem_with_foreign(words: list[str], inner: Callable[[list[str]], str | No
 def kinds() -> set[str]:
     """The kinds of object that a page may name to kubectl: Kubernetes' own, and those of the manifests."""
     found = set(OF_KUBERNETES)
-    for path in (ROOT / "cluster" / "k8s" / "base").glob("*.yaml"):
+    for path in (ROOT / "cluster" / "k8s").glob("*/*.yaml"):
         found |= {str(each["kind"]).lower() for each in yaml.safe_load_all(path.read_text()) if each}
     return found
 
