@@ -19,6 +19,7 @@ KUEUE = "kueue.x-k8s.io/queue-name"
 START_PARAMETERS = {"num-cpus": "CPU", "num-gpus": "GPU", "memory": "memory"}
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 ATTEMPT = "AMENABLE_ATTEMPT"
+SERVE = "serve"
 SECRET_NAME = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASSWORD|CREDENTIALS?|API_?KEY|ACCESS_KEY)(_|$)")
 
 POD_MONITOR_KEYS = {"selector", "podMetricsEndpoints", "namespaceSelector", "jobLabel", "podTargetLabels"}
@@ -95,8 +96,14 @@ def _kueue(document: Manifest, shuts_down: bool, rules: Any) -> Iterator[str]:
 
 
 def _service(document: Manifest) -> Iterator[str]:
+    spec = document["spec"]
     yield from _name(document)
-    yield from _cluster(document["spec"]["rayClusterConfig"])
+    yield from _cluster(spec["rayClusterConfig"])
+    [head, *workers] = [_ports(template) for _, template in pods(spec["rayClusterConfig"])]
+    if SERVE not in head:
+        yield f"its head needs a port called {SERVE}, of which KubeRay makes the endpoint's Service"
+    elif any(head[SERVE] != ports.get(SERVE) for ports in workers):
+        yield f"the port {SERVE} of its head should be that of its workers, which answer there"
 
 
 def _ray_cluster(document: Manifest) -> Iterator[str]:
@@ -217,7 +224,7 @@ def _monitoring(documents: Sequence[Manifest]) -> Iterator[str]:
         if not spec.keys() <= POD_MONITOR_KEYS or any(not e.keys() <= ENDPOINT_KEYS for e in _endpoints(spec)):
             yield f"{name}: it has a key that is none of a PodMonitor"
         watched = [each for each in templates if _selects(spec.get("selector", {}), each)]
-        ports = {port["name"] for each in watched for c in each["spec"]["containers"] for port in c.get("ports", [])}
+        ports = {port for each in watched for port in _ports(each)}
         for endpoint in _endpoints(spec):
             if templates and endpoint.get("port") not in ports:
                 yield f"{name}: no pod that it selects has a port {endpoint.get('port')}"
@@ -255,6 +262,15 @@ def _isolation(documents: Sequence[Manifest]) -> Iterator[str]:
         }
         if closed != {"Ingress", "Egress"}:
             yield f"NetworkPolicy: none closes the pods of {name} in both directions"
+
+
+def _ports(template: Manifest) -> dict[str, int]:
+    """The named ports of a pod's containers."""
+    return {
+        port["name"]: port["containerPort"]
+        for container in template["spec"]["containers"]
+        for port in container.get("ports", [])
+    }
 
 
 def _selects(selector: Manifest, template: Manifest) -> bool:

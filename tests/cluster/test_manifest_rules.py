@@ -167,6 +167,22 @@ def test_names_of_the_other_kinds(kind, longest):
     assert f"at most {longest}" in refused(kind, lambda d: d["metadata"].update(name="x" * (longest + 1)))
 
 
+def ports_of(group: Document) -> list[Document]:
+    return container_of(group)["ports"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: ports_of(head_of(d)).pop(), "its head needs a port called serve"),
+        (lambda d: ports_of(head_of(d))[-1].update(containerPort=8001), "should be that of its workers"),
+        (lambda d: ports_of(group_of(d)).pop(), "should be that of its workers"),
+    ],
+)
+def test_a_service_has_the_port_of_which_kuberay_makes_its_own(change, says):
+    assert says in refused("RayService", change)
+
+
 @pytest.mark.parametrize("kind", ["RayJob", "RayService", "RayCluster"])
 @pytest.mark.parametrize(
     ("change", "says"),
