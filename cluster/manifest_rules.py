@@ -99,6 +99,7 @@ def _service(document: Manifest) -> Iterator[str]:
     spec = document["spec"]
     yield from _name(document)
     yield from _cluster(spec["rayClusterConfig"])
+    yield from _attended(spec["rayClusterConfig"])
     [head, *workers] = [_ports(template) for _, template in pods(spec["rayClusterConfig"])]
     if SERVE not in head:
         yield f"its head needs a port called {SERVE}, of which KubeRay makes the endpoint's Service"
@@ -109,6 +110,12 @@ def _service(document: Manifest) -> Iterator[str]:
 def _ray_cluster(document: Manifest) -> Iterator[str]:
     yield from _name(document)
     yield from _cluster(document["spec"])
+    yield from _attended(document["spec"])
+
+
+def _attended(cluster: Manifest) -> Iterator[str]:
+    if any(ATTEMPT in _environment(template) for _, template in pods(cluster)):
+        yield f"{ATTEMPT} is for a RayJob alone: here a person tries again, who must not be refused"
 
 
 def _name(document: Manifest) -> Iterator[str]:

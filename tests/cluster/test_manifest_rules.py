@@ -251,6 +251,15 @@ def test_a_job_that_is_tried_again_must_know_that_it_is():
     assert "AMENABLE_ATTEMPT" not in refused("RayJob", all_of(forget, NO_RETRY))
 
 
+@pytest.mark.parametrize("kind", ["RayService", "RayCluster"])
+@pytest.mark.parametrize("part", [head_of, group_of])
+def test_where_a_person_tries_again_nothing_says_that_attempts_are_automatic(kind, part):
+    def claim(document: Document) -> None:
+        container_of(part(document))["env"].append({"name": "AMENABLE_ATTEMPT", "value": "kuberay"})
+
+    assert "AMENABLE_ATTEMPT is for a RayJob alone" in refused(kind, claim)
+
+
 @pytest.mark.parametrize(
     "change",
     [
