@@ -45,7 +45,6 @@ MIRROR = "/mirror"
 LONGEST_NAME = 47 - len("-serve")
 """KubeRay's longest name of a RayJob or RayService, less what is put behind a run's."""
 
-SUBMITTED_BY_KUBERAY = "kuberay"
 DRAIN_MARGIN_S = 60
 """Seconds that Ray's drain has over the time of a checkpoint, and Kubernetes' grace over the drain. House default."""
 
