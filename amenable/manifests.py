@@ -42,6 +42,7 @@ def rendered(
     """
     import yaml
 
+    from actors.rewards import check_reward
     from amenable.plan import planned
     from cluster.manifest_rules import problems
     from cluster.manifests import SHARED, RunManifests, render
@@ -57,6 +58,8 @@ def rendered(
             "manifests/place",
         )
     _check_places(recipe)
+    if recipe.reward.url is not None:
+        check_reward(recipe.reward, has_environment=False)
     found = planned(recipe, None, hardware, model)
     shares = found.shares
     nodes = found.hardware[0].devices_per_node
@@ -76,6 +79,8 @@ def rendered(
         queue=queue,
         spot=spot,
         monitoring=monitoring,
+        addresses=_addresses(recipe),
+        secret_variables=_secret_variables(recipe),
     )
     wrong = problems(render(asked))  # of all parts: some rules are about what another part has
     if wrong:
@@ -111,6 +116,8 @@ def _check_places(recipe: "Recipe") -> None:
     places = [("a source of the corpus", each) for each in addresses(recipe) if not each.startswith(HUB)]
     if _looks_local(recipe.model.base):
         places.append(("model.base", str(recipe.model.base)))
+    if _looks_local(recipe.reward.model):
+        places.append(("reward.model", str(recipe.reward.model)))
     for key, place in places:
         if "://" not in place and not os.path.isabs(place):
             raise UsageProblem(
@@ -118,6 +125,23 @@ def _check_places(recipe: "Recipe") -> None:
                 "path on the volume that they mount at /shared, or an address.",
                 "manifests/place",
             )
+
+
+def _addresses(recipe: "Recipe") -> list[str]:
+    """What the training reads or asks in the network, but for the Hub."""
+    from amenable.stages.data import addresses
+
+    asked = [recipe.reward.url] if recipe.reward.url is not None else []
+    return [*asked, *filter(is_object_store, addresses(recipe))]
+
+
+def _secret_variables(recipe: "Recipe") -> list[str]:
+    """The environment variables that the recipe cannot do without, whose values are secret."""
+    from learners.tracking import KEY
+
+    wandb = recipe.tracking.wandb
+    token = recipe.reward.token_variable
+    return [*([token] if token is not None else []), *([KEY] if wandb is not None and wandb.mode == "online" else [])]
 
 
 def _looks_local(base: str | None) -> bool:

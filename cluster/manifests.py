@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal, get_args
 
+from cluster.egress import ports_outside, rules_inside, server_of
 from cluster.worker_groups import WorkerGroup
+from corpus.storage import is_object_store
 
 Document = dict[str, Any]
 
@@ -40,6 +42,7 @@ RUN_LABEL = "amenable-run"
 SHARED = "/shared"
 RECIPE_FILE = "/etc/amenable/recipe.yaml"
 TOKEN_FILE = "/etc/amenable-serving/tokens.json"
+SECRETS = "amenable-secrets"
 MIRROR = "/mirror"
 """Where pods of the endpoint have what they serve of a run in an object store."""
 LONGEST_NAME = 47 - len("-serve")
@@ -56,6 +59,7 @@ SPOT_TOLERATIONS = (
     {"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"},
     {"key": "kubernetes.azure.com/scalesetpriority", "operator": "Exists", "effect": "NoSchedule"},
 )
+_STORE_KEYS = {"secretRef": {"name": "amenable-object-store", "optional": True}}
 GPU_TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 
 
@@ -88,6 +92,10 @@ class RunManifests:
     """Whether generators may run where machines are taken away."""
     monitoring: bool = False
     """Whether alerts and dashboard are written too."""
+    addresses: Sequence[str] = ()
+    """What training reads or asks in the network beside the run itself: web addresses, and those in object stores."""
+    secret_variables: Sequence[str] = ()
+    """Environment variables that the training needs, each from the key of SECRETS that is called like it."""
 
     @property
     def name(self) -> str:
@@ -98,6 +106,11 @@ class RunManifests:
     def is_stored(self) -> bool:
         """Whether an object store keeps the run."""
         return not self.run_directory.startswith(f"{SHARED}/")
+
+    @property
+    def reads_a_store(self) -> bool:
+        """Whether the training goes to an object store."""
+        return self.is_stored or any(map(is_object_store, self.addresses))
 
 
 def kubernetes_name(run: str) -> str:
@@ -187,6 +200,16 @@ def _recipe(document: Document, asked: RunManifests) -> Document:
     return document
 
 
+def _policy(document: Document, asked: RunManifests) -> Document:
+    if document["metadata"]["name"] == f"{asked.name}-outside":
+        named = [*asked.addresses, *([asked.run_directory] if asked.is_stored else [])]
+        servers = [server for server in map(server_of, named) if server is not None]
+        rules = document["spec"]["egress"]
+        rules[-1]["ports"] = ports_outside(servers)
+        rules += rules_inside(servers)
+    return document
+
+
 def _job(document: Document, asked: RunManifests) -> Document:
     spec = document["spec"]
     spec["entrypoint"] = entrypoint(asked)
@@ -197,6 +220,7 @@ def _job(document: Document, asked: RunManifests) -> Document:
     for container in spec["submitterPodTemplate"]["spec"]["containers"]:
         container["image"] = asked.image
     _cluster(spec["rayClusterSpec"], asked, asked.groups)
+    _trains(spec["rayClusterSpec"], asked)
     return document
 
 
@@ -245,6 +269,7 @@ def _mirrored(pod: Document) -> None:
 def _interactive(document: Document, asked: RunManifests) -> Document:
     """The training cluster's groups without a pod: a person scales the ones that are wanted."""
     _cluster(document["spec"], asked, asked.groups)
+    _trains(document["spec"], asked)
     for group in document["spec"]["workerGroupSpecs"]:
         group |= {"replicas": 0, "minReplicas": 0}
     return document
@@ -253,6 +278,7 @@ def _interactive(document: Document, asked: RunManifests) -> Document:
 _FILLED = {
     "PersistentVolumeClaim": _claim,
     "ConfigMap": _recipe,
+    "NetworkPolicy": _policy,
     "RayJob": _job,
     "RayService": _service,
     "RayCluster": _interactive,
@@ -271,6 +297,26 @@ def _cluster(spec: Document, asked: RunManifests, groups: Sequence[WorkerGroup])
         amounts["memory"] = f"{HEAD_GIB + 2 * store_gib}Gi"
     model = spec["workerGroupSpecs"][0]
     spec["workerGroupSpecs"] = [_worker_group(copy.deepcopy(model), asked, group) for group in groups]
+
+
+def _trains(spec: Document, asked: RunManifests) -> None:
+    """Gives the pods of a training cluster, by reference, the secrets that the recipe asks for. A pod waits for a key
+    that is not there; keys of a store are its own affair, which may let pods in without any."""
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        for container in group["template"]["spec"]["containers"]:
+            if asked.reads_a_store:
+                container["envFrom"] = [copy.deepcopy(_STORE_KEYS)]
+            known = {variable["name"] for variable in container["env"]}
+            container["env"] += [
+                {"name": name, "valueFrom": {"secretKeyRef": {"name": SECRETS, "key": secret_key(name)}}}
+                for name in asked.secret_variables
+                if name not in known
+            ]
+
+
+def secret_key(variable: str) -> str:
+    """The key of SECRETS that holds the value of an environment variable."""
+    return variable.lower().replace("_", "-")
 
 
 def _worker_group(made: Document, asked: RunManifests, group: WorkerGroup) -> Document:
@@ -306,7 +352,7 @@ def _pod(pod: Document, asked: RunManifests) -> None:
         if asked.is_stored:
             # Every pod must see the working copy: learners write there what the driver commits.
             container["env"].append({"name": "AMENABLE_WORKING_COPIES", "value": f"{SHARED}/working-copies"})
-            container["envFrom"] = [{"secretRef": {"name": "amenable-object-store", "optional": True}}]
+            container["envFrom"] = [copy.deepcopy(_STORE_KEYS)]
 
 
 def _object_store(start: Document, pod: Document, size_gib: int) -> None:

@@ -108,6 +108,33 @@ def test_without_parts_the_training_is_written_and_nothing_that_holds_runs_or_ca
     assert {"name": "runs", "persistentVolumeClaim": {"claimName": "mine"}} in volumes
 
 
+HTTP_REWARD = ("reward.kind=http", "reward.url=http://reward.rlhf.svc:8000/score", "reward.token_variable=REWARD_TOKEN")
+
+
+def environment(job: dict, group: str) -> dict[str, dict]:
+    [container] = groups(job)[group]["template"]["spec"]["containers"]
+    return {variable["name"]: variable for variable in container["env"]}
+
+
+def test_what_the_recipe_names_is_there_by_reference_and_can_be_reached():
+    found = list(yaml.safe_load_all(command("demo", *HTTP_REWARD, "tracking.wandb.project=p").stdout))
+    [job] = [each for each in found if each["kind"] == "RayJob"]
+    for group in groups(job):
+        of_group = environment(job, group)
+        assert of_group["REWARD_TOKEN"]["valueFrom"]["secretKeyRef"]["key"] == "reward-token"
+        assert of_group["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"]["key"] == "wandb-api-key"
+    [policy] = [each for each in found if each["metadata"]["name"] == "demo-outside"]
+    assert {"protocol": "TCP", "port": 8000} in policy["spec"]["egress"][-1]["ports"]
+    offline = documents("demo", "tracking.wandb.project=p", "tracking.wandb.mode=offline")["RayJob"]
+    assert environment(offline, "learners").keys().isdisjoint({"REWARD_TOKEN", "WANDB_API_KEY"})
+
+
+def test_a_corpus_in_an_object_store_has_its_keys_though_the_run_is_on_a_volume():
+    job = documents("hh", "corpus.path=s3://bucket/hh?endpoint_override=10.0.0.5:9000")["RayJob"]
+    [container] = groups(job)["learners"]["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "amenable-object-store", "optional": True}}]
+
+
 def test_json_has_the_same_text():
     assert json.loads(command("demo", "--json").stdout)["manifests"] == command("demo").stdout
 
@@ -126,6 +153,8 @@ def test_no_secret_of_this_machine_is_in_a_manifest(monkeypatch):
         (["demo", "--storage", "/sharedruns"], "should be below /shared"),
         (["demo", "--parts", "train,server"], "--parts 'train,server' should be some of storage, common, train, serve, interactive"),
         (["demo", "ppo.clap=1"], "clap"),
+        (["demo", "reward.kind=http", "reward.url=http://reward:port/"], "this is no web address"),
+        (["demo", "reward.kind=huggingface", "reward.model=./reward"], "relative to this machine's directory"),
     ],
 )
 def test_what_is_wrong_is_a_sentence_and_exit_code_2(words, says):

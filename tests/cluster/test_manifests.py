@@ -192,6 +192,52 @@ def test_a_run_in_an_object_store_has_its_keys_by_reference():
         assert variables["AMENABLE_WORKING_COPIES"].startswith("/shared/")
 
 
+def test_training_has_the_secrets_that_its_recipe_names_and_the_endpoint_has_none_of_them():
+    found = documents(secret_variables=("REWARD_TOKEN", "HF_TOKEN"), addresses=("s3://bucket/corpus.jsonl",))
+    for kind in ("RayJob", "RayCluster"):
+        for spec in clusters([one(kind, found)]):
+            for _, template in pods(spec):
+                [container] = template["spec"]["containers"]
+                named = [each for each in container["env"] if each["name"] in ("REWARD_TOKEN", "HF_TOKEN")]
+                assert {each["name"]: each["valueFrom"]["secretKeyRef"] for each in named} == {
+                    "HF_TOKEN": {"name": "amenable-secrets", "key": "hf-token", "optional": True},
+                    "REWARD_TOKEN": {"name": "amenable-secrets", "key": "reward-token"},
+                }
+                assert len(named) == 2
+                assert container["envFrom"] == [{"secretRef": {"name": "amenable-object-store", "optional": True}}]
+                assert "AMENABLE_WORKING_COPIES" not in {each["name"] for each in container["env"]}
+    for spec in clusters([one("RayService", found)]):
+        for _, template in pods(spec):
+            [container] = template["spec"]["containers"]
+            assert "REWARD_TOKEN" not in {each["name"] for each in container["env"]}
+            assert "envFrom" not in container
+    assert problems(found) == []
+    for spec in clusters(documents()):
+        assert all("envFrom" not in template["spec"]["containers"][0] for _, template in pods(spec))
+
+
+def outside(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    [policy] = [each for each in found if each["metadata"]["name"] == "hh-8b-outside"]
+    return policy["spec"]["egress"]
+
+
+def test_pods_reach_names_https_and_the_servers_of_the_recipe_alone():
+    names, https = outside(documents())
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in names["to"]
+    assert {(each["protocol"], each["port"]) for each in names["ports"]} == {("UDP", 53), ("TCP", 53)}
+    assert https["ports"] == [{"protocol": "TCP", "port": 443}]
+    assert [each["ipBlock"]["cidr"] for each in https["to"]] == ["0.0.0.0/0", "::/0"]
+    _, everywhere, inside = outside(
+        documents(
+            addresses=("http://reward.rlhf.svc:8000/score",),
+            run_directory="s3://bucket/hh-8b?endpoint_override=minio.example.org:9000",
+        )
+    )
+    assert [each["port"] for each in everywhere["ports"]] == [443, 9000]
+    assert inside["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "rlhf"}}}]
+    assert [each["port"] for each in inside["ports"]] == [8000]
+
+
 def test_what_is_applied_as_a_part_can_be_deleted_without_taking_what_others_need():
     kinds = {part: {document["kind"] for document in render(ASKED, (part,))} for part in PARTS}
     assert kinds == {
@@ -232,7 +278,8 @@ def test_two_runs_never_share_a_name():
 @needs_schemas
 @pytest.mark.parametrize("kind", FILES)
 def test_ray_kinds_are_valid_by_kuberays_schemas(kind):
-    for found in (documents(), documents(run_directory="s3://bucket/x", queue="team"), base_documents()):
+    asked = documents(run_directory="s3://bucket/x", queue="team", secret_variables=("REWARD_TOKEN",))
+    for found in (documents(), asked, base_documents()):
         assert violations(one(kind, found)) == []
 
 
@@ -277,7 +324,8 @@ def native_problem(document: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("kind", NATIVE)
 def test_native_kinds_are_valid_by_kubernetes_own_schemas(kind):
-    found = [document for document in documents() if document["kind"] == kind]
+    servers = ("http://reward.rlhf.svc:8000", "http://minio:9000")
+    found = [document for document in documents(addresses=servers) if document["kind"] == kind]
     assert found
     assert [native_problem(document) for document in found] == [""] * len(found)
 
