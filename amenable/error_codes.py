@@ -232,7 +232,7 @@ SYMPTOMS = (
             Code(
                 "run/failed-for-good",
                 "An earlier automatic attempt failed of what trying again cannot mend.",
-                "Mend what the sentence says; after a change of data alone remove `failure.json`.",
+                "Mend what the sentence says; after a change of data or cluster alone remove `failure.json`.",
             ),
             Code(
                 "lease/held",
@@ -285,6 +285,11 @@ SYMPTOMS = (
                 "cluster/not-fit",
                 "What a run needs is missing on a node.",
                 "`amenable doctor RECIPE` tells each check.",
+            ),
+            Code(
+                "cluster/too-small",
+                "A process takes more memory than any node has.",
+                "Larger nodes, or what `amenable plan` says fits; under automatic attempts remove `failure.json` then.",
             ),
             Code("cluster/variable", "A variable of `--env` is not set.", "Set it in the environment of the nodes."),
             Code(
