@@ -345,6 +345,10 @@ def manifests(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The model that is planned for, as in amenable plan.")
     ] = None,
+    measured: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Plan, and give pods time, by what this run measured in its PPO."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe's Kubernetes manifests (KubeRay), made from its plan, to standard output."""
@@ -354,10 +358,14 @@ def manifests(
         from amenable.recipe_loading import load_recipe
 
         settings = load_recipe(recipe, list(overrides or []), Recipe)
-        text = rendered(settings, image, storage, claim, parts_of(parts), queue, spot, hardware, model, monitoring)
-        answer({"manifests": text})
+        made = rendered(
+            settings, image, storage, claim, parts_of(parts), queue, spot, hardware, model, monitoring, measured
+        )
+        answer({"manifests": made.text, "remarks": list(made.remarks)})
         if not as_json:
-            typer.echo(text, nl=False)
+            typer.echo(made.text, nl=False)
+            for remark in made.remarks:
+                typer.echo(remark, err=True)
 
 
 tokens = typer.Typer(

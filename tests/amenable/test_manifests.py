@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +16,7 @@ from amenable.recipe_loading import load_recipe, resolved
 from cluster.manifest_rules import problems
 from cluster.manifests import PARTS
 
+RECORDED = Path(__file__).parents[1] / "cluster" / "recorded"
 PAPER = ["paper", "--model", "gpt3-1.3b"]
 
 
@@ -78,6 +82,52 @@ def test_grace_and_deadline_come_from_recipe_and_plan():
     assert learners["terminationGracePeriodSeconds"] > 900
     hours = json.loads(CliRunner().invoke(app, ["plan", *PAPER, "--json"]).stdout)["plan"]["hours"]
     assert math.isclose(job["spec"]["activeDeadlineSeconds"], 4 * 3600 * hours, abs_tol=1)
+
+
+def grace_and_drain_s(job: dict) -> tuple[float, float]:
+    pod = groups(job)["learners"]["template"]["spec"]
+    [drain] = [v for v in pod["containers"][0]["env"] if v["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+    return pod["terminationGracePeriodSeconds"], float(drain["value"])
+
+
+def test_grace_and_drain_are_above_the_longest_checkpoint_that_a_run_measured(tmp_path):
+    run = tmp_path / "measured"
+    shutil.copytree(RECORDED / "demo", run)
+    metrics = run / "round-01" / "ppo" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    took_s = 20.0
+
+    def rendered(*words: str) -> tuple[dict, str]:
+        ended = command("demo", "--from", str(run), *words)
+        assert ended.exit_code == 0, ended.output
+        [job] = [each for each in yaml.safe_load_all(ended.stdout) if each["kind"] == "RayJob"]
+        return job, ended.stderr
+
+    for step, line in enumerate(lines):
+        line["time/checkpoint"] = took_s + 400 * (step == 2)
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job, said = rendered()
+    grace_s, drain_s = grace_and_drain_s(job)
+    assert 420 < drain_s < grace_s
+    assert "took 420 s, and learners.stop_grace_s is 300" in said
+    job, said = rendered("learners.stop_grace_s=600")
+    assert 600 < grace_and_drain_s(job)[1]
+    assert "stop_grace_s" not in said
+
+
+def test_what_the_plan_is_not_sure_of_is_said_on_standard_error_and_not_in_the_manifests():
+    too_large = command("paper", "--model", "gpt3-6.7b")
+    assert too_large.exit_code == 0
+    assert re.search(r"learners is reckoned to need [\d.]+ of the 79\.?\d* GiB", too_large.stderr)
+    assert list(yaml.safe_load_all(too_large.stdout))
+    fits = command(*PAPER)
+    assert "is reckoned to need" not in fits.stderr
+    [job] = [each for each in yaml.safe_load_all(fits.stdout) if each["kind"] == "RayJob"]
+    assert f"activeDeadlineSeconds {job['spec']['activeDeadlineSeconds']}" in fits.stderr
+    assert "h100-80gb" in fits.stderr
+    assert "given 300 s for a checkpoint" in fits.stderr
+    assert command("demo", "--parts", "serve").stderr == ""
+    assert json.loads(command(*PAPER, "--json").stdout)["remarks"] == fits.stderr.splitlines()
 
 
 def test_storage_image_claim_queue_and_parts_are_what_was_asked_for():
