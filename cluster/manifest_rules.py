@@ -7,6 +7,7 @@ reference, a head without work, and a grace that a checkpoint fits into.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 Manifest = Mapping[str, Any]
@@ -16,7 +17,12 @@ LONGEST_NAME = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
 FIRST_RAY_WITH_TOKENS = (2, 52)
 MOST_GROUPS_UNDER_KUEUE = 17
 KUEUE = "kueue.x-k8s.io/queue-name"
-START_PARAMETERS = {"num-cpus": "CPU", "num-gpus": "GPU", "memory": "memory"}
+ELASTIC = "kueue.x-k8s.io/elastic-job"
+START_RESOURCES = {"num-cpus", "num-gpus", "memory", "resources"}
+PROBES = {"livenessProbe", "readinessProbe", "startupProbe"}
+DNS = {("UDP", 53), ("TCP", 53)}
+METADATA = tuple(map(ip_address, ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254")))
+"""Where clouds' metadata services answer, which hand out a machine's credentials."""
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 ATTEMPT = "AMENABLE_ATTEMPT"
 SERVE = "serve"
@@ -72,6 +78,8 @@ def _job(document: Manifest) -> Iterator[str]:
         yield "ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true"
     if rules and (shuts_down or ttl > 0):
         yield "deletionRules exclude shutdownAfterJobFinishes and ttlSecondsAfterFinished"
+    if spec.get("suspend") and not shuts_down:
+        yield "suspend needs shutdownAfterJobFinishes: true"
     if mode == "InteractiveMode" and retries:
         yield "InteractiveMode has no backoffLimit above 0"
     if mode == "SidecarMode" and ("submitterPodTemplate" in spec or "submitterConfig" in spec):
@@ -88,7 +96,10 @@ def _job(document: Manifest) -> Iterator[str]:
 def _kueue(document: Manifest, shuts_down: bool, rules: Any) -> Iterator[str]:
     if KUEUE not in document["metadata"].get("labels", {}):
         return
-    groups = [group["groupName"] for group in document["spec"].get("rayClusterSpec", {}).get("workerGroupSpecs", [])]
+    cluster = document["spec"].get("rayClusterSpec", {})
+    groups = [group["groupName"] for group in cluster.get("workerGroupSpecs", [])]
+    if cluster.get("enableInTreeAutoscaling") and document["metadata"].get("annotations", {}).get(ELASTIC) != "true":
+        yield f'under Kueue autoscaling needs the annotation {ELASTIC}: "true"'
     if not shuts_down or rules:
         yield "under Kueue it needs shutdownAfterJobFinishes: true, without deletionRules"
     if len(groups) > MOST_GROUPS_UNDER_KUEUE or "head" in groups:
@@ -126,17 +137,18 @@ def _name(document: Manifest) -> Iterator[str]:
 
 def _cluster(spec: Manifest) -> Iterator[str]:
     head, autoscales = spec["headGroupSpec"], spec.get("enableInTreeAutoscaling", False)
+    if "networkPolicy" in spec:
+        yield "its networkPolicy is alpha; plain NetworkPolicies hold with every version"
     is_v2 = spec.get("autoscalerOptions", {}).get("version") == "v2"
     if spec.get("authOptions", {}).get("mode") == "token" and _version(spec) < FIRST_RAY_WITH_TOKENS:
         yield "token authentication needs rayVersion 2.52 or newer"
     for group in [head, *spec.get("workerGroupSpecs", [])]:
         name = group.get("groupName", "head")
         given, parameters = group.get("resources", {}), group.get("rayStartParams", {})
-        twice = [key for key, resource in START_PARAMETERS.items() if key in parameters and resource in given]
-        if twice or ("resources" in parameters and given):
-            yield f"{name}: a resource stands in rayStartParams and in resources"
-        if "labels" in parameters and group.get("labels"):
-            yield f"{name}: labels stand in rayStartParams and in labels"
+        if given and parameters.keys() & START_RESOURCES:
+            yield f"{name}: resources stand in rayStartParams and in resources, where KubeRay takes one of them"
+        if "labels" in parameters:
+            yield f"{name}: labels stand in rayStartParams, where KubeRay takes none"
         if name != "head" and not autoscales and not {"minReplicas", "maxReplicas"} <= group.keys():
             yield f"{name}: minReplicas and maxReplicas are mandatory without autoscaling"
         fewest, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
@@ -145,6 +157,9 @@ def _cluster(spec: Manifest) -> Iterator[str]:
         policy = group["template"]["spec"].get("restartPolicy", "Never")
         if autoscales and is_v2 and policy != "Never":
             yield f"{name}: autoscaler v2 needs restartPolicy Never, or none"
+        for container in group["template"]["spec"]["containers"]:
+            if container.keys() & PROBES:
+                yield f"{name}: {container['name']} has a probe of its own in place of KubeRay's"
         yield from _hardened(name, group["template"])
         yield from _graceful(name, group["template"])
     if "gcsFaultToleranceOptions" in spec and _environment(head["template"]).keys() & {
@@ -252,7 +267,8 @@ def _endpoints(spec: Manifest) -> Sequence[Manifest]:
 
 
 def _isolation(documents: Sequence[Manifest]) -> Iterator[str]:
-    """Every pod of ours is closed in both directions by some policy."""
+    """Every pod of ours is closed in both directions by some policy, and may ask for names; what a policy opens inwards
+    is a port that its pods have, and nothing opens the way to a cloud's metadata service."""
     policies = [each for each in documents if each.get("kind") == "NetworkPolicy"]
     templates = [(name, template) for spec in clusters(documents) for name, template in pods(spec)]
     templates += [
@@ -269,6 +285,30 @@ def _isolation(documents: Sequence[Manifest]) -> Iterator[str]:
         }
         if closed != {"Ingress", "Egress"}:
             yield f"NetworkPolicy: none closes the pods of {name} in both directions"
+        own = [policy["spec"] for policy in policies if _selects(policy["spec"]["podSelector"], template)]
+        if not DNS <= {port for spec in own for rule in spec.get("egress", []) for port in _opened(rule)}:
+            yield f"NetworkPolicy: none lets the pods of {name} ask for names (UDP and TCP 53)"
+    for policy in policies:
+        spec, called = policy["spec"], f"NetworkPolicy {policy['metadata']['name']}"
+        selected = [template for _, template in templates if _selects(spec["podSelector"], template)]
+        there = {port for template in selected for port in _ports(template).values()}
+        for _, port in (port for rule in spec.get("ingress", []) for port in _opened(rule)):
+            if selected and port not in there:
+                yield f"{called}: no pod that it selects has the port {port} that it opens"
+        for block in (to["ipBlock"] for rule in spec.get("egress", []) for to in rule.get("to", []) if "ipBlock" in to):
+            reached = [str(each) for each in METADATA if _is_in(each, block)]
+            if reached:
+                yield f"{called}: it opens the way to a cloud's metadata service ({', '.join(reached)})"
+
+
+def _opened(rule: Manifest) -> list[tuple[str, int]]:
+    return [(each.get("protocol", "TCP"), each["port"]) for each in rule.get("ports", [])]
+
+
+def _is_in(address: IPv4Address | IPv6Address, block: Manifest) -> bool:
+    return address in ip_network(block["cidr"]) and not any(
+        address in ip_network(each) for each in block.get("except", [])
+    )
 
 
 def _ports(template: Manifest) -> dict[str, int]:
