@@ -162,6 +162,7 @@ def _cluster(spec: Manifest) -> Iterator[str]:
                 yield f"{name}: {container['name']} has a probe of its own in place of KubeRay's"
         yield from _hardened(name, group["template"])
         yield from _graceful(name, group["template"])
+        yield from _shared_memory(name, group)
     if "gcsFaultToleranceOptions" in spec and _environment(head["template"]).keys() & {
         "RAY_REDIS_ADDRESS",
         "REDIS_PASSWORD",
@@ -227,6 +228,20 @@ def _graceful(name: str, template: Manifest) -> Iterator[str]:
     }
     if not mounted & in_memory:
         yield f"{name}: /dev/shm should be an emptyDir in memory: Ray's object store is there"
+
+
+def _shared_memory(name: str, group: Manifest) -> Iterator[str]:
+    """/dev/shm holds Ray's object store, which else goes to a disk, and a GiB for each process on a GPU."""
+    store = int(group.get("rayStartParams", {}).get("object-store-memory", 0)) / (1 << 30)
+    gpus = max(
+        int(container.get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0))
+        for container in group["template"]["spec"]["containers"]
+    )
+    sizes = [v["emptyDir"] for v in group["template"]["spec"].get("volumes", []) if v["name"] == "shm"]
+    found = re.fullmatch(r"(\d+)Gi", str(sizes[0].get("sizeLimit"))) if sizes else None
+    least = store + max(1, gpus)
+    if not store or found is None or int(found[1]) < least:
+        yield f"{name}: /dev/shm should have a sizeLimit of {least:g}Gi or more: its object-store-memory, a GiB a GPU"
 
 
 def _environment(template: Manifest) -> dict[str, Any]:

@@ -291,7 +291,7 @@ def _cluster(spec: Document, asked: RunManifests, groups: Sequence[WorkerGroup])
     _pod(head["template"]["spec"], asked)
     # Actors that ask for no CPU may be placed on the head: the weight store, with its snapshots, is one.
     store_gib = max(group.object_store_gib for group in groups)
-    _object_store(head["rayStartParams"], head["template"]["spec"], store_gib)
+    _object_store(head["rayStartParams"], head["template"]["spec"], store_gib, store_gib + 1)
     [container] = head["template"]["spec"]["containers"]
     for amounts in container["resources"].values():
         amounts["memory"] = f"{HEAD_GIB + 2 * store_gib}Gi"
@@ -331,7 +331,7 @@ def _worker_group(made: Document, asked: RunManifests, group: WorkerGroup) -> Do
     if group.gpus:
         amounts["nvidia.com/gpu"] = str(group.gpus)
     container["resources"] = {"requests": dict(amounts), "limits": dict(amounts)}
-    _object_store(made["rayStartParams"], pod, group.object_store_gib)
+    _object_store(made["rayStartParams"], pod, group.object_store_gib, group.shared_memory_gib)
     tolerations = [GPU_TOLERATION] if group.gpus else []
     if group.is_spot_allowed and asked.spot:
         tolerations += SPOT_TOLERATIONS
@@ -355,10 +355,10 @@ def _pod(pod: Document, asked: RunManifests) -> None:
             container["envFrom"] = [copy.deepcopy(_STORE_KEYS)]
 
 
-def _object_store(start: Document, pod: Document, size_gib: int) -> None:
-    """Ray's object store takes nine tenths of the memory that is mounted for it."""
-    start["object-store-memory"] = str(int(0.9 * size_gib * (1 << 30)))
-    _volume(pod, "shm")["emptyDir"]["sizeLimit"] = f"{size_gib}Gi"
+def _object_store(start: Document, pod: Document, size_gib: int, shared_gib: int) -> None:
+    """Ray's object store, and /dev/shm, which it lies in."""
+    start["object-store-memory"] = str(size_gib << 30)
+    _volume(pod, "shm")["emptyDir"]["sizeLimit"] = f"{shared_gib}Gi"
 
 
 def _volume(pod: Mapping[str, Any], name: str) -> Document:

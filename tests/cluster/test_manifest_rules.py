@@ -254,6 +254,20 @@ def test_the_head_does_no_work_and_is_not_reached_from_outside(change, says):
     assert says in refused("RayJob", change)
 
 
+@pytest.mark.parametrize("kind", ["RayJob", "RayService", "RayCluster"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda g: g["rayStartParams"].pop("object-store-memory") and None,
+        lambda g: g["rayStartParams"].update({"object-store-memory": str(100 << 30)}),
+        lambda g: g["template"]["spec"]["volumes"][0]["emptyDir"].pop("sizeLimit") and None,
+        lambda g: g["template"]["spec"]["volumes"][0]["emptyDir"].update(sizeLimit="2Gi"),
+    ],
+)
+def test_shared_memory_holds_the_object_store_and_what_processes_share(kind, change):
+    assert "/dev/shm should have a sizeLimit of" in refused(kind, lambda d: change(group_of(d)))
+
+
 def test_a_job_that_is_tried_again_must_know_that_it_is():
     def forget(document: Document) -> None:
         container = container_of(head_of(document))

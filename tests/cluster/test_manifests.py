@@ -105,6 +105,15 @@ def test_each_role_has_a_group_of_its_size():
         assert group["template"]["metadata"]["labels"]["amenable-role"] == asked.name
 
 
+def test_shared_memory_is_the_object_store_and_a_gib_for_each_gpu():
+    groups = one("RayJob", documents())["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    for group, asked in zip(groups, GROUPS, strict=True):
+        assert int(group["rayStartParams"]["object-store-memory"]) == asked.object_store_gib << 30
+        [shm] = [each for each in group["template"]["spec"]["volumes"] if each["name"] == "shm"]
+        assert shm["emptyDir"]["sizeLimit"] == f"{asked.object_store_gib + asked.gpus}Gi"
+        assert asked.memory_gib > asked.shared_memory_gib
+
+
 def test_generators_alone_may_run_on_spot_nodes():
     def keys(found: list[dict[str, Any]]) -> dict[str, set[str]]:
         groups = one("RayJob", found)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
