@@ -19,6 +19,8 @@ MOST_GROUPS_UNDER_KUEUE = 17
 KUEUE = "kueue.x-k8s.io/queue-name"
 ELASTIC = "kueue.x-k8s.io/elastic-job"
 START_RESOURCES = {"num-cpus", "num-gpus", "memory", "resources"}
+WRITTEN = {"/tmp", "/home/amenable"}
+"""What programs write to beside /dev/shm and the run: Ray's session and temporary files; caches in the image's home."""
 PROBES = {"livenessProbe", "readinessProbe", "startupProbe"}
 DNS = {("UDP", 53), ("TCP", 53)}
 METADATA = tuple(map(ip_address, ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254")))
@@ -205,6 +207,12 @@ def _hardened(name: str, template: Manifest) -> Iterator[str]:
         may_escalate = own.get("allowPrivilegeEscalation") is not False or own.get("privileged")
         if may_escalate or "ALL" not in own.get("capabilities", {}).get("drop", []):
             yield f"{name}: its container {container['name']} should drop ALL capabilities and not escalate"
+        written = {m["mountPath"] for m in container.get("volumeMounts", []) if not m.get("readOnly")}
+        if own.get("readOnlyRootFilesystem") is not True or not written >= WRITTEN:
+            yield (
+                f"{name}: its container {container['name']} should have a readOnlyRootFilesystem, with volumes at "
+                f"{' and '.join(sorted(WRITTEN))}"
+            )
         if not container.get("resources", {}).get("limits", {}).keys() >= {"cpu", "memory"}:
             yield f"{name}: its container {container['name']} should have limits of cpu and memory"
         for variable in container.get("env", []):

@@ -206,6 +206,14 @@ def test_a_service_has_the_port_of_which_kuberay_makes_its_own(change, says):
         (lambda pod: pod["volumes"].append({"name": "x", "hostPath": {"path": "/"}}), "hostPath"),
         (lambda pod: pod["containers"][0]["securityContext"].pop("capabilities"), "should drop ALL capabilities"),
         (lambda pod: pod["containers"][0]["securityContext"].update(privileged=True), "should drop ALL capabilities"),
+        (
+            lambda pod: pod["containers"][0]["securityContext"].update(readOnlyRootFilesystem=False),
+            "should have a readOnlyRootFilesystem",
+        ),
+        (
+            lambda pod: pod["containers"][0]["volumeMounts"].remove({"name": "tmp", "mountPath": "/tmp"}),
+            "with volumes at /home/amenable and /tmp",
+        ),
         (lambda pod: pod["containers"][0]["resources"]["limits"].pop("memory"), "limits of cpu and memory"),
         (lambda pod: pod["containers"][0]["env"].append({"name": "HF_TOKEN", "value": "hf_x"}), "from a Secret"),
         (

@@ -114,6 +114,23 @@ def test_shared_memory_is_the_object_store_and_a_gib_for_each_gpu():
         assert asked.memory_gib > asked.shared_memory_gib
 
 
+def test_what_a_pod_writes_outside_the_run_is_the_images_home_and_temporary_files():
+    from cluster.manifest_rules import WRITTEN
+
+    dockerfile = (ROOT / "cluster" / "docker" / "Dockerfile").read_text()
+    [home] = re.findall(r"^WORKDIR (/home/.*)$", dockerfile, re.MULTILINE)
+    assert home in WRITTEN
+    assert "--create-home amenable" in dockerfile
+    for spec in clusters(documents(run_directory="s3://bucket/hh-8b")):
+        for _, template in pods(spec):
+            volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+            [container] = template["spec"]["containers"]
+            named = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+            assert all(named[place]["emptyDir"] == {} for place in WRITTEN)
+            cache = {each["name"]: each.get("value") for each in container["env"]}["HF_HOME"]
+            assert Path(cache).parent in map(Path, WRITTEN)
+
+
 def test_generators_alone_may_run_on_spot_nodes():
     def keys(found: list[dict[str, Any]]) -> dict[str, set[str]]:
         groups = one("RayJob", found)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
