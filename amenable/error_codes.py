@@ -337,7 +337,11 @@ SYMPTOMS = (
             Code("job/too-large", "The directory is larger than Ray takes.", "Leave files out with `--exclude`."),
             Code("job/refused", "The cluster refused the request.", "The sentence has Ray's reason."),
             Code("manifests/place", "Pods would not have this path.", "Give one below `/shared`, or an address."),
-            Code("manifests/parts", "`--parts` names something else.", "`storage`, `common`, `train`, `serve`, `interactive`."),
+            Code(
+                "manifests/parts",
+                "`--parts` names something else.",
+                "`storage`, `common`, `train`, `serve`, `interactive`.",
+            ),
             Code("manifests/invalid", "KubeRay would refuse what was rendered.", "Change what the sentence names."),
         ),
     ),

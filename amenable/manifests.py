@@ -121,20 +121,20 @@ def _remarks(found: "Planned", stop_grace_s: float, deadline_s: int) -> Iterator
     """What the plan is not sure of, and the training rests on."""
     for role in (role for role in found.plan.roles if not role.fits and "GPU" in role.bundle):
         yield (
-            f"{role.role} is reckoned to need {_gib(role.memory_total_bytes)} of the {_gib(role.memory_budget_bytes)} GiB "
-            f"that it has of {role.hardware}, so that the doctor will not let the run start; `amenable plan` says what "
-            "would fit, --hardware names another device."
+            f"{role.role} is reckoned to need {_gib(role.memory_total_bytes)} of the {_gib(role.memory_budget_bytes)} "
+            f"GiB that it has of {role.hardware}, so that the doctor will not let the run start; `amenable plan` says "
+            "what would fit, --hardware names another device."
         )
     yield (
         f"The job is ended after {spoken(deadline_s)} (activeDeadlineSeconds {deadline_s}): {DEADLINE_OVER_PLAN} times "
-        f"what the plan gives PPO on {', '.join(each.name for each in found.hardware)}, a day at least. Raise it where other "
-        "stages or slower devices take longer."
+        f"what the plan gives PPO on {', '.join(each.name for each in found.hardware)}, a day at least. Raise it where "
+        "other stages or slower devices take longer."
     )
     checkpoint_s = _checkpoint_s(found)
     if checkpoint_s is None:
         yield (
-            f"Pods that are taken away are given {stop_grace_s:g} s for a checkpoint (learners.stop_grace_s); --from RUN "
-            "takes the time that one was measured to take."
+            f"Pods that are taken away are given {stop_grace_s:g} s for a checkpoint (learners.stop_grace_s); --from "
+            "RUN takes the time that one was measured to take."
         )
     elif checkpoint_s > stop_grace_s:
         yield (

@@ -28,8 +28,8 @@ class Server:
 
     @property
     def namespace(self) -> str | None:
-        """The namespace of a Service of the cluster: of SERVICE.NAMESPACE.svc, "" for that of the pods (a name without a
-        dot). None for all else."""
+        """The namespace of a Service of the cluster: of SERVICE.NAMESPACE.svc; "" for that of the pods (a name without
+        a dot). None for all else."""
         found = _OF_A_NAMESPACE.fullmatch(self.host)
         if found:
             return found[1]

@@ -309,7 +309,8 @@ def _isolation(documents: Sequence[Manifest]) -> Iterator[str]:
         if closed != {"Ingress", "Egress"}:
             yield f"NetworkPolicy: none closes the pods of {name} in both directions"
         own = [policy["spec"] for policy in policies if _selects(policy["spec"]["podSelector"], template)]
-        if not DNS <= {port for spec in own for rule in spec.get("egress", []) for port in _opened(rule)}:
+        outwards = {port for spec in own for rule in spec.get("egress", []) for port in _opened(rule)}
+        if not outwards >= DNS:
             yield f"NetworkPolicy: none lets the pods of {name} ask for names (UDP and TCP 53)"
     for policy in policies:
         spec, called = policy["spec"], f"NetworkPolicy {policy['metadata']['name']}"

@@ -49,8 +49,8 @@ class WorkerGroup:
 
     @property
     def shared_memory_gib(self) -> int:
-        """Size of /dev/shm: Ray's object store, and what processes on its GPUs share, which without any is room that Ray
-        wants to see free."""
+        """Size of /dev/shm: Ray's object store, and what processes on its GPUs share; without any, room that Ray wants
+        to see free."""
         return self.object_store_gib + _shared_gib(self.gpus)
 
 

@@ -61,9 +61,9 @@ def kinds() -> set[str]:
 
 
 def names() -> dict[str, set[str]]:
-    """What the objects of the run that the pages walk through are called, by kind: those of the manifests, and those that
-    KubeRay makes of them (ray-operator/controllers/ray/utils/util.go: GenerateHeadServiceName, GenerateServeServiceName;
-    the submitter's Job has the RayJob's name)."""
+    """What the objects of the run that the pages walk through are called, by kind: those of the manifests, and those
+    that KubeRay makes of them (ray-operator/controllers/ray/utils/util.go: GenerateHeadServiceName and
+    GenerateServeServiceName; the submitter's Job has the RayJob's name)."""
     found: dict[str, set[str]] = {}
     for document in base_documents():
         name = re.sub(rf"^{BASE_RUN}\b", RUN, document["metadata"]["name"])
