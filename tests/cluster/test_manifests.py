@@ -43,7 +43,7 @@ def whole(overlay: Path) -> list[dict[str, Any]]:
 
 def requested(found: list[dict[str, Any]], resource: str) -> float:
     """What all pods of the documents ask Kubernetes for: cores, or GiB of memory."""
-    units = {"m": 0.001, "Mi": 1 / 1024, "Gi": 1.0}
+    units = {"": 1.0, "m": 0.001, "Mi": 1 / 1024, "Gi": 1.0}
     total = 0.0
     for document in found:
         for spec in clusters([document]):
@@ -53,8 +53,9 @@ def requested(found: list[dict[str, Any]], resource: str) -> float:
                 templates.append((1, document["spec"]["submitterPodTemplate"]))
             for count, template in templates:
                 [container] = template["spec"]["containers"]
-                amount, unit = re.fullmatch(r"([0-9.]+)(\D*)", container["resources"]["requests"][resource]).groups()
-                total += count * float(amount) * units.get(unit, 1.0)
+                amount = re.fullmatch(r"([0-9.]+)(\D*)", container["resources"]["requests"][resource])
+                assert amount
+                total += count * float(amount[1]) * units[amount[2]]
     return total
 
 
