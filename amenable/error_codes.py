@@ -289,7 +289,7 @@ SYMPTOMS = (
             Code(
                 "cluster/too-small",
                 "A process takes more memory than any node has.",
-                "Larger nodes, or what `amenable plan` says fits; under automatic attempts remove `failure.json` then.",
+                "Take larger nodes and remove `failure.json`, or what `amenable plan RECIPE` says fits.",
             ),
             Code("cluster/variable", "A variable of `--env` is not set.", "Set it in the environment of the nodes."),
             Code(

@@ -132,6 +132,7 @@ def test_a_run_leaves_exports_episodes_metrics_and_evaluations(whole):
 
 def test_the_time_of_a_checkpoint_is_told_with_the_updates_after_it(run):
     each = run(updates=4, checkpoint_every=2)
+    each.train()
     told = [row.get("time/checkpoint") for row in each.metrics()]
     assert told[:2] == [None, None]
     assert told[2] == told[3] > 0
