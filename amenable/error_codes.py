@@ -236,7 +236,7 @@ SYMPTOMS = (
             Code(
                 "run/failed-for-good",
                 "An earlier automatic attempt failed of what trying again cannot mend.",
-                "Mend what the sentence says; after a change of data alone remove `failure.json`.",
+                "Mend what the sentence says; after a change of data or cluster alone remove `failure.json`.",
             ),
             Code(
                 "lease/held",
@@ -295,6 +295,11 @@ SYMPTOMS = (
                 "What a run needs is missing on a node.",
                 "`amenable doctor RECIPE` tells each check.",
             ),
+            Code(
+                "cluster/too-small",
+                "A process takes more memory than any node has.",
+                "Take larger nodes and remove `failure.json`, or what `amenable plan RECIPE` says fits.",
+            ),
             Code("cluster/variable", "A variable of `--env` is not set.", "Set it in the environment of the nodes."),
             Code(
                 "placement/no-room",
@@ -341,7 +346,11 @@ SYMPTOMS = (
             Code("job/too-large", "The directory is larger than Ray takes.", "Leave files out with `--exclude`."),
             Code("job/refused", "The cluster refused the request.", "The sentence has Ray's reason."),
             Code("manifests/place", "Pods would not have this path.", "Give one below `/shared`, or an address."),
-            Code("manifests/parts", "`--parts` names something else.", "`train`, `serve`, `interactive`."),
+            Code(
+                "manifests/parts",
+                "`--parts` names something else.",
+                "`storage`, `common`, `train`, `serve`, `interactive`.",
+            ),
             Code("manifests/invalid", "KubeRay would refuse what was rendered.", "Change what the sentence names."),
         ),
     ),

@@ -155,7 +155,8 @@ def run_pipeline(
         context = Context(recipe, run, progress, crew, lease.check)
         if address is not None:
             crew.join()
-            check_before_start(recipe, variables, progress)
+            with recorded(recipe, "the doctor"):
+                check_before_start(recipe, variables, progress)
         with _kept(context), budget.counting(lease.check):
             run.write_recipe(recipe)
             summaries: dict[str, StageSummary] = {}

@@ -126,6 +126,7 @@ class _PpoLoop:
         self._checkpoints = checkpoints_of(job.directory, job.stored)
         self._reporter = Reporter(worker, "ppo", settings.updates, "updates")
         self._first = worker.rank == 0
+        self._checkpoint_s: float | None = None
         pretraining = _pretraining(job, policy.module) if settings.ptx_coefficient > 0 else None
         budget = job.engine.tokens_per_microbatch
         self._update = PpoUpdate(policy, value, settings, job.sampling.temperature, budget, job.seed, pretraining)
@@ -188,6 +189,8 @@ class _PpoLoop:
                 figures["time/publish"] = publishing
                 figures["time/update"] = time.monotonic() - began
                 figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
+                if self._checkpoint_s is not None:
+                    figures["time/checkpoint"] = self._checkpoint_s
                 if metrics is not None:  # before the checkpoint, so that a run that goes on from it has every line
                     figures |= self._answers.of(self._job.stream.counts.remote(), "the stream's counts")
                     self._worker.check_lease()
@@ -385,6 +388,7 @@ class _PpoLoop:
 
     def _save(self, evaluations: bool = True) -> None:
         """A checkpoint of learner and stream; held-out evaluations under way are waited for, unless told otherwise."""
+        began = time.monotonic()
         if evaluations:
             with self._saving_what_is_trained():
                 self._held_out.collect(wait=True)
@@ -421,6 +425,7 @@ class _PpoLoop:
             )
             self._held_out.best.forget_others()
         sum_over_ranks(0.0)
+        self._checkpoint_s = time.monotonic() - began
 
     def _export(self) -> None:
         """Exports; every rank takes part, because sharded weights are gathered. `best` appears last."""

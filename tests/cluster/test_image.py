@@ -192,8 +192,9 @@ def check_wheel(wheel: Path, installed: Path) -> None:
     assert all(Path(line).is_relative_to(installed) for line in where.splitlines())
     recipes = program("-m", "amenable", "recipes")
     assert {"demo", "hh", "paper", "throughput"} <= {line.split()[0] for line in recipes.splitlines()}
-    kinds = {document["kind"] for document in yaml.safe_load_all(program("-m", "amenable", "manifests", "demo"))}
+    every = program("-m", "amenable", "manifests", "demo", "--parts", "storage,common,train,serve,interactive")
+    kinds = {document["kind"] for document in yaml.safe_load_all(every)}
     assert {"RayJob", "RayService", "RayCluster", "NetworkPolicy"} <= kinds
     assert "h100-80gb" in program("-m", "amenable", "plan", "paper", "--model", "gpt3-1.3b")
-    for overlay in ("cpu-kind", "single-node-gpu", "multi-node-gpu"):
+    for overlay in ("cpu-kind", "cpu-kind/serve", "single-node-gpu", "multi-node-gpu"):
         assert (installed / "cluster" / "k8s" / "overlays" / overlay / "kustomization.yaml").is_file()

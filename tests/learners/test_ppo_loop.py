@@ -130,6 +130,14 @@ def test_a_run_leaves_exports_episodes_metrics_and_evaluations(whole):
     assert [report.done for report in whole.worker.reports][-1] == 4
 
 
+def test_the_time_of_a_checkpoint_is_told_with_the_updates_after_it(run):
+    each = run(updates=4, checkpoint_every=2)
+    each.train()
+    told = [row.get("time/checkpoint") for row in each.metrics()]
+    assert told[:2] == [None, None]
+    assert told[2] == told[3] > 0
+
+
 def test_engine_and_learner_agree_and_the_policy_starts_at_its_reference(whole):
     for row in whole.metrics():
         assert row["mismatch/max_abs_log_ratio"] <= 1e-4
