@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def prepare(
         run_directory=kept,
         asked=replace(asked, fresh=fresh),
         by=actor_here(),
+        at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     return Prepared(recipe, labels, directory, request_of(labels, directory, grace_s, environment))
 
