@@ -40,6 +40,7 @@ THOROUGH = frozenset(
         "tests/cluster/test_monitoring_manifests.py",
         "tests/cluster/test_packing.py",
         "tests/cluster/test_telemetry.py",
+        "tests/corpus/test_agreed_value.py",
         "tests/corpus/test_files.py",
         "tests/corpus/test_hub.py",
         "tests/corpus/test_numbered_objects.py",
