@@ -43,6 +43,7 @@ THOROUGH = frozenset(
         "tests/cluster/test_packing.py",
         "tests/cluster/test_prometheus.py",
         "tests/cluster/test_telemetry.py",
+        "tests/corpus/test_agreed_value.py",
         "tests/corpus/test_files.py",
         "tests/corpus/test_hub.py",
         "tests/corpus/test_numbered_objects.py",
