@@ -20,7 +20,7 @@ help:
 	@echo "make test-extended   what takes long: models of other makers, more ways for learners and workers to die (8 to 15 minutes)"
 	@echo "make test-service   the endpoint and its page: engines, Ray Serve, real clients, a browser if there is Chromium"
 	@echo "make test-jobs   amenable submit, stop, resume and doctor against a Ray head with its dashboard and tokens"
-	@echo "make test-hosts   a run over two hosts: network namespaces with Ray as KubeRay starts it; needs root"
+	@echo "make test-hosts   a run over hosts that are network namespaces, Ray and job as KubeRay starts them; needs root"
 	@echo "make chaos   every role killed or stopped in every phase of PPO; writes the table of docs/reliability.md"
 	@echo "make soak    half an hour of PPO with a kill every half minute (MINUTES=…)"
 	@echo "make hh      the run on real human comparisons (HH_PATH=…)"
