@@ -17,7 +17,7 @@ help:
 	@echo "make test    lint, types, import floors, unit and end-to-end tests (25 minutes)"
 	@echo "make check   its part under 2 minutes: lint, types, floors, the quickest unit tests"
 	@echo "make test-demo   the demo learns, and with learning rate 0 does not (8 to 15 minutes)"
-	@echo "make test-extended   what takes long: models of other makers, more ways for learners and workers to die (8 to 15 minutes)"
+	@echo "make test-extended   what takes long: models of other makers, more ways to die, the image's packages (15 to 30 minutes)"
 	@echo "make test-service   the endpoint and its page: engines, Ray Serve, real clients, a browser if there is Chromium"
 	@echo "make test-jobs   amenable submit, stop, resume and doctor against a Ray head with its dashboard and tokens"
 	@echo "make test-hosts   a run over hosts that are network namespaces, Ray and job as KubeRay starts them; needs root"
