@@ -420,8 +420,8 @@ SYMPTOMS = (
             ),
             Code(
                 "checkpoint/unreadable",
-                "A checkpoint cannot be read, or is of another model.",
-                "The same command takes an earlier one where there is one.",
+                "No checkpoint can be read, or it is of another model.",
+                "Put back what is named; to begin the stage anew, remove its checkpoints.",
             ),
             Code("stage/incomplete", "A stage lacks what it should have written.", "Run the stage named again."),
             Code("stage/not-finite", "A stage found a value that is no number.", "Look at its metrics."),

@@ -37,6 +37,14 @@ class Damaged(Exception):
     """A checkpoint is not whole; the text says what is wrong with it."""
 
 
+class Unfinished(Damaged):
+    """It never was one: whoever wrote it ended before the manifest."""
+
+
+class OtherSchema(Damaged):
+    """It is of another version of the program, which can read it."""
+
+
 class CheckpointPlace:
     """The checkpoints below one root. They are known by the names of their directories, `step-SSSSSSSS-N`."""
 
@@ -74,19 +82,13 @@ class CheckpointPlace:
         return f"step-{step:08d}-{max(taken, default=0) + 1}"
 
     def files(self, name: str) -> dict[str, str]:
-        """SHA-256 (hex) of each file of a checkpoint. Raises Damaged without a manifest, or where a size differs."""
+        """SHA-256 (hex) of each file of a checkpoint. Raises Unfinished without a manifest, OtherSchema where another
+        version of the program wrote it, Damaged where a size differs."""
         try:
-            with self._filesystem.open_input_stream(self._path(name, MANIFEST), compression=None) as stream:
-                text = stream.read()
-        except FileNotFoundError:
-            raise Damaged("it has no manifest, so it was never finished") from None
-        except OSError as error:
-            raise self._unreachable(error) from error
-        try:
-            manifest = json.loads(text)
+            manifest = json.loads(self._manifest(name))
             if manifest["schema_version"] != SCHEMA_VERSION:
                 told = f"its schema version is {manifest['schema_version']}; this program reads {SCHEMA_VERSION}"
-                raise Damaged(told)
+                raise OtherSchema(told)
             expected = {file: (each["size_bytes"], each["sha256"]) for file, each in manifest["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise Damaged("its manifest is damaged") from None
@@ -99,6 +101,18 @@ class CheckpointPlace:
             if sizes[file] != size_bytes:
                 raise Damaged(f"{file} is damaged: it has {sizes[file]:,} bytes, not {size_bytes:,}")
         return {file: digest for file, (_, digest) in expected.items()}
+
+    def _manifest(self, name: str) -> bytes:
+        try:
+            with self._filesystem.open_input_stream(self._path(name, MANIFEST), compression=None) as stream:
+                text = stream.read()
+        except FileNotFoundError:
+            text = b""
+        except OSError as error:
+            raise self._unreachable(error) from error
+        if not text:  # opened and not yet written is the same as not there
+            raise Unfinished("it has no manifest, so it was never finished")
+        return text
 
     @contextmanager
     def read(self, name: str) -> Iterator[Path]:
@@ -177,12 +191,12 @@ class CheckpointPlace:
         with suppress(FileNotFoundError):
             self._filesystem.delete_dir(self._path(name))
 
-    def remove_all(self, but_pinned: bool = False) -> None:
-        """Removes every checkpoint; with `but_pinned` those that a person pinned stay. Raises RunProblem where they
-        cannot be removed."""
+    def remove_all(self) -> None:
+        """Removes every checkpoint but those that a person pinned and those of another version of the program. Raises
+        RunProblem where they cannot be removed."""
         try:
             for name in self.names():
-                if not (but_pinned and self.is_pinned(name)):
+                if not self._is_spared(name):
                     self.remove(name)
             if not self.names():
                 with suppress(FileNotFoundError):
@@ -194,12 +208,13 @@ class CheckpointPlace:
 
     def remove_old(self, newest: str, keep: int, steps: Collection[int]) -> None:
         """Removes what is older than `newest`, which is whole: all but the `keep` newest that are, those of `steps`,
-        and those that a person pinned. What cannot be removed is left, with a warning."""
+        those that a person pinned and those of another version of the program. What cannot be removed is left, with a
+        warning."""
         try:
             complete = self.complete()
             spared = {newest, *complete[-keep:], *(name for name in complete if key(name)[0] in steps)}
             for name in self.names():
-                if name not in spared and key(name) < key(newest) and not self.is_pinned(name):
+                if name not in spared and key(name) < key(newest) and not self._is_spared(name):
                     self.remove(name)
         except (OSError, RunProblem) as error:
             log.warning("older checkpoints in %s could not be removed: %s", self.named(), one_line(error))
@@ -207,6 +222,16 @@ class CheckpointPlace:
     def is_pinned(self, name: str) -> bool:
         """Whether a person pinned the checkpoint."""
         return self._filesystem.get_file_info(self._path(name, PINNED)).type == fs.FileType.File
+
+    def _is_spared(self, name: str) -> bool:
+        """Whether nothing but a person may remove the checkpoint."""
+        try:
+            self.files(name)
+        except OtherSchema:
+            return True
+        except Damaged:
+            pass
+        return self.is_pinned(name)
 
     def _listed(self, inner: str) -> dict[str, int | None]:
         """Sizes in bytes of what is directly below `inner`, by name: None for a directory; nothing where it is not."""

@@ -332,17 +332,15 @@ class _PpoLoop:
     # state -----------------------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Begin an attempt: from the newest checkpoint of the same inputs, or from nothing."""
-        checkpoint = load_newest(self._checkpoints)
-        if checkpoint is not None and checkpoint.data["identity"] != self._job.identity:
-            checkpoint = None
+        """Begin an attempt: from the newest checkpoint of the same inputs, or, where there is none, from nothing."""
+        checkpoint = load_newest(self._checkpoints, self._job.identity)
         dist.barrier()  # every rank has looked for one
         number = 0
         if self._first:
+            self._worker.check_lease()
             if checkpoint is None:
                 self._start_anew()
             start, parent = (0, None) if checkpoint is None else (checkpoint.step, checkpoint.data["attempt"])
-            self._worker.check_lease()
             epoch = self._worker.run_epoch
             number = begin_attempt(self._job.directory, start, epoch, parent, self._job.identity).number
             if self._job.stored is not None:  # before it publishes: on another machine the number must be taken too
@@ -356,7 +354,8 @@ class _PpoLoop:
             self._answers.of(restored, "the stream to go back to the beginning")
 
     def _start_anew(self) -> None:
-        """Remove what cannot be gone on from; what attempts of the same inputs have done is kept as their record."""
+        """Remove what other inputs left, but for what nobody but a person may remove; what attempts of the same inputs
+        have done is kept as their record."""
         CheckpointPlace(self._checkpoints).remove_all()
         if any(each.identity != self._job.identity for each in read_attempts(self._job.directory)):
             for name in (ATTEMPTS, "episodes"):

@@ -56,8 +56,9 @@ class Task(Protocol):
 class SupervisedLoop:
     """Trains `task` on `engine`, writing metrics and checkpoints below `directory`.
 
-    A checkpoint of the same `identity` (a hash of all that the job reads) is continued; of another it is removed. Where
-    an object store keeps the run, `stored` says so: checkpoints go there, and before each all that they refer to.
+    A checkpoint of the same `identity` (a hash of all that the job reads) is continued; of others all are removed
+    that no person pinned. Where an object store keeps the run, `stored` says so: checkpoints go there, and before each
+    all that they refer to.
     """
 
     def __init__(
@@ -160,13 +161,13 @@ class SupervisedLoop:
     def _resume(self) -> dict[str, float] | None:
         """Goes to the newest checkpoint; returns the figures of its step where `after_step` is still to follow it."""
         self._reporter.report(0, now=True)
-        checkpoint = load_newest(self._checkpoints)
+        checkpoint = load_newest(self._checkpoints, self._identity)
+        dist.barrier()  # every rank has looked for one
         if checkpoint is None:
-            return None
-        if checkpoint.data["identity"] != self._identity:
-            dist.barrier()  # every rank has read it
-            if self._worker.rank == 0:
-                CheckpointPlace(self._checkpoints).remove_all()
+            place = CheckpointPlace(self._checkpoints)
+            if self._worker.rank == 0 and place.names():
+                self._worker.check_lease()
+                place.remove_all()
             return None
         self._engine.load_state({**checkpoint.tensors, "steps": checkpoint.step})
         self._task.results.update(checkpoint.data["results"])

@@ -67,14 +67,54 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path, caplog, file, dam
     assert file in caplog.text
 
 
-@pytest.mark.parametrize("manifest", [None, "{", '{"schema_version": 99, "files": {}}', "[]"])
-def test_a_checkpoint_without_a_manifest_that_can_be_read_is_none(tmp_path, caplog, manifest):
+@pytest.mark.parametrize("manifest", [None, ""])
+def test_a_checkpoint_that_was_never_finished_is_none(tmp_path, caplog, manifest):
     newest = write(tmp_path, 1)
     (newest / "manifest.json").unlink()
     if manifest is not None:
         (newest / "manifest.json").write_text(manifest)
     assert load_newest(tmp_path) is None
     assert newest.name in caplog.text
+
+
+OTHER_SCHEMA = '{"schema_version": 99, "files": {}}'
+
+
+@pytest.mark.parametrize("manifest", ["{", OTHER_SCHEMA, "[]"])
+def test_where_no_checkpoint_can_be_read_that_is_told_and_nothing_is_removed(tmp_path, manifest):
+    paths = [write(tmp_path, step) for step in (1, 2)]
+    for path in paths:
+        (path / "manifest.json").write_text(manifest)
+    for identity in (None, "one"):
+        with pytest.raises(RunProblem, match=rf"none that .* step-00000001-1: its .* remove {tmp_path} first") as found:
+            load_newest(tmp_path, identity)
+        assert found.value.code == "checkpoint/unreadable"
+    assert all(path.exists() for path in paths)
+
+
+def test_a_checkpoint_of_another_version_is_passed_over_and_never_removed(tmp_path, caplog):
+    others = [write(tmp_path, step, keep=3) for step in (1, 2, 9)]
+    for path in others:
+        (path / "manifest.json").write_text(OTHER_SCHEMA)
+    for step in (4, 5, 6):
+        write(tmp_path, step)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.step == 6
+    assert "its schema version is 99" in caplog.text
+    assert steps(tmp_path) == [5, 6]
+    CheckpointPlace(tmp_path).remove_all()
+    assert [path for path in tmp_path.iterdir() if path not in others] == []
+    assert all(path.exists() for path in others)
+
+
+def test_of_checkpoints_of_several_identities_the_newest_of_the_wanted_one_is_read(tmp_path):
+    for step, identity in ((1, "one"), (2, "other")):
+        write_checkpoint(tmp_path, step, TENSORS, {"identity": identity})
+    found = load_newest(tmp_path, "one")
+    assert found is not None
+    assert found.step == 1
+    assert load_newest(tmp_path, "third") is None
 
 
 def test_only_the_newest_and_the_pinned_are_kept(tmp_path):
@@ -170,8 +210,9 @@ def test_one_that_a_person_pinned_is_spared(tmp_path):
     for step in range(2, 5):
         write(tmp_path, step, keep=1)
     assert steps(tmp_path) == [1, 4]
-    CheckpointPlace(tmp_path).remove_all(but_pinned=True)
+    CheckpointPlace(tmp_path).remove_all()
     assert steps(tmp_path) == [1]
+    (tmp_path / "step-00000001-1" / "pinned").unlink()
     CheckpointPlace(tmp_path).remove_all()
     assert not tmp_path.exists()
 

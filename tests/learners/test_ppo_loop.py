@@ -536,6 +536,39 @@ def test_activation_checkpointing_computes_each_layer_twice_for_a_gradient(run, 
     assert len(forwards) == passes * len(gradients)
 
 
+@pytest.mark.parametrize("version", [1, 99])
+def test_where_no_checkpoint_can_be_read_the_run_stops_and_removes_nothing(run, whole, version):
+    lost = run(checkpoint_every=1)
+    with pytest.raises(Interrupted):
+        lost.train(stop_after=2)
+    manifests = sorted(lost.directory.glob("checkpoints/*/manifest.json"))
+    assert len(manifests) == 2
+    contents = [manifest.read_text() for manifest in manifests]
+    for manifest in manifests:
+        manifest.write_text(json.dumps({"schema_version": version}))
+    with pytest.raises(RunProblem, match=r"none that can be gone on from .* to begin the stage anew on purpose"):
+        lost.train()
+    for manifest, content in zip(manifests, contents, strict=True):
+        manifest.write_text(content)
+    lost.train()
+    assert [row["step"] for row in lost.metrics()] == [1, 2, 3, 4]
+    assert equal(lost.weights("policy"), whole.weights("policy"))
+
+
+def test_a_pinned_checkpoint_of_other_inputs_is_neither_continued_nor_removed_nor_in_the_way(run, whole):
+    changed = run()
+    with pytest.raises(Interrupted):
+        changed.train(stop_after=3, identity="before the change")
+    [*_, pinned] = checkpoint.list_complete(changed.directory / "checkpoints")
+    (pinned / "pinned").touch()
+    with pytest.raises(Interrupted):
+        changed.train(stop_after=1)
+    assert [path.name for path in checkpoint.list_complete(pinned.parent)] == ["step-00000001-1", pinned.name]
+    assert changed.train()["attempt"] == 1
+    assert [row["step"] for row in changed.metrics()] == [1, 2, 3, 4]
+    assert equal(changed.weights("policy"), whole.weights("policy"))
+
+
 def test_a_checkpoint_of_other_inputs_is_not_continued(run, whole):
     changed = run()
     with pytest.raises(Interrupted):
