@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pyarrow import fs
@@ -137,24 +137,25 @@ class CheckpointPlace:
     @contextmanager
     def write(self, name: str, may_commit: Callable[[], None] = lambda: None) -> Iterator[Path]:
         """A local directory to write the files of the new checkpoint `name` into; what was written when the block ends
-        well becomes one. Otherwise, or where a file does not arrive, nothing is left. Raises OSError, and what
-        `may_commit` raises, which is called just before the manifest is written."""
-        try:
+        well becomes one. Otherwise, or where a file does not arrive, nothing is left. Raises OSError, also where somebody
+        else has taken the name, and what `may_commit` raises, which is called just before the manifest is written, and
+        before anything is removed."""
+        with ExitStack() as block:
             if self.is_local:
                 directory = Path(self._path(name))
-                directory.mkdir(parents=True)
+                directory.mkdir(parents=True)  # who fails here removes nothing: the directory is another one's
+            else:
+                directory = Path(block.enter_context(tempfile.TemporaryDirectory(prefix="checkpoint-")))
+            try:
                 yield directory
                 self._commit(name, directory, may_commit)
-            else:
-                with tempfile.TemporaryDirectory(prefix="checkpoint-") as temporary:
-                    yield Path(temporary)
-                    self._commit(name, Path(temporary), may_commit)
-        except RunProblem:
-            raise  # who may not commit removes nothing either: whoever took over may use the name
-        except Exception:
-            with suppress(OSError):  # no checkpoint without a manifest, and the space is needed
-                self.remove(name)
-            raise
+            except RunProblem:
+                raise  # who may not commit removes nothing either: whoever took over may use the name
+            except Exception:
+                may_commit()
+                with suppress(OSError):  # no checkpoint without a manifest, and the space is needed
+                    self.remove(name)
+                raise
 
     def _commit(self, name: str, directory: Path, may_commit: Callable[[], None]) -> None:
         files = {}

@@ -135,6 +135,17 @@ def test_the_same_step_again_is_a_new_directory_and_the_later_wins(tmp_path):
     assert found.data == {"later": True}
 
 
+def test_who_comes_late_to_a_name_harms_nothing_of_the_checkpoint_that_has_it(tmp_path, monkeypatch):
+    """As a holder that stood still between looking for a name and taking it, and was succeeded meanwhile."""
+    first = write(tmp_path, 5)
+    monkeypatch.setattr(CheckpointPlace, "fresh", lambda place, step: first.name)
+    with pytest.raises(RunProblem, match="the checkpoint of step 5 was not written: .*File exists"):
+        write_checkpoint(tmp_path, 5, TENSORS, {"later": True})
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.data == {"step": 5, "beta": 0.02}
+
+
 def test_remains_of_a_crash_do_not_count_towards_those_kept_and_go_when_they_are_old(tmp_path):
     write(tmp_path, 1)
     crashed = tmp_path / "step-00000002-1"
