@@ -40,6 +40,8 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     data: dict[str, Any]
     tables: dict[str, pa.Table]
+    passed_over: frozenset[str] = frozenset()
+    """Names of newer ones that cannot be read, of which `write_checkpoint` is to know."""
 
 
 def write_checkpoint(
@@ -50,16 +52,17 @@ def write_checkpoint(
     tables: Mapping[str, pa.Table] | None = None,
     keep: int = 2,
     pinned: Collection[int] = (),
+    unreadable: Collection[str] = (),
     may_commit: Callable[[], None] = lambda: None,
 ) -> Path | str:
     """Writes one checkpoint below `root` and returns its path or address; one process of a group calls this.
 
     `tensors` are groups of tensors by name (one safetensors file a group), `data` is plain JSON, `tables` go to
     Parquet. Afterwards only the `keep` newest complete checkpoints remain, those of the steps in `pinned`, those in
-    whose directory a person put a file named `pinned`, and those of another version of the program. `may_commit` raises
-    where this process may not write any more; it is called just before the manifest is written, because large files
-    take minutes. Raises RunProblem where the disk is full, or disk or store refuses; earlier checkpoints are then
-    untouched.
+    whose directory a person put a file named `pinned`, and those of another version of the program; those known to be
+    `unreadable`, by name, are not counted. `may_commit` raises where this process may not write any more; it is called
+    just before the manifest is written, because large files take minutes. Raises RunProblem where the disk is full, or
+    disk or store refuses; earlier checkpoints are then untouched.
     """
     place = CheckpointPlace(root)
     name = place.fresh(step)
@@ -73,7 +76,7 @@ def write_checkpoint(
             (directory / "data.json").write_text(json.dumps(data, allow_nan=False))
     except (OSError, SafetensorError) as error:
         raise _problem(place, step, error) from error
-    place.remove_old(name, keep, pinned)
+    place.remove_old(name, keep, pinned, unreadable)
     return place.address(name)
 
 
@@ -105,6 +108,7 @@ def load_newest(root: Root, identity: str | None = None) -> Checkpoint | None:
                     tensors={file.stem: load_file(file) for file in sorted(directory.glob("*.safetensors"))},
                     data=data,
                     tables={file.stem: pq.read_table(file) for file in sorted(directory.glob("*.parquet"))},
+                    passed_over=frozenset(damages),
                 )
         except Damaged as damage:
             log.warning("checkpoint %s is passed over: %s", place.named(name), damage)

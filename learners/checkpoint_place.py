@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -109,6 +109,8 @@ class CheckpointPlace:
         except FileNotFoundError:
             text = b""
         except OSError as error:
+            if self.is_local:  # a disk may fail to read one file of many; a store that answers nothing says nothing
+                raise Damaged(f"{MANIFEST} cannot be read ({one_line(error)})") from error
             raise self._unreachable(error) from error
         if not text:  # opened and not yet written is the same as not there
             raise Unfinished("it has no manifest, so it was never finished")
@@ -117,11 +119,17 @@ class CheckpointPlace:
     @contextmanager
     def read(self, name: str) -> Iterator[Path]:
         """A local directory with the files of a checkpoint, there within the block. Raises Damaged where one differs
-        from the manifest, RunProblem where the store, or a disk for what it sends, refuses."""
+        from the manifest, or this machine's disk does not read it; RunProblem where the store, or a disk for what it
+        sends, refuses."""
         files = self.files(name)
         if self.is_local:
             directory = Path(self._path(name))
-            _check(files, {file: sha256_of(directory / file) for file in files})
+            for file, digest in files.items():
+                try:
+                    found = sha256_of(directory / file)
+                except OSError as error:
+                    raise Damaged(f"{file} cannot be read ({one_line(error)})") from error
+                _check(file, digest, found)
             yield directory
             return
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as temporary:
@@ -131,15 +139,15 @@ class CheckpointPlace:
                     found = fetch(self._filesystem, self._path(name, file), directory / file)
                 except OSError as error:
                     raise self._unreachable(error) from error
-                _check({file: digest}, {file: found})
+                _check(file, digest, found)
             yield directory
 
     @contextmanager
     def write(self, name: str, may_commit: Callable[[], None] = lambda: None) -> Iterator[Path]:
         """A local directory to write the files of the new checkpoint `name` into; what was written when the block ends
-        well becomes one. Otherwise, or where a file does not arrive, nothing is left. Raises OSError, also where somebody
-        else has taken the name, and what `may_commit` raises, which is called just before the manifest is written, and
-        before anything is removed."""
+        well becomes one. Otherwise, or where a file does not arrive, nothing is left. Raises OSError, also where
+        somebody else has taken the name, and what `may_commit` raises, which is called just before the manifest is
+        written, and before anything is removed."""
         with ExitStack() as block:
             if self.is_local:
                 directory = Path(self._path(name))
@@ -207,13 +215,17 @@ class CheckpointPlace:
                 f"{self.named()}: checkpoints could not be removed ({one_line(error)}).", "checkpoint/write"
             ) from error
 
-    def remove_old(self, newest: str, keep: int, steps: Collection[int]) -> None:
-        """Removes what is older than `newest`, which is whole: all but the `keep` newest that are, those of `steps`,
-        those that a person pinned and those of another version of the program. What cannot be removed is left, with a
-        warning."""
+    def remove_old(
+        self, newest: str, keep: int, steps: Collection[int], unreadable: Collection[str] = frozenset()
+    ) -> None:
+        """Removes what is older than `newest`, which is whole: all but the `keep` newest that are, itself included,
+        those of `steps`, those that a person pinned and those of another version of the program. Pinned ones, and those
+        that are known to be `unreadable`, whose sizes alone may be right, are not counted. What cannot be removed is
+        left, with a warning."""
         try:
-            complete = self.complete()
-            spared = {newest, *complete[-keep:], *(name for name in complete if key(name)[0] in steps)}
+            complete = [name for name in self.complete() if name not in unreadable and key(name) <= key(newest)]
+            counted = [name for name in complete if not self.is_pinned(name)]
+            spared = {newest, *counted[-keep:], *(name for name in complete if key(name)[0] in steps)}
             for name in self.names():
                 if name not in spared and key(name) < key(newest) and not self._is_spared(name):
                     self.remove(name)
@@ -274,10 +286,9 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    for file, digest in expected.items():
-        if found[file] != digest:
-            raise Damaged(f"{file} is damaged: its content is not what was written")
+def _check(file: str, expected: str, found: str) -> None:
+    if found != expected:
+        raise Damaged(f"{file} is damaged: its content is not what was written")
 
 
 def _flush(path: Path) -> None:

@@ -124,6 +124,8 @@ class _PpoLoop:
         self._policy, self._value = policy, value
         self._tokenizer = load_tokenizer(job.tokenizer)
         self._checkpoints = checkpoints_of(job.directory, job.stored)
+        self._unreadable: frozenset[str] = frozenset()
+        """Names of checkpoints that could not be gone on from."""
         self._reporter = Reporter(worker, "ppo", settings.updates, "updates")
         self._first = worker.rank == 0
         pretraining = _pretraining(job, policy.module) if settings.ptx_coefficient > 0 else None
@@ -368,6 +370,7 @@ class _PpoLoop:
             parts = {moment: tensors[f"{name}-{moment}"] for moment in ("weights", *MOMENTS)}
             engine.load_state({**parts, "steps": data["steps"][name]})
         self._average.weights = dict(tensors["ema"])
+        self._unreadable = checkpoint.passed_over
         self._progress.update = checkpoint.step
         self._progress.kl_coefficient = data["kl_coefficient"]
         self._progress.stopped_by = data["stopped_by"]
@@ -416,6 +419,7 @@ class _PpoLoop:
                 {"episodes": episodes},
                 keep=self._settings.checkpoints_kept,
                 pinned=self._held_out.best.updates,
+                unreadable=self._unreadable,
                 may_commit=self._worker.check_lease,
             )
             self._held_out.best.forget_others()

@@ -78,6 +78,8 @@ class SupervisedLoop:
         self._checkpoints = checkpoints_of(directory, stored)
         self._checkpoint_seconds = checkpoint_seconds
         self._tracked = tracked
+        self._unreadable: frozenset[str] = frozenset()
+        """Names of checkpoints that could not be gone on from."""
         self._step = 0
         self._reporter = Reporter(worker, task.stage, task.total_steps, "steps")
         self._values: dict[str, float] = {}
@@ -171,7 +173,7 @@ class SupervisedLoop:
             return None
         self._engine.load_state({**checkpoint.tensors, "steps": checkpoint.step})
         self._task.results.update(checkpoint.data["results"])
-        self._step = checkpoint.step
+        self._step, self._unreadable = checkpoint.step, checkpoint.passed_over
         return checkpoint.data["owed"]
 
     def _save(self, owed: dict[str, float] | None) -> None:
@@ -183,7 +185,14 @@ class SupervisedLoop:
             if self._stored is not None:  # who goes on from the checkpoint elsewhere needs exports and figures
                 self._stored.push(self._worker.check_lease)
                 self._worker.check_lease()
-            write_checkpoint(self._checkpoints, self._step, groups, data, may_commit=self._worker.check_lease)
+            write_checkpoint(
+                self._checkpoints,
+                self._step,
+                groups,
+                data,
+                unreadable=self._unreadable,
+                may_commit=self._worker.check_lease,
+            )
         dist.barrier()
 
 

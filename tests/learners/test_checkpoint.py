@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from corpus.problems import RunProblem
+from learners import checkpoint_place
 from learners.checkpoint import list_complete, load_newest, write_checkpoint
 from learners.checkpoint_place import CheckpointPlace
 
@@ -65,6 +67,60 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path, caplog, file, dam
     assert found.step == 1
     assert newest.name in caplog.text
     assert file in caplog.text
+
+
+@pytest.mark.parametrize("file", ["policy.safetensors", "manifest.json"])
+def test_a_file_that_the_disk_does_not_read_is_passed_over_too(tmp_path, monkeypatch, caplog, file):
+    write(tmp_path, 1)
+    newest = write(tmp_path, 2)
+    sha256_of, manifest = checkpoint_place.sha256_of, CheckpointPlace._manifest
+    broken = [newest]
+
+    def failing(path):
+        if path in [directory / file for directory in broken]:
+            raise OSError(errno.EIO, "Input/output error")
+        return sha256_of(path)
+
+    class Disk:
+        """A file system that does not read what is broken."""
+
+        def __init__(self, real):
+            self._real = real
+
+        def open_input_stream(self, inner, compression):
+            failing(Path(inner))
+            return self._real.open_input_stream(inner, compression=compression)
+
+    def reading(place, name):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place, "_filesystem", Disk(place._filesystem))
+            return manifest(place, name)
+
+    monkeypatch.setattr(checkpoint_place, "sha256_of", failing)
+    monkeypatch.setattr(CheckpointPlace, "_manifest", reading)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert found.passed_over == {newest.name}
+    assert f"{newest.name} is passed over: {file} cannot be read ([Errno 5] Input/output error)" in caplog.text
+    broken.append(tmp_path / "step-00000001-1")
+    with pytest.raises(RunProblem, match="there are checkpoints, but none"):
+        load_newest(tmp_path)
+
+
+def test_one_whose_content_is_wrong_does_not_displace_the_last_good_one(tmp_path):
+    write(tmp_path, 1)
+    damaged = write(tmp_path, 2) / "data.json"
+    damaged.write_text(damaged.read_text().replace("2", "3"))
+    found = load_newest(tmp_path)
+    assert found is not None
+    write(tmp_path, 3, unreadable=found.passed_over)
+    assert steps(tmp_path) == [1, 3]
+    pinned = write(tmp_path, 4, keep=3)
+    (pinned / "pinned").touch()
+    write(tmp_path, 9, keep=3)
+    write(tmp_path, 5, keep=3)
+    assert steps(tmp_path) == [1, 3, 4, 5, 9], "neither a pinned one nor a later one counts"
 
 
 @pytest.mark.parametrize("manifest", [None, ""])
@@ -139,7 +195,7 @@ def test_who_comes_late_to_a_name_harms_nothing_of_the_checkpoint_that_has_it(tm
     """As a holder that stood still between looking for a name and taking it, and was succeeded meanwhile."""
     first = write(tmp_path, 5)
     monkeypatch.setattr(CheckpointPlace, "fresh", lambda place, step: first.name)
-    with pytest.raises(RunProblem, match="the checkpoint of step 5 was not written: .*File exists"):
+    with pytest.raises(RunProblem, match=r"the checkpoint of step 5 was not written: .*File exists"):
         write_checkpoint(tmp_path, 5, TENSORS, {"later": True})
     found = load_newest(tmp_path)
     assert found is not None

@@ -330,6 +330,20 @@ def test_where_the_newest_checkpoint_is_damaged_and_the_best_went_with_it_anothe
     assert each.weights("best")
 
 
+def test_a_checkpoint_that_could_not_be_read_does_not_displace_the_one_that_was_gone_on_from(run):
+    each = run(checkpoint_every=1, evaluate_every=100)
+    with pytest.raises(RunProblem, match="the power went out"):
+        each.train(spoil=die_at(2, checkpoints=2))
+    shard = each.directory / "checkpoints" / "step-00000002-1" / "ema.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(RunProblem, match="the power went out"):
+        each.train(spoil=die_at(2, checkpoints=1))
+    kept = checkpoint.list_complete(each.directory / "checkpoints")
+    assert [path.name for path in kept] == ["step-00000001-1", "step-00000002-2"]
+
+
 def test_an_evaluation_that_is_no_number_ends_the_run(run):
     each = run(updates=2, evaluate_every=1)
     for _ in range(2):  # the checkpoint that it leaves does not take the evaluation for made
