@@ -40,6 +40,8 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     data: dict[str, Any]
     tables: dict[str, pa.Table]
+    manifest_sha256: str = ""
+    """SHA-256 (hex) of what its manifest says of its files."""
     passed_over: frozenset[str] = frozenset()
     """Names of newer ones that cannot be read, of which `write_checkpoint` is to know."""
 
@@ -108,6 +110,7 @@ def load_newest(root: Root, identity: str | None = None) -> Checkpoint | None:
                     tensors={file.stem: load_file(file) for file in sorted(directory.glob("*.safetensors"))},
                     data=data,
                     tables={file.stem: pq.read_table(file) for file in sorted(directory.glob("*.parquet"))},
+                    manifest_sha256=place.content_of(name),
                     passed_over=frozenset(damages),
                 )
         except Damaged as damage:

@@ -102,6 +102,10 @@ class CheckpointPlace:
                 raise Damaged(f"{file} is damaged: it has {sizes[file]:,} bytes, not {size_bytes:,}")
         return {file: digest for file, (_, digest) in expected.items()}
 
+    def content_of(self, name: str) -> str:
+        """SHA-256 (hex) over the names and hashes of a checkpoint's files. Raises what `files` does."""
+        return hashlib.sha256(json.dumps(self.files(name), sort_keys=True).encode()).hexdigest()
+
     def _manifest(self, name: str) -> bytes:
         try:
             with self._filesystem.open_input_stream(self._path(name, MANIFEST), compression=None) as stream:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch.distributed as dist
 from torch import Tensor
 
 from actors.attempts import DIRECTORY as ATTEMPTS
@@ -27,8 +26,9 @@ from corpus import logs
 from corpus.problems import RunProblem
 from corpus.schemas import read_table
 from corpus.stored_directory import StoredDirectory
+from learners.agreed_checkpoint import load_agreed
 from learners.answers import Answers, has_come
-from learners.checkpoint import Checkpoint, load_newest, write_checkpoint
+from learners.checkpoint import Checkpoint, write_checkpoint
 from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.ema import WeightAverage
 from learners.engine import MOMENTS, Engine, EngineSettings
@@ -335,8 +335,7 @@ class _PpoLoop:
 
     def _resume(self) -> None:
         """Begin an attempt: from the newest checkpoint of the same inputs, or, where there is none, from nothing."""
-        checkpoint = load_newest(self._checkpoints, self._job.identity)
-        dist.barrier()  # every rank has looked for one
+        checkpoint = load_agreed(self._checkpoints, self._job.identity)
         number = 0
         if self._first:
             self._worker.check_lease()

@@ -21,7 +21,8 @@ from torch import Tensor
 from actors.telemetry import Telemetry
 from corpus.problems import RunProblem
 from corpus.stored_directory import StoredDirectory
-from learners.checkpoint import load_newest, write_checkpoint
+from learners.agreed_checkpoint import load_agreed
+from learners.checkpoint import write_checkpoint
 from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.engine import MOMENTS, Engine
 from learners.exported_figures import ExportedFigures
@@ -163,8 +164,7 @@ class SupervisedLoop:
     def _resume(self) -> dict[str, float] | None:
         """Goes to the newest checkpoint; returns the figures of its step where `after_step` is still to follow it."""
         self._reporter.report(0, now=True)
-        checkpoint = load_newest(self._checkpoints, self._identity)
-        dist.barrier()  # every rank has looked for one
+        checkpoint = load_agreed(self._checkpoints, self._identity)
         if checkpoint is None:
             place = CheckpointPlace(self._checkpoints)
             if self._worker.rank == 0 and place.names():
