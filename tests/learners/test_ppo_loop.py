@@ -14,7 +14,7 @@ import torch
 from recording_worker import RecordingWorker
 from safetensors.torch import load_file
 from toy_ppo import OPTIMIZER, TEMPERATURE, job_of, plan_of, settings_of, write_given
-from toy_rollouts import DirectRay, Handle, ToyConductor, stream_of
+from toy_rollouts import DirectRay, Handle, Late, ToyConductor, stream_of
 
 from corpus.problems import RunProblem
 from evaluation.audit import audit_run
@@ -155,6 +155,71 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights_bit_for_bit(run, whol
     assert [{key: slots[slot][key] for key in TOLD} for slot in range(32)] == [
         {key: others[slot][key] for key in TOLD} for slot in range(32)
     ]
+
+
+def wait_at(batch: int, evaluations: bool = True) -> Callable[[Run], None]:
+    """A spoiler: half of batch `batch` never comes, and, without `evaluations`, no held-out evaluation ends."""
+
+    def spoil(run: Run) -> None:
+        take, publish = run.stream.take, run.conductor.publish
+
+        async def late(number: int, timeout_s: float, attempt: int):
+            return Late() if number == batch else await take(number, timeout_s, attempt)
+
+        async def filling_half(attempt: int, update: int, *rest):
+            if update == batch:
+                run.conductor.chunks = 1
+            return await publish(attempt, update, *rest)
+
+        async def never(*_):
+            return Late()
+
+        run.stream.take, run.conductor.publish = late, filling_half
+        if not evaluations:
+            run.conductor.evaluate = never
+
+    return spoil
+
+
+@pytest.mark.parametrize("batch", [0, 2, 3])
+@pytest.mark.parametrize("questions", [1, 3])
+def test_a_stop_while_a_batch_is_waited_for_saves_at_once_and_costs_no_bit(run, whole, batch, questions):
+    stopped = run(checkpoint_every=100)
+    with pytest.raises(Interrupted, match=f"ppo, update {batch} of 4"):
+        stopped.train(stop_after=batch + questions, spoil=wait_at(batch, evaluations=False))
+    [saved] = (stopped.directory / "checkpoints").iterdir()
+    assert saved.name == f"step-{batch:08d}-1"
+    assert pq.read_table(saved / "episodes.parquet").num_rows == 4  # half a batch waits
+    stopped.train()
+    assert [row["step"] for row in stopped.metrics()] == [1, 2, 3, 4]
+    assert stopped.evaluated() == [2, 4]  # that of update 2 was under way each time
+    for name in ("policy", "ema", "value", "best"):
+        assert equal(stopped.weights(name), whole.weights(name)), name
+    slots, others = stopped.episodes(), whole.episodes()
+    assert [{key: slots[slot][key] for key in TOLD} for slot in range(32)] == [
+        {key: others[slot][key] for key in TOLD} for slot in range(32)
+    ]
+
+
+def test_a_stop_does_not_wait_for_held_out_evaluations_and_they_are_made_again_under_their_own_weights(run, whole):
+    stopped = run(checkpoint_every=4)
+    with pytest.raises(Interrupted, match="ppo, update 3 of 4"):
+        stopped.train(stop_after=3, spoil=wait_at(9, evaluations=False))
+    assert not (stopped.directory / "evaluations.jsonl").exists()
+    stopped.train()
+    assert stopped.evaluated() == [2, 4]
+    for update in (2, 4):
+        assert equal(stopped.conductor.averages[update], whole.conductor.averages[update])
+    assert equal(stopped.weights("best"), whole.weights("best"))
+
+
+def test_a_stop_is_heeded_while_a_checkpoint_waits_for_an_evaluation(run, whole):
+    stopped = run()
+    with pytest.raises(Interrupted, match="ppo, update 2 of 4"):
+        stopped.train(stop_after=4, spoil=wait_at(9, evaluations=False))
+    stopped.train()
+    assert stopped.evaluated() == [2, 4]
+    assert equal(stopped.weights("policy"), whole.weights("policy"))
 
 
 @pytest.mark.slow
@@ -350,7 +415,7 @@ def test_an_evaluation_that_is_no_number_ends_the_run(run):
         with pytest.raises(RunProblem, match=r"EMA policy of update 1 has a held-out reward of nan and a KL"):
             each.train(spoil=found({1: float("nan"), 2: 1.0}))
     assert each.train(spoil=found({1: 0.5, 2: 1.0}))["best"] == {"update": 2, "objective": 1.0}
-    assert each.evaluated() == [2]  # what is no number was never written down
+    assert each.evaluated() == [1, 2]  # what is no number was never written down
 
 
 @pytest.mark.parametrize("where", ["the last evaluation", "the export"])
