@@ -239,6 +239,11 @@ SYMPTOMS = (
                 "Another process writes to this run and lives.",
                 "Stop it (`amenable stop RUN` for a job), or give another `--run`.",
             ),
+            Code(
+                "storage/locked",
+                "Another process does not let go of a lock of the run.",
+                "Look whether the process named, or the file system, hangs.",
+            ),
             Code("lease/lost", "A newer attempt has taken the run over.", "Nothing: the newer one goes on."),
             Code(
                 "lease/unusable",
