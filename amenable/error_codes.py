@@ -243,6 +243,11 @@ SYMPTOMS = (
                 "Another process writes to this run and lives.",
                 "Stop it (`amenable stop RUN` for a job), or give another `--run`.",
             ),
+            Code(
+                "storage/locked",
+                "Another process does not let go of a lock of the run.",
+                "Look whether the process named, or the file system, hangs.",
+            ),
             Code("lease/lost", "A newer attempt has taken the run over.", "Nothing: the newer one goes on."),
             Code(
                 "lease/unusable",
@@ -438,8 +443,8 @@ SYMPTOMS = (
             ),
             Code(
                 "checkpoint/unreadable",
-                "A checkpoint cannot be read, or is of another model.",
-                "The same command takes an earlier one where there is one.",
+                "No checkpoint can be read, or it is of another model.",
+                "Put back what is named; to begin the stage anew, remove its checkpoints.",
             ),
             Code("stage/incomplete", "A stage lacks what it should have written.", "Run the stage named again."),
             Code("stage/not-finite", "A stage found a value that is no number.", "Look at its metrics."),

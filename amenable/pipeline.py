@@ -222,12 +222,13 @@ def _run_stage(context: Context, stage: Stage) -> StageSummary:
 
 
 def _remove_what_only_continues(context: Context, spec: StageSpec) -> None:
-    """What resists takes room, and harms nothing. Checkpoints that a person pinned stay."""
+    """What resists takes room, and harms nothing. Checkpoints that a person pinned stay, and those of another version
+    of the program."""
     for name in ONLY_TO_CONTINUE:
         if name != CHECKPOINTS:
             shutil.rmtree(spec.directory / name, ignore_errors=True)
     try:
-        CheckpointPlace(checkpoints_of(spec.directory, context.run.stored)).remove_all(but_pinned=True)
+        CheckpointPlace(checkpoints_of(spec.directory, context.run.stored)).remove_all()
     except RunProblem as problem:
         context.progress.note(str(problem))
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from actors.telemetry import Telemetry
 from corpus.problems import RunProblem
 from corpus.stored_directory import StoredDirectory
-from learners.checkpoint import load_newest, write_checkpoint
+from learners.agreed_checkpoint import load_agreed
+from learners.checkpoint import write_checkpoint
 from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.engine import MOMENTS, Engine
 from learners.exported_figures import ExportedFigures
@@ -56,8 +57,9 @@ class Task(Protocol):
 class SupervisedLoop:
     """Trains `task` on `engine`, writing metrics and checkpoints below `directory`.
 
-    A checkpoint of the same `identity` (a hash of all that the job reads) is continued; of another it is removed. Where
-    an object store keeps the run, `stored` says so: checkpoints go there, and before each all that they refer to.
+    A checkpoint of the same `identity` (a hash of all that the job reads) is continued; of others all are removed
+    that no person pinned. Where an object store keeps the run, `stored` says so: checkpoints go there, and before each
+    all that they refer to.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class SupervisedLoop:
         self._checkpoints = checkpoints_of(directory, stored)
         self._checkpoint_seconds = checkpoint_seconds
         self._tracked = tracked
+        self._unreadable: frozenset[str] = frozenset()
+        """Names of checkpoints that could not be gone on from."""
         self._step = 0
         self._reporter = Reporter(worker, task.stage, task.total_steps, "steps")
         self._values: dict[str, float] = {}
@@ -160,17 +164,16 @@ class SupervisedLoop:
     def _resume(self) -> dict[str, float] | None:
         """Goes to the newest checkpoint; returns the figures of its step where `after_step` is still to follow it."""
         self._reporter.report(0, now=True)
-        checkpoint = load_newest(self._checkpoints)
+        checkpoint = load_agreed(self._checkpoints, self._identity)
         if checkpoint is None:
-            return None
-        if checkpoint.data["identity"] != self._identity:
-            dist.barrier()  # every rank has read it
-            if self._worker.rank == 0:
-                CheckpointPlace(self._checkpoints).remove_all()
+            place = CheckpointPlace(self._checkpoints)
+            if self._worker.rank == 0 and place.names():
+                self._worker.check_lease()
+                place.remove_all()
             return None
         self._engine.load_state({**checkpoint.tensors, "steps": checkpoint.step})
         self._task.results.update(checkpoint.data["results"])
-        self._step = checkpoint.step
+        self._step, self._unreadable = checkpoint.step, checkpoint.passed_over
         return checkpoint.data["owed"]
 
     def _save(self, owed: dict[str, float] | None) -> None:
@@ -182,7 +185,14 @@ class SupervisedLoop:
             if self._stored is not None:  # who goes on from the checkpoint elsewhere needs exports and figures
                 self._stored.push(self._worker.check_lease)
                 self._worker.check_lease()
-            write_checkpoint(self._checkpoints, self._step, groups, data, may_commit=self._worker.check_lease)
+            write_checkpoint(
+                self._checkpoints,
+                self._step,
+                groups,
+                data,
+                unreadable=self._unreadable,
+                may_commit=self._worker.check_lease,
+            )
         dist.barrier()
 
 
