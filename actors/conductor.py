@@ -3,6 +3,8 @@
 Invariants:
 - A version is admitted at the stream only after every generator that serves holds it and the probe's sequences, scored
   by engine and learner, agreed. A checksum over the buffer does not see a mapping bug; the probe does.
+- Before a version is admitted, nothing is leased any more to a generator that was given up or is to leave: it has not
+  got it, and could write slots of it with older weights.
 - Whoever joins, or comes back from the dead, loads the newest version and passes its probe before it leases.
 - Every wait has a deadline, and its error names what was awaited and who owed it. An actor that died is named at once.
 """
@@ -150,6 +152,7 @@ class Conductor:
                     present = self._present = Published((attempt, update), probe)
                     await self._refit(list(self._fleet.generators.living), present, reference, offer)
                 await self._fleet.until(lambda: bool(present.fits), f"a generator to hold weights {present.label}")
+                await self._fleet.generators.departed()
                 admission = self._stream.advance.remote(attempt, update)
                 await self._within(admission, "the episode stream", f"admit the slots of weights {present.label}")
                 self._fleet.generators.fleet.admit(present.version)

@@ -319,11 +319,14 @@ class RolloutGenerator:
         future = work.stream.lease.remote(self._name, chunks, LEASE_WAIT_S).future()
         future.add_done_callback(lambda done: self._commands.put(("own", lambda: self._admit(done, work), Future())))
 
-    def _admit(self, leased: "Future[list[Chunk]]", work: Work) -> None:
+    def _admit(self, leased: "Future[list[Chunk] | None]", work: Work) -> None:
         if work is not self._work:
             return  # of work that is over: its stream is gone or going, and what the call came to is nobody's concern
+        chunks = leased.result()
+        if chunks is None:
+            return  # it is to leave: asking again would be answered so again, at once
         self._leasing = False
-        for chunk in leased.result():
+        for chunk in chunks:
             self._abandon_but(chunk.attempt)
             opened = self._open.add(chunk)
             for request in opened.requests(work.sampling) if opened is not None else ():

@@ -5,6 +5,7 @@ Invariants, whatever the order of leases, deliveries, expiries and restarts:
   by weights older than version k − max_staleness.
 - A slot is accepted at most once; a second delivery, or one of an older attempt, changes nothing.
 - A slot that was leased and did not come back is leased again; none is lost.
+- Nothing is leased to a holder that is excluded: it may miss the weights that admit further slots.
 - Batches are trained in order, each once: batch k holds slots [k·batch_size, (k+1)·batch_size) and nothing else.
 - Whoever acts for an attempt that is not the present one is refused, and after a restart nothing is leased until the
   engines hold weights of the new attempt: until then they hold weights that may have been rolled back.
@@ -82,6 +83,7 @@ class Ledger:
         """Batches trained when the present attempt began."""
         self._waits_for_weights = False
         self._leases: dict[int, Lease] = {}
+        self._excluded: set[str] = set()
         self._accepted: dict[int, int] = {}
         """By slot that is accepted and not trained: the attempt it was generated in."""
         self._trained_from: Counter[int] = Counter()
@@ -101,8 +103,8 @@ class Ledger:
 
     def lease(self, holder: str, chunks: int, now: float, seconds: float) -> list[Lease]:
         """Up to `chunks` leases, lowest slots first; an expired lease counts as free. None before the engines hold
-        weights of the present attempt."""
-        if self._waits_for_weights:
+        weights of the present attempt, and none to a holder that is excluded."""
+        if self._waits_for_weights or holder in self._excluded:
             return []
         granted = []
         for chunk in range(self.trained * self.batch_size // self.chunk_size, self.admitted // self.chunk_size):
@@ -126,8 +128,17 @@ class Ledger:
         """When the first of the leases ends, in Unix seconds; None where nothing is leased."""
         return min((lease.deadline for lease in self._leases.values()), default=None)
 
+    def exclude(self, holder: str) -> None:
+        """Lease nothing more to `holder`, over restarts too. What it has leased stays with it."""
+        self._excluded.add(holder)
+
+    def excludes(self, holder: str) -> bool:
+        """Whether nothing is leased to `holder` any more."""
+        return holder in self._excluded
+
     def release(self, holder: str) -> int:
-        """Free what `holder` has leased (it died, or stopped). Returns how many chunks became free."""
+        """Exclude `holder` and free what it has leased (it died, or stopped). Returns how many chunks became free."""
+        self.exclude(holder)
         held = [chunk for chunk, lease in self._leases.items() if lease.holder == holder]
         for chunk in held:
             del self._leases[chunk]

@@ -175,7 +175,9 @@ class SimulatedGenerator:
             if not lease.done():  # the stage is over: nobody writes what it is given yet
                 lease.cancel()
                 break
-            chunks: list[Chunk] = lease.result()
+            chunks: list[Chunk] | None = lease.result()
+            if chunks is None:
+                break
             if chunks:
                 self.observed.lease_s.append(time.perf_counter() - began)
             for chunk in chunks:

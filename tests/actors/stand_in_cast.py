@@ -147,16 +147,24 @@ class Scoring:
 
 
 class Stream:
-    """Remembers what was admitted and of which failure it was told."""
+    """Remembers what was admitted and of which failure it was told. It has a gate before it excludes or releases."""
 
     def __init__(self) -> None:
         self.admitted: list[tuple[int, int]] = []
         self.failures: list[BaseException] = []
         self.released: list[str] = []
+        self.excluded: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.silent = self.dead = False
+
+    async def exclude(self, holder: str) -> None:
+        self.excluded.append(holder)
+        await self.gate.wait()
 
     async def release(self, holder: str) -> int:
         self.released.append(holder)
+        await self.gate.wait()
         return 1
 
     async def advance(self, attempt: int, update: int) -> None:

@@ -118,6 +118,24 @@ def test_a_generator_outlives_the_stream_of_work_that_is_over(made):
     assert engine.pending == 0
 
 
+def test_a_generator_that_is_to_leave_asks_for_no_more_and_finishes_what_it_holds(made):
+    generator, engine = made
+    place, following = Place(), Place()
+    generator.work(work(place))
+    engine.held = True
+    place.grant(chunk())
+    until(lambda: len(place.lease.calls) == 2)
+    place.lease.calls[1][1].set_result(None)
+    time.sleep(0.05)
+    engine.held = False
+    until(lambda: place.accept.calls)
+    generator.rest()
+    assert len(place.lease.calls) == 2
+    assert not place.broke.calls
+    generator.work(work(following))
+    until(lambda: following.lease.calls)
+
+
 def test_an_answer_to_a_lease_of_work_that_is_over_is_not_generated(made):
     generator, engine = made
     old, new = Place(), Place()

@@ -247,9 +247,27 @@ def test_a_dead_generators_call_that_still_waits_is_given_nothing(start):
     of_the_dead = stream.later("lease", "dying", 9, 1.0)
     assert waits(of_the_dead)
     assert stream.release("dying") > 0
-    assert of_the_dead.result(30) == []
-    assert stream.lease("dying", 1, 0.0) == []
+    assert of_the_dead.result(30) is None
+    assert stream.lease("dying", 1, 0.0) is None
     assert indices(stream.lease("in its place", 1, 0.0)) == [0, 1]
+
+
+def test_a_generator_that_is_to_leave_is_given_no_slot_of_the_weights_that_it_does_not_get(start):
+    stream = start(staleness=1)
+    [last] = stream.lease("leaving", 1, 0.0)
+    stream.fill("staying")
+    waiting = {holder: stream.later("lease", holder, 1, 30.0) for holder in ("leaving", "staying")}
+    assert all(waits(each) for each in waiting.values())
+    stream.exclude("leaving")
+    assert waiting["leaving"].result(5) is None, "at once"
+    assert stream.deliver(last, "leaving") == CHUNK, "what it holds it may finish"
+    stream.trained(0, 0)
+    stream.advance(0, 1)
+    assert indices(waiting["staying"].result(30)) == [8, 9]
+    assert stream.lease("leaving", 1, 30.0) is None
+    stream.restore(*stream.state(0), 1)
+    stream.advance(1, 1)
+    assert stream.lease("leaving", 1, 30.0) is None, "a restart of the learner brings it no weights either"
 
 
 def test_a_lease_waits_until_further_slots_are_admitted(start):
