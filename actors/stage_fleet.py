@@ -104,9 +104,7 @@ class StageFleet:
         self._enlist_scoring(work)
         self._begin(self._watch())
 
-    def _roster(
-        self, role: str, spec: WorkerSpec | None, prepare: Any, lost: Any = None, leaves: Any = None
-    ) -> Roster:
+    def _roster(self, role: str, spec: WorkerSpec | None, prepare: Any, lost: Any = None, leaves: Any = None) -> Roster:
         return Roster(role, self._settings, spec, prepare, lost, leaves, self.changed, self._failed)
 
     def _enlist_scoring(self, work: Work) -> None:

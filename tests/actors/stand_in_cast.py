@@ -54,6 +54,7 @@ class Generator:
         for each in (self.gate, self.samples_gate, self.idle):
             each.set()
         self.loaded: list[str] = []
+        self.confirmed: list[str] = []
         self.adjusted: list[tuple[int, Any]] = []
         self.worked = self.rested = self.dead = self.silent = False
         self.stalled_s = 0.0
@@ -70,6 +71,9 @@ class Generator:
     async def probe(self, sequences: list[list[int]]) -> list[list[float]]:
         assert sequences == PROBE.sequences
         return [[-1.0, -2.0 + self.off], [-3.0]]
+
+    async def confirm(self, label: str) -> None:
+        self.confirmed.append(label)
 
     async def work(self, work: Work) -> None:
         self.worked = True

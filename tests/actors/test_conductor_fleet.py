@@ -97,6 +97,29 @@ def test_an_engine_that_stands_still_is_given_up_though_its_process_answers(play
     play(scene, settings=QUICK, specs={"generators": spec})
 
 
+def test_a_generator_delivers_under_weights_that_its_own_probe_agreed_with_whatever_others_do(play):
+    spec = Spec(lambda name: Generator())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        right, wrong, slow = each.generators.values()
+        slow.gate.clear()
+        wrong.off = 0.5
+        publishing = asyncio.ensure_future(each.publish(1))
+        await until(lambda: right.confirmed == ["0.0", "0.1"])
+        await turns()
+        assert not publishing.done()
+        slow.gate.set()
+        await publishing
+        assert slow.confirmed == ["0.0", "0.1"]
+        assert wrong.loaded == ["0.0", "0.1"]
+        assert wrong.confirmed == ["0.0"]
+        assert each.killed == [wrong]
+        await until(lambda: replaced(each, spec, "wrong").confirmed == ["0.1"])
+
+    play(scene, settings=QUICK, specs={"generators": spec}, right=0.0, wrong=0.0, slow=0.0)
+
+
 def test_without_any_generator_a_publication_waits_for_the_replacement(play):
     spec = Spec(lambda name: Generator())
 
