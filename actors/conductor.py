@@ -147,11 +147,13 @@ class Conductor:
         weights, handed on by reference; `offer` is how engines receive them from the learner's GPU, where they do.
 
         A generator that dies or is late is given up, and the others go on; without any that holds the version, its
-        replacement is waited for. Raises RunProblem where all disagree with the probe, or nobody serves in time. A
+        replacement is waited for. Raises RunProblem where a later version is out, in which case no engine gets this one,
+        where all disagree with the probe, or nobody serves in time. A
         generator that samples held-out prompts does nothing else until it is through: it may be later than the
         deadline by the deadline of that.
         """
         async with self._publishing:
+            self._refuse_older(attempt, update)
             started = time.perf_counter()
             logs.note_attempt(attempt)
             with self._exported(update):
@@ -172,6 +174,15 @@ class Conductor:
         stored = await of_each({"weight store": self._store.figures.remote()}, REPORT_PATIENCE_S)
         await self._fleet.tell_workers(attempt, update, seconds)
         return present.outcome(seconds, roles | self._fleet.figures() | stored.found.get("weight store", {}))
+
+    def _refuse_older(self, attempt: int, update: int) -> None:
+        present = self._present.version if self._present is not None else None
+        if present is not None and (attempt, update) < present:
+            raise RunProblem(
+                f"Weights {update} of attempt {attempt} were to be published, but weights {present[1]} of attempt "
+                f"{present[0]} are out.",
+                "episodes/order",
+            )
 
     @contextmanager
     def _exported(self, update: int) -> Iterator[None]:

@@ -7,6 +7,7 @@ Invariants, whatever the order of leases, deliveries, expiries and restarts:
 - A slot that was leased and did not come back is leased again; none is lost.
 - Nothing is leased to a holder that is excluded: it may miss the weights that admit further slots.
 - Batches are trained in order, each once: batch k holds slots [k·batch_size, (k+1)·batch_size) and nothing else.
+- Tokens of weights of another attempt than the present one are refused.
 - Whoever acts for an attempt that is not the present one is refused, and after a restart nothing is leased until the
   engines hold weights of the new attempt: until then they hold weights that may have been rolled back.
 
@@ -155,11 +156,13 @@ class Ledger:
 
     # delivery --------------------------------------------------------------------------------------------------
 
-    def accept(self, slots: Iterable[int], attempt: int, written_by: Sequence[int] | None = None) -> list[int]:
+    def accept(
+        self, slots: Iterable[int], attempt: int, written_by: Sequence[tuple[int, int]] | None = None
+    ) -> list[int]:
         """The slots among these that are new and now accepted; the rest were duplicates, late, or of an old attempt.
 
-        `written_by` are, slot by slot, the updates of the oldest weights that wrote a token of it. Raises RunProblem
-        for a slot that is not admitted, or whose tokens would be too old when it is trained.
+        `written_by` are, slot by slot, the oldest weights, (attempt, update), that wrote a token of it. Raises RunProblem
+        for a slot that is not admitted, or whose tokens are of another attempt or would be too old when it is trained.
         """
         slots = list(slots)
         if attempt != self.attempt:
@@ -174,13 +177,8 @@ class Ledger:
                 raise RunProblem(
                     f"Slot {slot} was delivered but is not admitted yet: only {self.admitted} are.", "episodes/order"
                 )
-            oldest = slot // self.batch_size - self.max_staleness
-            if written_by is not None and written_by[place] < oldest:
-                raise RunProblem(
-                    f"Slot {slot} was delivered with tokens of weights {written_by[place]}, but trains in batch "
-                    f"{slot // self.batch_size}, where none may be older than {oldest}.",
-                    "episodes/order",
-                )
+            if written_by is not None:
+                self._refuse_weights(slot, *written_by[place])
             self._accepted[slot] = attempt
             counts.generated += 1
             fresh.append(slot)
@@ -188,6 +186,22 @@ class Ledger:
             if not self._open(chunk):
                 self._leases.pop(chunk, None)
         return fresh
+
+    def _refuse_weights(self, slot: int, attempt: int, update: int) -> None:
+        """Raises RunProblem where a token of `slot` may not be of these weights."""
+        if attempt != self.attempt:
+            raise RunProblem(
+                f"Slot {slot} was delivered with tokens of weights {update} of attempt {attempt}, but attempt "
+                f"{self.attempt} is the present one.",
+                "episodes/order",
+            )
+        oldest = slot // self.batch_size - self.max_staleness
+        if update < oldest:
+            raise RunProblem(
+                f"Slot {slot} was delivered with tokens of weights {update}, but trains in batch "
+                f"{slot // self.batch_size}, where none may be older than {oldest}.",
+                "episodes/order",
+            )
 
     @property
     def accepted(self) -> Set[int]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import ray
 
 from actors.attempts import read_counts, write_counts
-from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, oldest_updates, with_scores
+from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, oldest_weights, with_scores
 from actors.exported_metrics import (
     STREAM_ADMITTED,
     STREAM_ATTEMPT,
@@ -150,10 +150,10 @@ class EpisodeStream:
     ) -> int:
         """Keep what is new of a scored chunk; returns how many episodes that was: none of an older attempt's.
 
-        Raises RunProblem where a slot is not admitted or a token too old.
+        Raises RunProblem where a slot is not admitted, or a token too old or of weights of another attempt.
         """
         slots, attempt = episodes.column("slot").to_pylist(), episodes.column("attempt")[0].as_py()
-        fresh = set(self._ledger.accept(slots, attempt, oldest_updates(episodes)))
+        fresh = set(self._ledger.accept(slots, attempt, oldest_weights(episodes)))
         scored = with_scores(episodes, scores, reference_logprobs, time.time())
         for row, slot in enumerate(slots):
             if slot in fresh:

@@ -105,12 +105,20 @@ def test_weights_of_more_updates_than_were_trained_are_refused():
 def test_a_token_that_would_be_too_old_is_refused():
     ledger = Ledger(4, 4, 1, 4)
     for batch in range(2):
-        ledger.accept(ledger.batch_slots(batch), 0, [0, 0, 0, 0])
+        ledger.accept(ledger.batch_slots(batch), 0, [(0, 0)] * 4)
         ledger.train(batch, 0)
     ledger.advance(0, 2)
     with pytest.raises(RunProblem, match="Slot 9 was delivered with tokens of weights 0, but trains in batch 2, where"):
-        ledger.accept([8, 9], 0, [1, 0])
-    assert ledger.accept([10, 11], 0, [1, 2]) == [10, 11]
+        ledger.accept([8, 9], 0, [(0, 1), (0, 0)])
+    assert ledger.accept([10, 11], 0, [(0, 1), (0, 2)]) == [10, 11]
+
+
+def test_a_token_of_weights_that_were_rolled_back_is_refused():
+    ledger = Ledger(4, 4, 1, 4)
+    ledger.restore(None, 2)
+    ledger.advance(2, 0)
+    with pytest.raises(RunProblem, match="Slot 1 was delivered with tokens of weights 5 of attempt 1, but attempt 2 is"):
+        ledger.accept(range(4), 2, [(2, 0), (1, 5), (2, 0), (2, 0)])
 
 
 def test_counts_are_a_history_by_attempt_that_a_restart_does_not_roll_back():
