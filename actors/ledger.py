@@ -162,16 +162,16 @@ class Ledger:
         """The slots among these that are new and now accepted; the rest were duplicates, late, or of an old attempt.
 
         `written_by` are, slot by slot, the oldest weights, (attempt, update), that wrote a token of it. Raises RunProblem
-        for a slot that is not admitted, or whose tokens are of another attempt or would be too old when it is trained.
+        for a slot that is not admitted, or whose tokens are of another attempt or would be too old when it is trained;
+        then nothing is accepted.
         """
         slots = list(slots)
         if attempt != self.attempt:
             self.counts.setdefault(attempt, Counts()).refused += len(slots)
             return []
-        counts, fresh = self.counts[attempt], []
+        fresh: list[int] = []
         for place, slot in enumerate(slots):
-            if slot in self._accepted or slot < self.trained * self.batch_size:
-                counts.duplicates += 1
+            if slot in self._accepted or slot in fresh or slot < self.trained * self.batch_size:
                 continue
             if slot >= self.admitted:
                 raise RunProblem(
@@ -179,9 +179,11 @@ class Ledger:
                 )
             if written_by is not None:
                 self._refuse_weights(slot, *written_by[place])
-            self._accepted[slot] = attempt
-            counts.generated += 1
             fresh.append(slot)
+        counts = self.counts[attempt]
+        counts.duplicates += len(slots) - len(fresh)
+        counts.generated += len(fresh)
+        self._accepted.update(dict.fromkeys(fresh, attempt))
         for chunk in {slot // self.chunk_size for slot in fresh}:
             if not self._open(chunk):
                 self._leases.pop(chunk, None)

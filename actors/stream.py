@@ -153,8 +153,8 @@ class EpisodeStream:
         Raises RunProblem where a slot is not admitted, or a token too old or of weights of another attempt.
         """
         slots, attempt = episodes.column("slot").to_pylist(), episodes.column("attempt")[0].as_py()
+        scored = with_scores(episodes, scores, reference_logprobs, time.time())  # before a slot counts as accepted
         fresh = set(self._ledger.accept(slots, attempt, oldest_weights(episodes)))
-        scored = with_scores(episodes, scores, reference_logprobs, time.time())
         for row, slot in enumerate(slots):
             if slot in fresh:
                 self._rows[slot] = scored.slice(row, 1)

@@ -121,6 +121,17 @@ def test_a_token_of_weights_that_were_rolled_back_is_refused():
         ledger.accept(range(4), 2, [(2, 0), (1, 5), (2, 0), (2, 0)])
 
 
+def test_of_a_delivery_that_is_refused_nothing_is_accepted():
+    ledger = Ledger(4, 4, 1, 4)
+    before = json_of(ledger.state(0))
+    for slots, written_by in ((range(6, 10), [(0, 0)] * 4), (range(4), [(0, 0), (0, 0), (0, 0), (1, 0)])):
+        with pytest.raises(RunProblem):
+            ledger.accept(slots, 0, written_by)
+    assert json_of(ledger.state(0)) == before
+    assert ledger.accept([2, 2, 3], 0) == [2, 3]
+    assert (ledger.counts[0].generated, ledger.counts[0].duplicates) == (2, 1)
+
+
 def test_counts_are_a_history_by_attempt_that_a_restart_does_not_roll_back():
     ledger = Ledger(4, 4, 1, 3)
     ledger.lease("a", 9, 0, 10)

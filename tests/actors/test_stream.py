@@ -421,6 +421,17 @@ def test_a_token_older_than_the_staleness_bound_is_refused_on_delivery(start):
     assert stream.deliver(chunk) == CHUNK
 
 
+def test_a_delivery_that_fails_leaves_a_stream_whose_checkpoint_can_be_continued(start):
+    stream = start()
+    one, two = stream.lease("a", 2, 0.0)
+    with pytest.raises(pa.ArrowInvalid):
+        stream.accept(generated(one, "a"), [1.0] * (CHUNK + 1), [[-2.0, -2.0]] * CHUNK)
+    stream.deliver(two)
+    state, episodes = stream.state(0)
+    assert [slot for slot, _ in state["accepted"]] == episodes["slot"].to_pylist() == [2, 3]
+    start().restore(state, episodes, 1)
+
+
 def test_what_happened_in_an_attempt_is_known_to_the_stream_that_follows_a_dead_one(start, tmp_path):
     dying = start(staleness=1)
     state, episodes = dying.state(0)
