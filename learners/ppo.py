@@ -133,7 +133,11 @@ class _PpoLoop:
         self._progress = _Progress(kl_coefficient=settings.kl_coefficient)
         self._average = WeightAverage(policy.weights(), settings.ema_decay)
         self._answers = Answers(job.answer_deadline_s)
-        self._bound = settings.mismatch_bound_nats or default_bound(job.engine.dtype, job.rollout_dtype)
+        dtypes = job.engine.dtype, job.rollout_dtype
+        self._bound = settings.mismatch_bound_nats or default_bound(*dtypes)
+        # Log-probs that are recomputed are compared over the batch, and what older weights wrote is not on-policy.
+        of_minibatch = settings.old_logprobs == "behaviour" and settings.max_staleness == 0
+        self._batch_bound = settings.mismatch_bound_nats or default_bound(*dtypes, first_minibatch=of_minibatch)
         made_up = made_up_sequence(self._tokenizer, job.sampling.max_response_tokens)
         self._publisher = Publisher(
             policy,
@@ -240,7 +244,7 @@ class _PpoLoop:
         old_logprobs = self._update.logprobs(batch) if settings.old_logprobs == "recomputed" else None
         apart = mismatch(self._update, batch, progress.update, old_logprobs, self._job.kv_kept)
         with self._saving_what_is_trained():
-            refuse_beyond(self._bound, apart, progress.update)
+            refuse_beyond(self._batch_bound, apart, progress.update)
         self._publisher.probe_with(table)
         old_logprobs = batch.behaviour_logprobs if old_logprobs is None else old_logprobs
         rewards = reward_batch(batch, old_logprobs, old_values, self._rules.with_coefficient(progress.kl_coefficient))

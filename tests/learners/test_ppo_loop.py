@@ -435,6 +435,16 @@ def test_an_engine_that_disagrees_with_the_learner_ends_the_run_beyond_the_bound
     run(updates=1, mismatch_bound_nats=0.05).train(skew=0.02)
 
 
+def test_in_float32_at_staleness_0_the_first_minibatch_is_held_to_a_ten_thousandth_of_a_nat(run):
+    with pytest.raises(
+        RunProblem, match=r"at update 1 engine and learner disagree .* by 0\.000\d+ nats, beyond .* 0\.0001"
+    ):
+        run(updates=1).train(skew=5e-4)
+    run(updates=1, max_staleness=1).train(skew=5e-4)
+    run(updates=1, old_logprobs="recomputed").train(skew=5e-4)
+    run(updates=1, mismatch_bound_nats=1e-3).train(skew=5e-4)
+
+
 @pytest.mark.parametrize(("source", "difference"), [("recomputed", 0.0), ("behaviour", 0.1)])
 def test_ratios_are_taken_to_the_learners_own_log_probabilities_or_to_the_engines(run, source, difference):
     one = run(old_logprobs=source, mismatch_bound_nats=1.0, minibatches=1, updates=1, ptx_coefficient=0.0)
