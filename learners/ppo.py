@@ -7,7 +7,7 @@ both to it under a new attempt.
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,14 +159,15 @@ class _PpoLoop:
             job.directory,
             self._export_policy,
             worker.check_lease,
+            self._show_evaluation,
         )
+        self._metrics: MetricsLog | None = None
 
     # the whole -----------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         settings, progress = self._settings, self._progress
         self._resume()
-        metrics = None
         if self._first:
             tracked = self._job.tracked
             tracker = WandbRun(tracked, "ppo", self._job.directory) if tracked is not None else None
@@ -177,7 +178,7 @@ class _PpoLoop:
                 settings.kl_target_nats if settings.kl_controller == "adaptive" else None,
                 settings.kl_budget_nats,
             )
-            metrics = MetricsLog(self._job.directory, progress.update or None, exported, tracker)
+            self._metrics = MetricsLog(self._job.directory, progress.update or None, exported, tracker)
         self._reporter.report(progress.update, now=True)
         started, episodes_before = time.monotonic(), progress.update
         try:
@@ -192,10 +193,10 @@ class _PpoLoop:
                 figures["time/publish"] = publishing
                 figures["time/update"] = time.monotonic() - began
                 figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
-                if metrics is not None:  # before the checkpoint, so that a run that goes on from it has every line
+                if self._metrics is not None:  # before the checkpoint: a run that goes on from it has every line
                     figures |= self._answers.of(self._job.stream.counts.remote(), "the stream's counts")
                     self._worker.check_lease()
-                    metrics.log(progress.update, figures)
+                    self._metrics.log(progress.update, figures)
                 last = progress.update == settings.updates or bool(progress.stopped_by)
                 if self._first and not last and progress.update % settings.evaluate_every == 0:
                     self._held_out.begin(self._version(), self._average.weights)
@@ -207,15 +208,15 @@ class _PpoLoop:
                 with self._saving_what_is_trained():
                     self._held_out.collect(wait=False)
                 self._reporter.report(progress.update, figures, now=True)
+            seconds = time.monotonic() - started
+            with self._saving_what_is_trained():  # for what it does on every rank: there is a checkpoint already
+                self._publisher.figures(wait=True)
+                if self._first and self._held_out.evaluated != progress.update:
+                    self._held_out.begin(self._version(), self._average.weights)
+                self._held_out.collect(wait=True)
         finally:
-            if metrics is not None:
-                metrics.close()
-        seconds = time.monotonic() - started
-        with self._saving_what_is_trained():  # for what it does on every rank: there is a checkpoint already
-            self._publisher.figures(wait=True)
-            if self._first and self._held_out.evaluated != progress.update:
-                self._held_out.begin(self._version(), self._average.weights)
-            self._held_out.collect(wait=True)
+            if self._metrics is not None:
+                self._metrics.close()
         self._export()
         if self._first:
             self._answers.of(self._job.conductor.finish.remote(), "the generators to finish what they have in hand")
@@ -231,6 +232,10 @@ class _PpoLoop:
             "episodes_per_second": (progress.update - episodes_before) * settings.batch_size / max(seconds, 1e-9),
             "peak_memory_bytes": peak_memory_bytes(),
         }
+
+    def _show_evaluation(self, update: int, figures: Mapping[str, float | None]) -> None:
+        if self._metrics is not None:
+            self._metrics.evaluated(update, figures)
 
     def _one_update(self) -> dict[str, float]:
         """Nine phases: take, value, old log-probs, mismatch, rewards, update, commit, KL controller, figures."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from recording_worker import RecordingWorker
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_ppo import OPTIMIZER, TEMPERATURE, job_of, plan_of, settings_of, write_given
 from toy_rollouts import DirectRay, Handle, ToyConductor, stream_of
 
@@ -128,6 +129,15 @@ def test_a_run_leaves_exports_episodes_metrics_and_evaluations(whole):
     assert (whole.directory / "checkpoints").exists()  # until the stage is committed
     assert not list(whole.directory.glob("best-*"))
     assert [report.done for report in whole.worker.reports][-1] == 4
+
+
+def test_tensorboard_has_the_held_out_evaluations_the_last_one_included(whole):
+    lines = [json.loads(line) for line in (whole.directory / "evaluations.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(whole.directory / "tensorboard")).Reload()
+    for name, key in (("eval/scores", "reward"), ("eval/kl", "kl"), ("eval/length_mean", "length")):
+        drawn = [(event.step, event.value) for event in events.Scalars(name)]
+        assert drawn == [(line["update"], pytest.approx(line[key])) for line in lines]
+    assert [row["step"] for row in whole.metrics()] == [1, 2, 3, 4]
 
 
 def test_engine_and_learner_agree_and_the_policy_starts_at_its_reference(whole):
