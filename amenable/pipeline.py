@@ -35,6 +35,9 @@ from learners.tracking import check_wandb
 ONLY_TO_CONTINUE = (CHECKPOINTS, ppo.WEIGHTS, SAMPLES_PARTIAL)
 """What a stage keeps in its directory to continue from: of no use once stage.json says that it is done."""
 
+REWARD_FILES = "reward_files"
+"""What stages read of a reward that the run did not train."""
+
 
 def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None = None) -> list[Stage]:
     """The stages of a run in their order. A stage reads its slices of the recipe and what its parents made.
@@ -65,7 +68,7 @@ def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None 
         found.append(stage("base", run.base, supervised.run_base, plain("base", "model.shape", *learned), run.data))
     found.append(stage("sft", run.sft, supervised.run_sft, plain("sft", *learned), run.data, *base))
     generated = ("sampling", "rollouts.dtype", "tokens.max_prompt_tokens")
-    reward = {"reward_files": reward_hashes(recipe.reward)}
+    reward = {REWARD_FILES: reward_hashes(recipe.reward)}
     if collects:
         found.append(
             stage("collect", first.collect, collect.run, plain("collect", "world", *generated), run.data, run.sft)
@@ -118,6 +121,15 @@ def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None 
     return found
 
 
+def models_read(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, dict[str, str]]:
+    """What `stages` read of models and functions that are given, by what the recipe calls them: sha256 by file, or the
+    commit on the Hub."""
+    given = ((recipe.model.base, data.BASE_FILES), (recipe.reward.model or recipe.reward.function, REWARD_FILES))
+    return {
+        name: stage.spec.reads[read] for name, read in given for stage in stages if name and read in stage.spec.reads
+    }
+
+
 def run_pipeline(
     recipe: Recipe, until: str | None, progress: Progress, address: str | None, variables: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -136,6 +148,7 @@ def run_pipeline(
         check_wandb(recipe.tracking.wandb)
     sources = data.source_hashes(recipe)
     stages = stages_of(recipe, run, sources)
+    models = models_read(recipe, stages)
     names = [stage.name for stage in stages]
     if until is not None:
         if until not in names:
@@ -165,7 +178,7 @@ def run_pipeline(
                 interruption.stop_if_requested(f"the beginning of {stage.name}")
                 summaries[run.relative(stage.spec.directory)] = _run_stage(context, stage)
                 lease.check()
-                run.write_lineage(recipe.name, sources, _data_sets(context))
+                run.write_lineage(recipe.name, sources, _data_sets(context), models)
             return _finish(context, summaries, until, time.monotonic() - started)
 
 

@@ -98,7 +98,9 @@ def _versions(lineage: Mapping[str, Any]) -> Markup:
 
 
 def _data(lineage: Mapping[str, Any]) -> Markup:
-    data, sets = _mapping(lineage, "data"), _mapping(lineage, "data_sets")
+    data, sets = dict(_mapping(lineage, "data")), _mapping(lineage, "data_sets")
+    for name, files in _mapping(lineage, "models").items():
+        data |= {f"{name}: {file}": digest for file, digest in (files if isinstance(files, dict) else {}).items()}
     if not data and not sets:
         return element("p", "Data files were not recorded.", class_="absent")
     parts: list[object] = [element("h3", "Data")]
@@ -107,7 +109,7 @@ def _data(lineage: Mapping[str, Any]) -> Markup:
         parts.append(table(["Data set", "Licence", "Stated by", "Commit"], items, of_words=True))
     if data:
         items = [[name, element("code", str(digest), class_="hash")] for name, digest in data.items()]
-        parts.append(table(["File", "SHA-256"], items, of_words=True))
+        parts.append(table(["File", "SHA-256 or commit"], items, of_words=True))
     return join(parts)
 
 

@@ -7,7 +7,7 @@ both to it under a new attempt.
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,11 @@ class _PpoLoop:
         self._progress = _Progress(kl_coefficient=settings.kl_coefficient)
         self._average = WeightAverage(policy.weights(), settings.ema_decay)
         self._answers = Answers(job.answer_deadline_s)
-        self._bound = settings.mismatch_bound_nats or default_bound(job.engine.dtype, job.rollout_dtype)
+        dtypes = job.engine.dtype, job.rollout_dtype
+        self._bound = settings.mismatch_bound_nats or default_bound(*dtypes)
+        # Log-probs that are recomputed are compared over the batch, and what older weights wrote is not on-policy.
+        of_minibatch = settings.old_logprobs == "behaviour" and settings.max_staleness == 0
+        self._batch_bound = settings.mismatch_bound_nats or default_bound(*dtypes, first_minibatch=of_minibatch)
         made_up = made_up_sequence(self._tokenizer, job.sampling.max_response_tokens)
         self._publisher = Publisher(
             policy,
@@ -159,14 +163,15 @@ class _PpoLoop:
             job.directory,
             self._export_policy,
             worker.check_lease,
+            self._show_evaluation,
         )
+        self._metrics: MetricsLog | None = None
 
     # the whole -----------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         settings, progress = self._settings, self._progress
         self._resume()
-        metrics = None
         if self._first:
             tracked = self._job.tracked
             tracker = WandbRun(tracked, "ppo", self._job.directory) if tracked is not None else None
@@ -177,7 +182,7 @@ class _PpoLoop:
                 settings.kl_target_nats if settings.kl_controller == "adaptive" else None,
                 settings.kl_budget_nats,
             )
-            metrics = MetricsLog(self._job.directory, progress.update or None, exported, tracker)
+            self._metrics = MetricsLog(self._job.directory, progress.update or None, exported, tracker)
         self._reporter.report(progress.update, now=True)
         started, episodes_before = time.monotonic(), progress.update
         try:
@@ -194,10 +199,10 @@ class _PpoLoop:
                 figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
                 if self._checkpoint_s is not None:
                     figures["time/checkpoint"] = self._checkpoint_s
-                if metrics is not None:  # before the checkpoint, so that a run that goes on from it has every line
+                if self._metrics is not None:  # before the checkpoint: a run that goes on from it has every line
                     figures |= self._answers.of(self._job.stream.counts.remote(), "the stream's counts")
                     self._worker.check_lease()
-                    metrics.log(progress.update, figures)
+                    self._metrics.log(progress.update, figures)
                 last = progress.update == settings.updates or bool(progress.stopped_by)
                 if self._first and not last and progress.update % settings.evaluate_every == 0:
                     self._held_out.begin(self._version(), self._average.weights)
@@ -212,15 +217,15 @@ class _PpoLoop:
                 if stop and not last:
                     raise self._interrupted()
                 self._reporter.report(progress.update, figures, now=True)
+            seconds = time.monotonic() - started
+            with self._saving_what_is_trained():  # for what it does on every rank: there is a checkpoint already
+                self._publisher.figures(wait=True)
+                if self._first and not self._held_out.is_known(progress.update):
+                    self._held_out.begin(self._version(), self._average.weights)
+                self._held_out.collect(wait=True)
         finally:
-            if metrics is not None:
-                metrics.close()
-        seconds = time.monotonic() - started
-        with self._saving_what_is_trained():  # for what it does on every rank: there is a checkpoint already
-            self._publisher.figures(wait=True)
-            if self._first and not self._held_out.is_known(progress.update):
-                self._held_out.begin(self._version(), self._average.weights)
-            self._held_out.collect(wait=True)
+            if self._metrics is not None:
+                self._metrics.close()
         self._export()
         if self._first:
             self._answers.of(self._job.conductor.finish.remote(), "the generators to finish what they have in hand")
@@ -237,6 +242,10 @@ class _PpoLoop:
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
+    def _show_evaluation(self, update: int, figures: Mapping[str, float | None]) -> None:
+        if self._metrics is not None:
+            self._metrics.evaluated(update, figures)
+
     def _one_update(self) -> dict[str, float]:
         """Nine phases: take, value, old log-probs, mismatch, rewards, update, commit, KL controller, figures."""
         settings, progress = self._settings, self._progress
@@ -248,7 +257,7 @@ class _PpoLoop:
         old_logprobs = self._update.logprobs(batch) if settings.old_logprobs == "recomputed" else None
         apart = mismatch(self._update, batch, progress.update, old_logprobs, self._job.kv_kept)
         with self._saving_what_is_trained():
-            refuse_beyond(self._bound, apart, progress.update)
+            refuse_beyond(self._batch_bound, apart, progress.update)
         self._publisher.probe_with(table)
         old_logprobs = batch.behaviour_logprobs if old_logprobs is None else old_logprobs
         rewards = reward_batch(batch, old_logprobs, old_values, self._rules.with_coefficient(progress.kl_coefficient))

@@ -86,11 +86,13 @@ class HeldOutEvaluations:
         directory: Path,
         export: Callable[[str, dict[str, Tensor]], None],
         check_lease: Callable[[], None],
+        tell: Callable[[int, Mapping[str, float | None]], None] = lambda update, figures: None,
     ) -> None:
-        """Writes below `directory`, having called `check_lease`; `export` is for `BestPolicy`."""
+        """Writes below `directory`, having called `check_lease`; `export` is for `BestPolicy`. `tell` is given the
+        figures of each evaluation, with its update, by the names that curves have."""
         self._conductor, self._answers = conductor, answers
         self._held_out, self._sampling, self._rollout_dtype = held_out, sampling, rollout_dtype
-        self._settings, self._check_lease = settings, check_lease
+        self._settings, self._check_lease, self._tell = settings, check_lease, tell
         self._log = directory / "evaluations.jsonl"
         self._under_way: list[_Evaluation] = []
         self.best = BestPolicy(directory, export)
@@ -137,6 +139,7 @@ class HeldOutEvaluations:
             line = {"update": evaluation.update, "episodes": evaluation.update * self._settings.batch_size, **found}
             with self._log.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
+            self._tell(evaluation.update, _curves(found))
             self.evaluated = evaluation.update
             self.best.consider(evaluation.update, objective, evaluation.weights)
         self._under_way = waiting
@@ -158,7 +161,7 @@ class HeldOutEvaluations:
 
     def begin_again(self, attempt: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Begin what was under way at the time of `state` and `tensors` under another attempt."""
-        for update in state["under_way"]:
+        for update in state.get("under_way", ()):  # an earlier program's checkpoint has none
             self.begin((attempt, update), tensors[_group(update)])
 
     def _open(self) -> list[_Evaluation]:
@@ -180,6 +183,18 @@ class HeldOutEvaluations:
 
 def _group(update: int) -> str:
     return f"held-out-{update:06d}"
+
+
+def _curves(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """An evaluation by the names of curves. √KL is the axis on which proxy and gold are compared (Gao et al. 2022)."""
+    return {
+        "eval/scores": found["reward"],
+        "eval/gold": found["gold"],
+        "eval/kl": found["kl"],
+        "eval/sqrt_kl": math.sqrt(max(0.0, found["kl"])),
+        "eval/length_mean": found["length"],
+        "eval/eos_fraction": found["eos_rate"],
+    }
 
 
 def _candidate(best: Mapping[str, float]) -> str:

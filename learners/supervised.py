@@ -7,6 +7,7 @@ Invariants:
 - The checkpoint of the last step stays: whoever commits the results removes it.
 """
 
+import logging
 import math
 import resource
 import time
@@ -31,6 +32,8 @@ from learners.optimizer import OptimizerSettings
 from learners.process_group import any_rank, sum_over_ranks
 from learners.tracking import Tracked, WandbRun
 from learners.worker import Interrupted, Reporter, Worker
+
+log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
@@ -81,15 +84,15 @@ class SupervisedLoop:
         self._tracked = tracked
         self._unreadable: frozenset[str] = frozenset()
         """Names of checkpoints that could not be gone on from."""
-        self._step = 0
+        self._step = self._saved_step = 0
         self._reporter = Reporter(worker, task.stage, task.total_steps, "steps")
         self._values: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
         """Trains to the end; returns steps, tokens, seconds, tokens_per_s and peak_memory_bytes of this process's part.
 
-        Raises Interrupted after a checkpoint where the worker was asked to stop, RunProblem where loss or gradient is
-        not finite.
+        Raises Interrupted where the worker was asked to stop, RunProblem where loss or gradient is not finite; both
+        after a checkpoint.
         """
         owed = self._resume()
         first_step, tokens, seconds = self._step, 0, 0.0
@@ -151,13 +154,17 @@ class SupervisedLoop:
             share += loss.item()
             self._reporter.report(self._step, self._values)
         [total] = sum_over_ranks(share)
-        if not math.isfinite(total):
-            raise RunProblem(
-                f"{self._task.stage}: the loss is {total} at step {self._step + 1}; lower the learning rate.",
-                "learners/not-finite",
-            )
         lr = self._optimizer.learning_rate(self._step, self._task.total_steps)
-        norm = self._engine.step(lr)
+        try:  # what is raised here is raised on every rank, and the state is that of the step before
+            if not math.isfinite(total):
+                raise RunProblem(
+                    f"{self._task.stage}: the loss is {total} at step {self._step + 1}; lower the learning rate.",
+                    "learners/not-finite",
+                )
+            norm = self._engine.step(lr)
+        except RunProblem:
+            self._save_what_is_trained()
+            raise
         self._step += 1
         return {"loss": total, "lr": lr, "grad_norm": norm}
 
@@ -173,8 +180,18 @@ class SupervisedLoop:
             return None
         self._engine.load_state({**checkpoint.tensors, "steps": checkpoint.step})
         self._task.results.update(checkpoint.data["results"])
-        self._step, self._unreadable = checkpoint.step, checkpoint.passed_over
+        self._step = self._saved_step = checkpoint.step
+        self._unreadable = checkpoint.passed_over
         return checkpoint.data["owed"]
+
+    def _save_what_is_trained(self) -> None:
+        """A checkpoint of the steps so far, unless the newest one holds them."""
+        if self._step == self._saved_step:
+            return
+        try:
+            self._save(None)
+        except RunProblem as second:  # why the training ends is what a person must hear of
+            log.warning("no checkpoint could be written at step %d: %s", self._step, second)
 
     def _save(self, owed: dict[str, float] | None) -> None:
         state = self._engine.state()
@@ -194,6 +211,7 @@ class SupervisedLoop:
                 may_commit=self._worker.check_lease,
             )
         dist.barrier()
+        self._saved_step = self._step
 
 
 def peak_memory_bytes() -> int:

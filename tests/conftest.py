@@ -63,6 +63,7 @@ THOROUGH = frozenset(
         "tests/learners/test_reward_model.py",
         "tests/learners/test_stored_checkpoint.py",
         "tests/models/test_scalar_head.py",
+        "tests/requirements/test_install.py",
         "tests/serving/test_mirror.py",
         "tests/serving/test_page_scripts.py",
     }

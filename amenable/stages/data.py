@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from amenable.recipe import Recipe
-from amenable.stage_reuse import StageSpec
+from amenable.run_directory import RunDirectory
+from amenable.stage_reuse import StageSpec, read_record
 from amenable.stages.context import Context, Finished
-from amenable.stages.sources import PADDED_BASE, directory_hashes, whereabouts
+from amenable.stages.sources import PADDED_BASE, model_hashes, whereabouts
 from corpus.files import FileCorpusSettings, Source
 from corpus.problems import UsageProblem
 from corpus.tokenising import TokenLimits
 
 HUB_CARDS = "hub"
 """Among the stage's values: what the Hub told of the data sets that were read from it."""
+
+BASE_FILES = "base_files"
+"""What the stage reads of a base model that is given."""
 
 BUILT_IN = "built-in world"
 
@@ -45,24 +49,26 @@ def reads(recipe: Recipe, sources: dict[str, str] | None = None) -> dict[str, An
         found["vocab_size"] = recipe.model.vocab_size if recipe.corpus is not None else None
     else:
         found["base"] = recipe.model.base
-        found["base_files"] = directory_hashes(recipe.model.base)
+        found[BASE_FILES] = model_hashes(recipe.model.base)
     return found
 
 
 def source_hashes(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of every file the corpus is read from; a Hub dataset is named, not hashed.
+    """SHA-256 of every file the corpus is read from; of a Hub dataset the commit, "commit 1234abc…".
 
-    By the address that the recipe gives, or, where that stands for several files, by their own. Raises UsageProblem
-    where one is not there or cannot be read.
+    By the address that the recipe gives, or, where that stands for several files, by their own. A commit that the Hub
+    does not tell is taken to be the one that this run has read before, so that a Hub that is away changes nothing; it
+    is "commit not told" where there is none. Raises UsageProblem where a file is not there or cannot be read.
     """
-    from corpus.hub import HUB
+    from corpus.hub import HUB, hub_card, name_and_split
     from corpus.readers import find_files
     from corpus.storage import named, one_line
 
     hashes: dict[str, str] = {}
     for address in addresses(recipe):
         if address.startswith(HUB):
-            hashes[address] = "named, not hashed"
+            commit = hub_card(name_and_split(address)[0]).commit
+            hashes[address] = _read_before(recipe, address) if commit is None else f"commit {commit}"
             continue
         filesystem, files = find_files(address)
         for file in files:
@@ -72,6 +78,11 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
             except OSError as error:
                 raise UsageProblem(f"{name}: cannot be read ({one_line(error)}).", "data/unreadable") from error
     return hashes
+
+
+def _read_before(recipe: Recipe, address: str) -> str:
+    record = read_record(RunDirectory(recipe.run_directory).data)
+    return str((record.reads if record is not None else {}).get("sources", {}).get(address, "commit not told"))
 
 
 def _sha256(filesystem: Any, file: str) -> str:

@@ -117,7 +117,9 @@ def test_a_token_of_weights_that_were_rolled_back_is_refused():
     ledger = Ledger(4, 4, 1, 4)
     ledger.restore(None, 2)
     ledger.advance(2, 0)
-    with pytest.raises(RunProblem, match="Slot 1 was delivered with tokens of weights 5 of attempt 1, but attempt 2 is"):
+    with pytest.raises(
+        RunProblem, match="Slot 1 was delivered with tokens of weights 5 of attempt 1, but attempt 2 is"
+    ):
         ledger.accept(range(4), 2, [(2, 0), (1, 5), (2, 0), (2, 0)])
 
 

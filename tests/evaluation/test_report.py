@@ -157,6 +157,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from(run_directory: Path):
                 "versions": {HOSTILE: HOSTILE},
                 "data": {HOSTILE: HOSTILE},
                 "data_sets": {HOSTILE: {"licence": HOSTILE, "licence_from": HOSTILE, "commit": HOSTILE}},
+                "models": {HOSTILE: {HOSTILE: HOSTILE}},
                 "stages": {HOSTILE: {"hash": HOSTILE, "parents": {HOSTILE: HOSTILE}, "seconds": 1.0}},
             }
         )
@@ -300,3 +301,12 @@ def test_the_data_section_says_what_the_limits_of_length_took(run_directory: Pat
     assert "comparisons-train 1,198 236 prompts-ppo 4,000 0" in " ".join(text.split())
     assert "Responses cut" not in text
     assert "because their prompt is held out: 3 of prompts." in text
+
+
+def test_the_data_section_says_which_models_were_given(run_directory: Path):
+    lineage = json.loads((run_directory / "lineage.json").read_text())
+    lineage["models"] = {"a/judge": {"commit on the Hub": "c0ffee"}, "my/base": {"config.json": "ef" * 32}}
+    (run_directory / "lineage.json").write_text(json.dumps(lineage))
+    text = " ".join(page_of(run_directory).text.split())
+    assert "a/judge: commit on the Hub c0ffee" in text
+    assert f"my/base: config.json {'ef' * 32}" in text

@@ -13,6 +13,7 @@ import pytest
 import torch
 from recording_worker import RecordingWorker
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_ppo import OPTIMIZER, TEMPERATURE, job_of, plan_of, settings_of, write_given
 from toy_rollouts import DirectRay, Handle, Late, ToyConductor, stream_of
 
@@ -136,6 +137,15 @@ def test_the_time_of_a_checkpoint_is_told_with_the_updates_after_it(run):
     told = [row.get("time/checkpoint") for row in each.metrics()]
     assert told[:2] == [None, None]
     assert told[2] == told[3] > 0
+
+
+def test_tensorboard_has_the_held_out_evaluations_the_last_one_included(whole):
+    lines = [json.loads(line) for line in (whole.directory / "evaluations.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(whole.directory / "tensorboard")).Reload()
+    for name, key in (("eval/scores", "reward"), ("eval/kl", "kl"), ("eval/length_mean", "length")):
+        drawn = [(event.step, event.value) for event in events.Scalars(name)]
+        assert drawn == [(line["update"], pytest.approx(line[key])) for line in lines]
+    assert [row["step"] for row in whole.metrics()] == [1, 2, 3, 4]
 
 
 def test_engine_and_learner_agree_and_the_policy_starts_at_its_reference(whole):
@@ -520,6 +530,16 @@ def test_an_engine_that_disagrees_with_the_learner_ends_the_run_beyond_the_bound
         run().train(skew=0.02)
     assert run().metrics() == []
     run(updates=1, mismatch_bound_nats=0.05).train(skew=0.02)
+
+
+def test_in_float32_at_staleness_0_the_first_minibatch_is_held_to_a_ten_thousandth_of_a_nat(run):
+    with pytest.raises(
+        RunProblem, match=r"at update 1 engine and learner disagree .* by 0\.000\d+ nats, beyond .* 0\.0001"
+    ):
+        run(updates=1).train(skew=5e-4)
+    run(updates=1, max_staleness=1).train(skew=5e-4)
+    run(updates=1, old_logprobs="recomputed").train(skew=5e-4)
+    run(updates=1, mismatch_bound_nats=1e-3).train(skew=5e-4)
 
 
 @pytest.mark.parametrize(("source", "difference"), [("recomputed", 0.0), ("behaviour", 0.1)])
