@@ -147,10 +147,9 @@ class Conductor:
         weights, handed on by reference; `offer` is how engines receive them from the learner's GPU, where they do.
 
         A generator that dies or is late is given up, and the others go on; without any that holds the version, its
-        replacement is waited for. Raises RunProblem where a later version is out, in which case no engine gets this one,
-        where all disagree with the probe, or nobody serves in time. A
-        generator that samples held-out prompts does nothing else until it is through: it may be later than the
-        deadline by the deadline of that.
+        replacement is waited for. Raises RunProblem where a later version is out (no engine gets this one then), where
+        all disagree with the probe, or nobody serves in time. A generator that samples held-out prompts does nothing
+        else until it is through: it may be later than the deadline by the deadline of that.
         """
         async with self._publishing:
             self._refuse_older(attempt, update)
