@@ -160,6 +160,53 @@ def test_a_replacement_that_agrees_serves_where_the_one_before_it_disagreed(play
     play(scene, settings=QUICK, specs={"generators": spec}, right=0.0, wrong=0.5)
 
 
+def test_an_error_in_loading_that_nobody_foresaw_costs_a_restart_and_ends_the_run_where_it_comes_again(play):
+    def make(name: str) -> Generator:
+        generator = Generator()
+        generator.broken = name == "two.1"
+        return generator
+
+    spec = Spec(make)
+
+    async def scene(each: Cast) -> None:
+        for generator in each.generators.values():
+            generator.broken = True
+        publishing = asyncio.ensure_future(each.publish(0))
+        await until(lambda: "one" in spec.made and replaced(each, spec, "one").confirmed)
+        await publishing
+        await until(lambda: each.stream.failures)
+        assert str(each.stream.failures[0]).startswith("two could not load weights 0.0: RuntimeError: CUDA out of memory")
+        assert (len(spec.made["one"]), len(spec.made["two"])) == (1, 1)
+
+    play(scene, settings=QUICK, specs={"generators": spec})
+
+
+def test_a_start_that_fails_for_a_reason_that_nobody_foresaw_is_made_again_once(play):
+    class Starting(Generator):
+        def __init__(self, problem: Exception | None) -> None:
+            super().__init__()
+            self.problem = problem
+
+        async def start(self) -> None:
+            if self.problem is not None:
+                raise self.problem
+
+    starts = {"one.1": UsageProblem("vLLM cannot serve it", "model/vllm"), "two.1": MemoryError(), "two.2": MemoryError()}
+    spec = Spec(lambda name: Starting(starts.get(name)), Call("start"))
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        each.generators["one"].dead = True
+        await until(lambda: len(spec.made.get("one", [])) == 2 and replaced(each, spec, "one").confirmed)
+        assert each.stream.failures == []
+        each.generators["two"].dead = True
+        await until(lambda: each.stream.failures)
+        assert str(each.stream.failures[0]) == "two could not be made: MemoryError."
+        assert len(spec.made["two"]) == 2
+
+    play(scene, settings=QUICK, specs={"generators": spec})
+
+
 def test_a_spent_budget_ends_the_run_in_a_sentence(play):
     def make(name: str) -> Generator:
         generator = Generator()
