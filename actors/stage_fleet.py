@@ -21,7 +21,7 @@ from actors.fleet import FROZEN, LIVING, State, share_of
 from actors.generator import ScoringPools, Work
 from actors.recruits import WorkerSpec
 from actors.role_reports import RoleReport, role_figures
-from actors.roster import AGAIN, Roster
+from actors.roster import AGAIN, Roster, called
 from actors.settings import FleetSettings
 from actors.telemetry import Telemetry
 from actors.worker_rows import WorkerRow, rates, write_workers
@@ -92,6 +92,9 @@ class StageFleet:
         self._said: dict[str, Any] = {}
         self._told: dict[tuple[str, int], Any] = {}
         self._will_tell = False
+        self._suspended: list[str] = []
+        """Generators of which the stream was told last that they are suspected."""
+        self._suspending: asyncio.Task | None = None
         self._reported: dict[str, dict[str, RoleReport]] = {}
         self._rates: dict[str, dict[str, Any]] = {}
         """By worker: what it did between its last two reports."""
@@ -185,6 +188,8 @@ class StageFleet:
 
     def _tell(self) -> None:
         self._will_tell = False
+        if self._suspending is None and self._suspects() != self._suspended:
+            self._suspending = self._begin(self._suspend())
         work, pools = self._work, self.pools()
         if not self.leases or pools is None:
             return
@@ -197,6 +202,18 @@ class StageFleet:
             if self._told.get(key) != told:
                 self._told[key] = told
                 handle.adjust.remote(share, pools)
+
+    def _suspects(self) -> list[str]:
+        generators = self.generators
+        return [called(name, generators.members[name].incarnation) for name in generators.fleet.names([State.SUSPECT])]
+
+    async def _suspend(self) -> None:
+        """The stream leases nothing to generators that are suspected. One call at a time: the last one counts."""
+        while (suspects := self._suspects()) != self._suspended:
+            call, what = self._work.stream.suspend.remote(suspects), "lease nothing to generators that are silent"
+            await within(call, self.names(), "the episode stream", what, self._rest_deadline_s)
+            self._suspended = suspects
+        self._suspending = None
 
     def notify(self) -> None:
         """Whoever waits looks again."""
@@ -359,10 +376,11 @@ class StageFleet:
         measured = self._rates.get(name, {}) if health.state in LIVING else {}
         return WorkerRow(name, roster.role, str(health.state), health.incarnation, **version, **measured)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)  # else it might be collected before its end
         task.add_done_callback(self._end)
+        return task
 
     def _end(self, task: asyncio.Task) -> None:
         self._tasks.discard(task)

@@ -160,9 +160,13 @@ class Stream:
         self.failures: list[BaseException] = []
         self.released: list[str] = []
         self.excluded: list[str] = []
+        self.suspended: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.silent = self.dead = False
+
+    async def suspend(self, holders: list[str]) -> None:
+        self.suspended = holders
 
     async def exclude(self, holder: str) -> None:
         self.excluded.append(holder)

@@ -73,6 +73,7 @@ def test_a_generator_that_answers_in_time_is_not_given_up(play):
         two = each.generators["two"]
         two.silent = True
         await until(lambda: each.conductor._fleet.figures()["fleet/suspect"] == 1)
+        await until(lambda: each.stream.suspended == ["two"])
         two.silent = False
         for roster in each.conductor._fleet.rosters():  # what was asked while it was silent is never answered here
             for member in roster.members.values():
@@ -80,6 +81,7 @@ def test_a_generator_that_answers_in_time_is_not_given_up(play):
                     member.listening.cancel()
         await until(lambda: each.conductor._fleet.figures()["fleet/suspect"] == 0)
         assert each.conductor._fleet.figures()["fleet/generators_serving"] == 2
+        await until(lambda: each.stream.suspended == [])
         assert each.killed == []
 
     play(scene, settings=QUICK.model_copy(update={"dead_after_s": 20.0}))

@@ -270,6 +270,16 @@ def test_a_generator_that_is_to_leave_is_given_no_slot_of_the_weights_that_it_do
     assert stream.lease("leaving", 1, 30.0) is None, "a restart of the learner brings it no weights either"
 
 
+def test_a_generator_that_is_silent_is_given_nothing_until_it_is_heard_again(start):
+    stream = start()
+    stream.suspend(["silent"])
+    waiting = stream.later("lease", "silent", 1, 30.0)
+    assert waits(waiting)
+    assert indices(stream.lease("other", 1, 0.0)) == [0, 1]
+    stream.suspend([])
+    assert indices(waiting.result(30)) == [2, 3]
+
+
 def test_a_lease_waits_until_further_slots_are_admitted(start):
     stream = start()
     stream.fill()
