@@ -232,6 +232,7 @@ class Roster:
             if spec.placement is not None:
                 reserved = await self._room(name, incarnation, reserved)
             if not self._wanted(name, incarnation):
+                self._give_back(name, reserved)
                 return
             member = Member(spec.make(called(name, incarnation), reserved), incarnation, reserved, own=True)
             self.members[name] = member
@@ -274,10 +275,16 @@ class Roster:
                 self.waiting[name] = f"{name} waits for a bundle of {placement.says()}, which the cluster has not free"
                 log.warning("%s (after %.0f s).", self.waiting[name], waited_s)
             if not self._wanted(name, incarnation):
-                placement.release(reserved)
                 break
         self.waiting.pop(name, None)
         return reserved
+
+    def _give_back(self, name: str, reserved: Any) -> None:
+        """Room that nobody came into. That of a dead worker goes with it, where it is `retire` that ends the wait."""
+        before = self.members.get(name)
+        goes_with_it = before is not None and before.reserved is reserved and not self.closed
+        if self._spec is not None and self._spec.placement is not None and not goes_with_it:
+            self._spec.placement.release(reserved)
 
     # leaving -------------------------------------------------------------------------------------------------------
 

@@ -106,6 +106,7 @@ class StageFleet:
         """By role; one roster for both where they are fused."""
         self._enlist_scoring(work)
         self._begin(self._watch())
+        self._begin(self._follow_wishes())
 
     def _roster(self, role: str, spec: WorkerSpec | None, prepare: Any, lost: Any = None, leaves: Any = None) -> Roster:
         return Roster(role, self._settings, spec, prepare, lost, leaves, self.changed, self._failed)
@@ -236,7 +237,7 @@ class StageFleet:
                 ) from None
 
     async def _watch(self) -> None:
-        """Hearts are listened to, too small a fleet is told of, and the wish for more or fewer is followed."""
+        """Hearts are listened to, and too small a fleet is told of."""
         listened_at = time.monotonic()
         while not self.generators.closed:
             await asyncio.sleep(self._settings.heartbeat_s)
@@ -246,7 +247,6 @@ class StageFleet:
                 roster.look(away_s if away_s > self._settings.heartbeat_s else 0.0)
             if not self.generators.closed:
                 await self._check_minimum()
-                await self._follow_wish()
                 self._export()
 
     async def _check_minimum(self) -> None:
@@ -281,15 +281,22 @@ class StageFleet:
         ]
         return "; ".join([", ".join(states), *self.generators.waiting.values()])
 
-    async def _follow_wish(self) -> None:
+    async def _follow_wishes(self) -> None:
+        """Apart from `_watch`: a disk that does not answer holds up nobody's health."""
+        while self._directory is not None and not self.generators.closed:
+            await asyncio.sleep(self._settings.heartbeat_s)
+            if not self.generators.closed:
+                await self._follow_wish(self._directory)
+
+    async def _follow_wish(self, directory: Path) -> None:
         """Start or retire generators as the stage's desired.json says, and say how far that is."""
-        if self._directory is None:
-            return
         problem = ""
         try:
-            wish = await asyncio.to_thread(read_desired, self._directory)
+            wish = await asyncio.to_thread(read_desired, directory)
         except RunProblem as error:
             wish, problem = self._wish, str(error)
+        if self.generators.closed:
+            return
         self._wish = wish
         if wish is not None and self.generators.can_make:
             self._reconcile(max(wish.generators, self._settings.min_generators))
@@ -301,8 +308,12 @@ class StageFleet:
             "problem": problem,
         }
         if says != self._said:
-            self._said = says
-            await asyncio.to_thread(write_fleet, self._directory, says)
+            try:
+                await asyncio.to_thread(write_fleet, directory, says)
+            except OSError as error:  # it is for watching alone; said again at the next look
+                log.warning("how far the fleet is could not be written: %s", error)
+            else:
+                self._said = says
 
     def _reconcile(self, wanted: int) -> None:
         fleet = self.generators.fleet
