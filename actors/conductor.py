@@ -31,7 +31,7 @@ from actors.exported_metrics import (
     PUBLICATION_UPDATE,
     PUBLICATIONS,
 )
-from actors.failures import Problem, actor_names, dead_actor, expected_problem, plain_problem
+from actors.failures import Problem, actor_names, dead_actor, plain_problem
 from actors.generator import ScoringPools, Work
 from actors.held_out import HeldOut, held_out_means
 from actors.publication import Probe, Publication, Published
@@ -39,7 +39,7 @@ from actors.settings import FleetSettings, SamplingSettings
 from actors.stage_fleet import REPORT_PATIENCE_S, Fellowship, StageFleet
 from actors.telemetry import Telemetry
 from corpus import logs
-from corpus.problems import RunProblem, UsageProblem
+from corpus.problems import UNEXPECTED, RunProblem, UsageProblem
 
 __all__ = ["Conductor", "Fellowship", "HeldOut", "Probe", "Publication"]
 
@@ -49,8 +49,8 @@ EVALUATION_TRIES = 3
 """Actors that one held-out evaluation may lose before it is given up."""
 
 DISAGREEMENTS = 2
-"""Refits in a row, the second by a fresh process, after which a generator that disagrees with the learner ends the run:
-weights and engine do not fit together."""
+"""Refits in a row, the second by a fresh process, after which a generator that disagrees with the learner, or fails in
+the loading, ends the run: weights and engine do not fit together."""
 
 
 class _GivenUp(Exception):
@@ -147,10 +147,9 @@ class Conductor:
         weights, handed on by reference; `offer` is how engines receive them from the learner's GPU, where they do.
 
         A generator that dies or is late is given up, and the others go on; without any that holds the version, its
-        replacement is waited for. Raises RunProblem where a later version is out, in which case no engine gets this
-        one, where all disagree with the probe, or nobody serves in time. A generator that samples held-out prompts does
-        nothing else until it is through: it may be later than the
-        deadline by the deadline of that.
+        replacement is waited for. Raises RunProblem where a later version is out (no engine gets this one then), where
+        all disagree with the probe, or nobody serves in time. A generator that samples held-out prompts does nothing
+        else until it is through: it may be later than the deadline by the deadline of that.
         """
         async with self._publishing:
             self._refuse_older(attempt, update)
@@ -212,7 +211,9 @@ class Conductor:
         self._telemetry.add(PUBLICATION_LOSSES, len(problems), reason="refused")
         for name, problem in problems.items():
             again = self._fleet.generators.fleet.strayed(name, incarnations[name])
-            if not present.fits or again >= DISAGREEMENTS:
+            # What nobody foresaw, such as a GPU without memory, may be this process's own: another is tried.
+            fits_nowhere = not present.fits and problem.code != UNEXPECTED
+            if fits_nowhere or again >= DISAGREEMENTS:
                 raise problem
             self._fleet.generators.give_up(name, incarnations[name], str(problem).rstrip("."))
 
@@ -400,9 +401,7 @@ class Conductor:
             self._fleet.generators.give_up(name, incarnation, why)
             raise _GivenUp("late")
         error = answers.raised[name]
-        problem = expected_problem(error, self._fleet.names(), name, f"it could {what}")
-        if problem is None:
-            raise error
+        problem = plain_problem(error, self._fleet.names(), name, f"it could {what}", f"{name} could not {what}")
         if dead_actor(error) is None:
             raise problem from error
         self._fleet.generators.give_up(name, incarnation, str(problem).partition(";")[0])

@@ -105,7 +105,7 @@ def oldest_updates(episodes: pa.RecordBatch | pa.Table) -> list[int]:
 
 
 def oldest_weights(episodes: pa.RecordBatch | pa.Table) -> list[tuple[int, int]]:
-    """For each episode, (attempt, update) of the oldest weights that wrote a token of it; every response has one."""
+    """(attempt, update) of the oldest weights that wrote a token of each episode (every response has a token)."""
     spans_of_each = episodes.column("version_spans").to_pylist()
     return [min((span["attempt"], span["update"]) for span in spans) for spans in spans_of_each]
 

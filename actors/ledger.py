@@ -162,8 +162,8 @@ class Ledger:
         """The slots among these that are new and now accepted; the rest were duplicates, late, or of an old attempt.
 
         `written_by` are, slot by slot, the oldest weights, (attempt, update), that wrote a token of it. Raises
-        RunProblem for a slot that is not admitted, or whose tokens are of another attempt or would be too old when it
-        is trained; then nothing is accepted.
+        RunProblem, and accepts nothing, for a slot that is not admitted, or whose tokens are of another attempt or
+        would be too old when it is trained.
         """
         slots = list(slots)
         if attempt != self.attempt:

@@ -24,6 +24,10 @@ from corpus.problems import RunProblem
 
 log = logging.getLogger(__name__)
 
+STARTS = 2
+"""Starts of a worker in a row that failed for a reason which nobody foresaw, after which the run ends: it is not that
+process's own, such as memory that a killed one had yet to give back."""
+
 AGAIN = "the same command continues from what was last saved"
 
 
@@ -82,6 +86,8 @@ class Roster:
         self.lost: tuple[float, str] | None = None
         """When (Unix seconds) a worker was given up last, and a sentence that says which and why."""
         self._tasks: set[asyncio.Task] = set()
+        self._failed_starts: dict[str, int] = {}
+        """By worker: how many in a row failed for such a reason."""
         self._departures: set[asyncio.Task] = set()
         """Of those who are told that a worker was lost or leaves."""
 
@@ -226,6 +232,7 @@ class Roster:
             if spec.placement is not None:
                 reserved = await self._room(name, incarnation, reserved)
             if not self._wanted(name, incarnation):
+                self._give_back(name, reserved)
                 return
             member = Member(spec.make(called(name, incarnation), reserved), incarnation, reserved, own=True)
             self.members[name] = member
@@ -234,16 +241,19 @@ class Roster:
                     await call.on(member.handle)
             if self.fleet.started(name, incarnation, time.monotonic()):
                 await self._prepare(name, incarnation)
+            self._failed_starts.pop(name, None)
         except TimeoutError:
             self.give_up(name, incarnation, f"it was not ready after {self._settings.start_deadline_s:.0f} s")
         except RayActorError as error:
             self.give_up(name, incarnation, cause_of_death(error))
         except Exception as error:  # noqa: BLE001 - told to whoever waits for the run
-            origin = getattr(error, "cause", None) or error
-            if isinstance(origin, RunProblem):
-                self.give_up(name, incarnation, str(origin).rstrip("."))
+            told = plain_problem(error, {}, name, "it was ready", f"{name} could not be made")
+            if not isinstance(getattr(error, "cause", None) or error, RunProblem):
+                self._failed_starts[name] = self._failed_starts.get(name, 0) + 1
+            if self._failed_starts.get(name, 0) < STARTS:
+                self.give_up(name, incarnation, str(told).rstrip("."))
             else:
-                await self._failed(name, plain_problem(error, {}, name, "it was ready", f"{name} could not be made"))
+                await self._failed(name, told)
         finally:
             if member is not None and not self._wanted(name, incarnation):
                 pulses.kill(member.handle, member.pulse)
@@ -265,10 +275,16 @@ class Roster:
                 self.waiting[name] = f"{name} waits for a bundle of {placement.says()}, which the cluster has not free"
                 log.warning("%s (after %.0f s).", self.waiting[name], waited_s)
             if not self._wanted(name, incarnation):
-                placement.release(reserved)
                 break
         self.waiting.pop(name, None)
         return reserved
+
+    def _give_back(self, name: str, reserved: Any) -> None:
+        """Room that nobody came into. That of a dead worker goes with it, where it is `retire` that ends the wait."""
+        before = self.members.get(name)
+        goes_with_it = before is not None and before.reserved is reserved and not self.closed
+        if self._spec is not None and self._spec.placement is not None and not goes_with_it:
+            self._spec.placement.release(reserved)
 
     # leaving -------------------------------------------------------------------------------------------------------
 

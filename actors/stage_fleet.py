@@ -21,7 +21,7 @@ from actors.fleet import FROZEN, LIVING, State, share_of
 from actors.generator import ScoringPools, Work
 from actors.recruits import WorkerSpec
 from actors.role_reports import RoleReport, role_figures
-from actors.roster import AGAIN, Roster
+from actors.roster import AGAIN, Roster, called
 from actors.settings import FleetSettings
 from actors.telemetry import Telemetry
 from actors.worker_rows import WorkerRow, rates, write_workers
@@ -92,6 +92,9 @@ class StageFleet:
         self._said: dict[str, Any] = {}
         self._told: dict[tuple[str, int], Any] = {}
         self._will_tell = False
+        self._suspended: list[str] = []
+        """Generators of which the stream was told last that they are suspected."""
+        self._suspending: asyncio.Task | None = None
         self._reported: dict[str, dict[str, RoleReport]] = {}
         self._rates: dict[str, dict[str, Any]] = {}
         """By worker: what it did between its last two reports."""
@@ -103,6 +106,7 @@ class StageFleet:
         """By role; one roster for both where they are fused."""
         self._enlist_scoring(work)
         self._begin(self._watch())
+        self._begin(self._follow_wishes())
 
     def _roster(self, role: str, spec: WorkerSpec | None, prepare: Any, lost: Any = None, leaves: Any = None) -> Roster:
         return Roster(role, self._settings, spec, prepare, lost, leaves, self.changed, self._failed)
@@ -185,6 +189,8 @@ class StageFleet:
 
     def _tell(self) -> None:
         self._will_tell = False
+        if self._suspending is None and self._suspects() != self._suspended:
+            self._suspending = self._begin(self._suspend())
         work, pools = self._work, self.pools()
         if not self.leases or pools is None:
             return
@@ -197,6 +203,18 @@ class StageFleet:
             if self._told.get(key) != told:
                 self._told[key] = told
                 handle.adjust.remote(share, pools)
+
+    def _suspects(self) -> list[str]:
+        generators = self.generators
+        return [called(name, generators.members[name].incarnation) for name in generators.fleet.names([State.SUSPECT])]
+
+    async def _suspend(self) -> None:
+        """The stream leases nothing to generators that are suspected. One call at a time: the last one counts."""
+        while (suspects := self._suspects()) != self._suspended:
+            call, what = self._work.stream.suspend.remote(suspects), "lease nothing to generators that are silent"
+            await within(call, self.names(), "the episode stream", what, self._rest_deadline_s)
+            self._suspended = suspects
+        self._suspending = None
 
     def notify(self) -> None:
         """Whoever waits looks again."""
@@ -219,7 +237,7 @@ class StageFleet:
                 ) from None
 
     async def _watch(self) -> None:
-        """Hearts are listened to, too small a fleet is told of, and the wish for more or fewer is followed."""
+        """Hearts are listened to, and too small a fleet is told of."""
         listened_at = time.monotonic()
         while not self.generators.closed:
             await asyncio.sleep(self._settings.heartbeat_s)
@@ -229,7 +247,6 @@ class StageFleet:
                 roster.look(away_s if away_s > self._settings.heartbeat_s else 0.0)
             if not self.generators.closed:
                 await self._check_minimum()
-                await self._follow_wish()
                 self._export()
 
     async def _check_minimum(self) -> None:
@@ -264,15 +281,22 @@ class StageFleet:
         ]
         return "; ".join([", ".join(states), *self.generators.waiting.values()])
 
-    async def _follow_wish(self) -> None:
+    async def _follow_wishes(self) -> None:
+        """Apart from `_watch`: a disk that does not answer holds up nobody's health."""
+        while self._directory is not None and not self.generators.closed:
+            await asyncio.sleep(self._settings.heartbeat_s)
+            if not self.generators.closed:
+                await self._follow_wish(self._directory)
+
+    async def _follow_wish(self, directory: Path) -> None:
         """Start or retire generators as the stage's desired.json says, and say how far that is."""
-        if self._directory is None:
-            return
         problem = ""
         try:
-            wish = await asyncio.to_thread(read_desired, self._directory)
+            wish = await asyncio.to_thread(read_desired, directory)
         except RunProblem as error:
             wish, problem = self._wish, str(error)
+        if self.generators.closed:
+            return
         self._wish = wish
         if wish is not None and self.generators.can_make:
             self._reconcile(max(wish.generators, self._settings.min_generators))
@@ -284,8 +308,12 @@ class StageFleet:
             "problem": problem,
         }
         if says != self._said:
-            self._said = says
-            await asyncio.to_thread(write_fleet, self._directory, says)
+            try:
+                await asyncio.to_thread(write_fleet, directory, says)
+            except OSError as error:  # it is for watching alone; said again at the next look
+                log.warning("how far the fleet is could not be written: %s", error)
+            else:
+                self._said = says
 
     def _reconcile(self, wanted: int) -> None:
         fleet = self.generators.fleet
@@ -359,10 +387,11 @@ class StageFleet:
         measured = self._rates.get(name, {}) if health.state in LIVING else {}
         return WorkerRow(name, roster.role, str(health.state), health.incarnation, **version, **measured)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)  # else it might be collected before its end
         task.add_done_callback(self._end)
+        return task
 
     def _end(self, task: asyncio.Task) -> None:
         self._tasks.discard(task)

@@ -97,6 +97,8 @@ class EpisodeStream:
         self._delivered = asyncio.Event()
         """Set, and replaced, when a batch may have become complete, or never will."""
         self._failure: Problem | None = None
+        self._suspended: frozenset[str] = frozenset()
+        """Holders that are given nothing for now."""
         self._awaiting = 0
         """Ranks of the learner that wait for a batch."""
         self._telemetry = Telemetry(plan.run, "stream")
@@ -128,7 +130,8 @@ class EpisodeStream:
             if self._ledger.excludes(holder):
                 return None
             now = time.time()
-            leases = self._ledger.lease(holder, chunks, now, self._plan.lease_s)
+            waits = holder in self._suspended
+            leases = [] if waits else self._ledger.lease(holder, chunks, now, self._plan.lease_s)
             if leases:
                 return [
                     Chunk([self._slot(index) for index in self._ledger.slots(lease.chunk)], self._ledger.attempt, now)
@@ -137,7 +140,7 @@ class EpisodeStream:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return []
-            expiry = self._ledger.next_expiry
+            expiry = None if waits else self._ledger.next_expiry
             await self._wait(self._freed, remaining if expiry is None else min(remaining, expiry - time.time()))
 
     def _slot(self, index: int) -> Slot:
@@ -161,6 +164,11 @@ class EpisodeStream:
         if fresh:
             self._wake_learners()
         return len(fresh)
+
+    async def suspend(self, holders: Sequence[str]) -> None:
+        """Lease nothing to these, and to these alone, until told otherwise: nobody knows whether they live."""
+        self._suspended = frozenset(holders)
+        self._wake_holders()
 
     async def exclude(self, holder: str) -> None:
         """Lease nothing more to a generator that is to leave; it may still deliver what it holds."""

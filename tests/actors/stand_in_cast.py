@@ -56,12 +56,14 @@ class Generator:
         self.loaded: list[str] = []
         self.confirmed: list[str] = []
         self.adjusted: list[tuple[int, Any]] = []
-        self.worked = self.rested = self.dead = self.silent = False
+        self.worked = self.rested = self.dead = self.silent = self.broken = False
         self.stalled_s = 0.0
 
     async def load(self, snapshot: Snapshot, label: str) -> float:
         if self.dead:
             raise ray.exceptions.ActorDiedError
+        if self.broken:
+            raise RuntimeError("CUDA out of memory")
         await self.gate.wait()
         await self.idle.wait()
         assert snapshot.version == tuple(int(part) for part in label.split("."))
@@ -158,9 +160,13 @@ class Stream:
         self.failures: list[BaseException] = []
         self.released: list[str] = []
         self.excluded: list[str] = []
+        self.suspended: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.silent = self.dead = False
+
+    async def suspend(self, holders: list[str]) -> None:
+        self.suspended = holders
 
     async def exclude(self, holder: str) -> None:
         self.excluded.append(holder)

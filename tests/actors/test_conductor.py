@@ -47,9 +47,7 @@ def test_a_publication_of_an_attempt_that_is_over_comes_into_no_engine(play):
     async def scene(each: Cast) -> None:
         newer = pack({"weight": torch.ones(3)}, (2, 0))
         await each.conductor.publish(2, 0, newer, PROBE)
-        with pytest.raises(
-            RunProblem, match=r"^Weights 3 of attempt 1 were to be published, but weights 0 of attempt 2 are"
-        ):
+        with pytest.raises(RunProblem, match=r"^Weights 3 of attempt 1 were to be published, but"):
             await each.conductor.publish(1, 3, snapshot(3), PROBE)
         await each.conductor.publish(2, 0, newer, PROBE)
 

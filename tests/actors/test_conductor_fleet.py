@@ -2,10 +2,13 @@
 
 import asyncio
 import re
+import threading
+import time
 
 import pytest
 from stand_in_cast import QUICK, SAMPLING, Cast, Generator, Scoring, Spec, held_out, snapshot, turns, until
 
+from actors import stage_fleet
 from actors.desired import read_desired, read_fleet, write_desired
 from actors.recruits import Call
 from actors.worker_rows import read_workers
@@ -73,6 +76,7 @@ def test_a_generator_that_answers_in_time_is_not_given_up(play):
         two = each.generators["two"]
         two.silent = True
         await until(lambda: each.conductor._fleet.figures()["fleet/suspect"] == 1)
+        await until(lambda: each.stream.suspended == ["two"])
         two.silent = False
         for roster in each.conductor._fleet.rosters():  # what was asked while it was silent is never answered here
             for member in roster.members.values():
@@ -80,6 +84,7 @@ def test_a_generator_that_answers_in_time_is_not_given_up(play):
                     member.listening.cancel()
         await until(lambda: each.conductor._fleet.figures()["fleet/suspect"] == 0)
         assert each.conductor._fleet.figures()["fleet/generators_serving"] == 2
+        await until(lambda: each.stream.suspended == [])
         assert each.killed == []
 
     play(scene, settings=QUICK.model_copy(update={"dead_after_s": 20.0}))
@@ -158,6 +163,59 @@ def test_a_replacement_that_agrees_serves_where_the_one_before_it_disagreed(play
         assert each.stream.failures == []
 
     play(scene, settings=QUICK, specs={"generators": spec}, right=0.0, wrong=0.5)
+
+
+def test_an_error_in_loading_that_nobody_foresaw_costs_a_restart_and_ends_the_run_where_it_comes_again(play):
+    def make(name: str) -> Generator:
+        generator = Generator()
+        generator.broken = name == "two.1"
+        return generator
+
+    spec = Spec(make)
+
+    async def scene(each: Cast) -> None:
+        for generator in each.generators.values():
+            generator.broken = True
+        publishing = asyncio.ensure_future(each.publish(0))
+        await until(lambda: "one" in spec.made and replaced(each, spec, "one").confirmed)
+        await publishing
+        await until(lambda: each.stream.failures)
+        assert str(each.stream.failures[0]).startswith(
+            "two could not load weights 0.0: RuntimeError: CUDA out of memory"
+        )
+        assert (len(spec.made["one"]), len(spec.made["two"])) == (1, 1)
+
+    play(scene, settings=QUICK, specs={"generators": spec})
+
+
+def test_a_start_that_fails_for_a_reason_that_nobody_foresaw_is_made_again_once(play):
+    class Starting(Generator):
+        def __init__(self, problem: Exception | None) -> None:
+            super().__init__()
+            self.problem = problem
+
+        async def start(self) -> None:
+            if self.problem is not None:
+                raise self.problem
+
+    starts = {
+        "one.1": UsageProblem("vLLM cannot serve it", "model/vllm"),
+        "two.1": MemoryError(),
+        "two.2": MemoryError(),
+    }
+    spec = Spec(lambda name: Starting(starts.get(name)), Call("start"))
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        each.generators["one"].dead = True
+        await until(lambda: len(spec.made.get("one", [])) == 2 and replaced(each, spec, "one").confirmed)
+        assert each.stream.failures == []
+        each.generators["two"].dead = True
+        await until(lambda: each.stream.failures)
+        assert str(each.stream.failures[0]) == "two could not be made: MemoryError."
+        assert len(spec.made["two"]) == 2
+
+    play(scene, settings=QUICK, specs={"generators": spec})
 
 
 def test_a_spent_budget_ends_the_run_in_a_sentence(play):
@@ -358,6 +416,63 @@ def test_a_generator_without_room_is_told_of_and_comes_when_there_is(play, stage
         await until(lambda: spec.placement.given_back == ["room of generator-1"])
 
     play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage), **{"generator-0": 0.0})
+
+
+def test_room_that_comes_as_its_generator_is_retired_is_given_back(play, stage):
+    class Room:
+        def __init__(self) -> None:
+            self.waiting, self.may_come, self.given_back = threading.Event(), threading.Event(), []
+
+        def reserve(self, name: str) -> str:
+            return f"room of {name}"
+
+        def wait(self, reserved: str, timeout_s: float) -> bool:
+            self.waiting.set()
+            return self.may_come.wait(30)
+
+        def release(self, reserved: str) -> None:
+            self.given_back.append(reserved)
+
+        def says(self) -> str:
+            return "1 CPU"
+
+    spec = Spec(lambda name: Generator())
+    spec.placement = Room()  # pyright: ignore
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        write_desired(stage, 0, 2, "a person", "now")
+        await until(spec.placement.waiting.is_set)
+        write_desired(stage, 1, 1, "a person", "at once")
+        await until(lambda: (read_fleet(stage) or {}).get("counter") == 2)
+        spec.placement.may_come.set()
+        await until(lambda: spec.placement.given_back == ["room of generator-1"])
+        assert spec.made == {}
+
+    play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage), **{"generator-0": 0.0})
+
+
+def test_a_disk_that_refuses_or_hangs_holds_up_nobodys_health(play, stage, monkeypatch):
+    spec, hangs = Spec(lambda name: Generator()), threading.Event()
+
+    def refuse(directory: object, says: object) -> None:
+        if not hangs.is_set():
+            hangs.set()
+            raise OSError(28, "No space left on device")
+        time.sleep(3)
+
+    monkeypatch.setattr(stage_fleet, "write_fleet", refuse)
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        await until(hangs.is_set)
+        await asyncio.sleep(0.2)
+        each.generators["two"].dead = True
+        async with asyncio.timeout(2):
+            await until(lambda: "two" in spec.made)
+        assert each.stream.failures == []
+
+    play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage))
 
 
 def test_every_publication_says_how_each_worker_is_and_who_was_lost_last_is_kept(play, stage):
