@@ -49,9 +49,17 @@ PARTS = {
     "engine": "VLLM::EngineCore",
     "worker": "VLLM::Worker",
     "replica": "ServeReplica:amenable:policy",
-    "proxy": "ProxyActor",
+    "proxy": "ray::ProxyActor",
+    "haproxy": "bin/haproxy",
     "api server": "api_server.entry",
     "raylet": "raylet/raylet",
+    "controller": "ray::ServeController",
+    "haproxy manager": "ray::HAProxyManager",
+    "agents": "Agent",
+    "gcs": "gcs/gcs_server",
+    "command": "-m amenable serve",
+    "autoscaler": "ray/autoscaler",
+    "dashboard": "ray/dashboard",
 }
 """Parts of a server, by a mark of their command lines."""
 

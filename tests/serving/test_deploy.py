@@ -21,6 +21,7 @@ from openai import OpenAI
 
 from serving.access import new_token
 from serving.desired import read_reports
+from serving.front import fronted
 from tests.serving.run_on_disk import alive, descendants, publish, write_run
 from tests.serving.served import ALL, ROOT, until
 
@@ -36,7 +37,8 @@ def free_ports(count: int) -> list[int]:
 
 
 class Head:
-    """A Ray head that runs until it is ended, and what is deployed there."""
+    """A Ray head that runs until it is ended, and what is deployed there. HAProxy is before the replicas, as in the
+    image."""
 
     def __init__(self, directory: Path) -> None:
         self.run = write_run(directory / "run", kv_cache_mib=16, max_concurrent=32, follow_s=0.1, loaded=["policy"])
@@ -120,9 +122,11 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    head = Head(tmp_path_factory.mktemp("head"))
-    yield head
-    head.end()
+    with fronted("127.0.0.1") as reason:
+        assert reason is None
+        head = Head(tmp_path_factory.mktemp("head"))
+        yield head
+        head.end()
 
 
 def replicas(head: Head) -> set[str]:
