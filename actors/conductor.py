@@ -3,6 +3,9 @@
 Invariants:
 - A version is admitted at the stream only after every generator that serves holds it and the probe's sequences, scored
   by engine and learner, agreed. A checksum over the buffer does not see a mapping bug; the probe does.
+- What a generator writes under a version is delivered once its own probe of that version agreed.
+- Before a version is admitted, nothing is leased any more to a generator that was given up or is to leave: it has not
+  got it, and could write slots of it with older weights.
 - Whoever joins, or comes back from the dead, loads the newest version and passes its probe before it leases.
 - Every wait has a deadline, and its error names what was awaited and who owed it. An actor that died is named at once.
 """
@@ -11,7 +14,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from actors.calls import Answers, of_each, within
+from actors.calls import of_each, within
 from actors.exported_metrics import (
     PUBLICATION_BEGUN,
     PUBLICATION_FAILURES,
@@ -36,7 +39,7 @@ from actors.settings import FleetSettings, SamplingSettings
 from actors.stage_fleet import REPORT_PATIENCE_S, Fellowship, StageFleet
 from actors.telemetry import Telemetry
 from corpus import logs
-from corpus.problems import RunProblem
+from corpus.problems import RunProblem, UsageProblem
 
 __all__ = ["Conductor", "Fellowship", "HeldOut", "Probe", "Publication"]
 
@@ -48,6 +51,14 @@ EVALUATION_TRIES = 3
 DISAGREEMENTS = 2
 """Refits in a row, the second by a fresh process, after which a generator that disagrees with the learner ends the run:
 weights and engine do not fit together."""
+
+
+class _GivenUp(Exception):
+    """A generator is given up: `reason` is "late" or "dead"."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @ray.remote(num_cpus=0)
@@ -136,11 +147,13 @@ class Conductor:
         weights, handed on by reference; `offer` is how engines receive them from the learner's GPU, where they do.
 
         A generator that dies or is late is given up, and the others go on; without any that holds the version, its
-        replacement is waited for. Raises RunProblem where all disagree with the probe, or nobody serves in time. A
-        generator that samples held-out prompts does nothing else until it is through: it may be later than the
+        replacement is waited for. Raises RunProblem where a later version is out, in which case no engine gets this
+        one, where all disagree with the probe, or nobody serves in time. A generator that samples held-out prompts does
+        nothing else until it is through: it may be later than the
         deadline by the deadline of that.
         """
         async with self._publishing:
+            self._refuse_older(attempt, update)
             started = time.perf_counter()
             logs.note_attempt(attempt)
             with self._exported(update):
@@ -150,6 +163,7 @@ class Conductor:
                     present = self._present = Published((attempt, update), probe)
                     await self._refit(list(self._fleet.generators.living), present, reference, offer)
                 await self._fleet.until(lambda: bool(present.fits), f"a generator to hold weights {present.label}")
+                await self._fleet.generators.departed()
                 admission = self._stream.advance.remote(attempt, update)
                 await self._within(admission, "the episode stream", f"admit the slots of weights {present.label}")
                 self._fleet.generators.fleet.admit(present.version)
@@ -160,6 +174,15 @@ class Conductor:
         stored = await of_each({"weight store": self._store.figures.remote()}, REPORT_PATIENCE_S)
         await self._fleet.tell_workers(attempt, update, seconds)
         return present.outcome(seconds, roles | self._fleet.figures() | stored.found.get("weight store", {}))
+
+    def _refuse_older(self, attempt: int, update: int) -> None:
+        present = self._present.version if self._present is not None else None
+        if present is not None and (attempt, update) < present:
+            raise RunProblem(
+                f"Weights {update} of attempt {attempt} were to be published, but weights {present[1]} of attempt "
+                f"{present[0]} are out.",
+                "episodes/order",
+            )
 
     @contextmanager
     def _exported(self, update: int) -> Iterator[None]:
@@ -183,23 +206,9 @@ class Conductor:
 
         Raises RunProblem where weights and engines do not fit together.
         """
-        incarnations = {name: self._fleet.generators.members[name].incarnation for name in names}
-        problems: dict[str, Exception] = {}
         weights = (reference, present.label) if offer is None else (reference, present.label, offer)
-        loads = await self._ask(names, "load", *weights)
-        self._count_losses(loads)
-        problems |= self._sort_out(loads, incarnations, f"load weights {present.label}")
-        what = f"score the probe under weights {present.label}"
-        probes = await self._ask(list(loads.found), "probe", present.probe.sequences)
-        self._count_losses(probes)
-        problems |= self._sort_out(probes, incarnations, what)
-        for name, scored in probes.found.items():
-            if not present.note(name, loads.found[name], scored):
-                problems[name] = RunProblem(present.refused[name], "fleet/refused")
-        await self._lend([name for name in probes.found if name in present.fits], incarnations)
-        for name in probes.found:
-            if name in present.fits:
-                self._fleet.generators.refit(name, incarnations[name], present.version)
+        incarnations = self._incarnations(names)
+        problems = await self._of_all(incarnations, lambda name, number: self._fit(name, number, present, weights))
         self._telemetry.add(PUBLICATION_LOSSES, len(problems), reason="refused")
         for name, problem in problems.items():
             again = self._fleet.generators.fleet.strayed(name, incarnations[name])
@@ -207,37 +216,29 @@ class Conductor:
                 raise problem
             self._fleet.generators.give_up(name, incarnations[name], str(problem).rstrip("."))
 
-    def _count_losses(self, answers: Answers[str]) -> None:
-        """Exports how many generators were late with the weights, or died."""
-        dead = sum(dead_actor(error) is not None for error in answers.raised.values())
-        self._telemetry.add(PUBLICATION_LOSSES, len(answers.late), reason="late")
-        self._telemetry.add(PUBLICATION_LOSSES, dead, reason="dead")
+    async def _fit(self, name: str, incarnation: int, present: Published, weights: tuple[Any, ...]) -> None:
+        """Load the version into a generator, probe it, and let it serve where it agrees, wherever the others are: what
+        it writes meanwhile is held until then. Raises RunProblem where it does not agree."""
+        try:
+            pause_s = await self._owed(name, incarnation, f"load weights {present.label}", "load", *weights)
+            what = f"score the probe under weights {present.label}"
+            scored = await self._owed(name, incarnation, what, "probe", present.probe.sequences)
+            if not present.note(name, pause_s, scored):
+                raise RunProblem(present.refused[name], "fleet/refused")
+            what = f"deliver what weights {present.label} write"
+            await self._owed(name, incarnation, what, "confirm", present.label)
+        except _GivenUp as lost:
+            self._telemetry.add(PUBLICATION_LOSSES, reason=lost.reason)
+            return
+        if self._fleet.leases:
+            await self._lend(name, incarnation)
+        self._fleet.generators.refit(name, incarnation, present.version)
 
-    def _sort_out(self, answers: Answers[str], incarnations: Mapping[str, int], what: str) -> dict[str, Exception]:
-        """Give up who died or was late; returns the problems of the others. Raises what is a mistake of ours."""
-        problems: dict[str, Exception] = {}
-        for name, error in answers.raised.items():
-            problem = expected_problem(error, self._fleet.names(), name, f"it could {what}")
-            if problem is None:
-                raise error
-            if dead_actor(error) is None:
-                problems[name] = problem
-            else:
-                self._fleet.generators.give_up(name, incarnations[name], str(problem).partition(";")[0])
-        for name in answers.late:
-            self._fleet.generators.give_up(
-                name, incarnations[name], f"after {answers.seconds:.0f} s it had yet to {what}"
-            )
-        return problems
-
-    async def _lend(self, names: list[str], incarnations: Mapping[str, int]) -> None:
-        """Give generators the stage's work that have not got it, where the others lease already."""
-        new = [name for name in names if (name, incarnations[name]) not in self._lent]
-        if self._fleet.leases and new:
-            answers = await self._ask(new, "work", self._work)
-            for problem in self._sort_out(answers, incarnations, "begin to lease").values():
-                raise problem
-            self._lent |= {(name, incarnations[name]) for name in answers.found}
+    async def _lend(self, name: str, incarnation: int) -> None:
+        """Give a generator the stage's work, unless it has got it."""
+        if (name, incarnation) not in self._lent:
+            await self._owed(name, incarnation, "begin to lease", "work", self._work)
+            self._lent.add((name, incarnation))
 
     async def _refit_one(self, name: str, incarnation: int) -> None:
         """Bring a generator that has started to where it serves: with the weight store's newest version, unless there
@@ -262,8 +263,8 @@ class Conductor:
         """Let the generators lease; called once, after the first publication."""
         async with self._refitting:
             self._fleet.leases = True
-            living = list(self._fleet.generators.living)
-            await self._lend(living, {name: self._fleet.generators.members[name].incarnation for name in living})
+            for problem in (await self._of_all(self._incarnations(self._fleet.generators.living), self._lend)).values():
+                raise problem
         self._fleet.changed()
 
     # held-out prompts ------------------------------------------------------------------------------------------------
@@ -342,12 +343,13 @@ class Conductor:
             self._fleet.leases = False
             for roster in self._fleet.rosters():
                 roster.close()
-            names = list(self._fleet.generators.living)
-            incarnations = {name: self._fleet.generators.members[name].incarnation for name in names}
-            what = "finish what it has in hand"
-            answers = await self._ask(names, "rest", deadline_s=self._sampling_deadline_s)
-            for problem in self._sort_out(answers, incarnations, what).values():
+            problems = await self._of_all(self._incarnations(self._fleet.generators.living), self._rest)
+            for problem in problems.values():
                 raise problem
+
+    async def _rest(self, name: str, incarnation: int) -> None:
+        what = "finish what it has in hand"
+        await self._owed(name, incarnation, what, "rest", deadline_s=self._sampling_deadline_s)
 
     async def survivors(self) -> list[str]:
         """Names of the workers that the driver has made and that still live: whoever was made here ends with this
@@ -358,19 +360,53 @@ class Conductor:
 
     # waiting -------------------------------------------------------------------------------------------------------
 
-    async def _ask(
-        self, names: list[str], method: str, *arguments: Any, deadline_s: float | None = None
-    ) -> Answers[str]:
-        """What these generators answer; those that have sampled held-out prompts meanwhile may be later by the deadline
-        of that."""
-        started = time.monotonic()
-        handles = {name: self._fleet.generators.members[name].handle for name in names}
-        return await of_each(
-            {name: getattr(handle, method).remote(*arguments) for name, handle in handles.items()},
+    def _incarnations(self, names: Iterable[str]) -> dict[str, int]:
+        return {name: self._fleet.generators.members[name].incarnation for name in names}
+
+    async def _of_all(
+        self, generators: Mapping[str, int], one: Callable[[str, int], Awaitable[None]]
+    ) -> dict[str, Problem]:
+        """Has `one` done with each of these (name, incarnation) at the same time; returns the problems of those that
+        have one. Who is given up has none. Raises what is a mistake of ours, once all are through."""
+        found = await asyncio.gather(*(one(*each) for each in generators.items()), return_exceptions=True)
+        problems: dict[str, Problem] = {}
+        for name, problem in zip(generators, found, strict=True):
+            if isinstance(problem, UsageProblem | RunProblem):
+                problems[name] = problem
+            elif problem is not None and not isinstance(problem, _GivenUp):
+                raise problem
+        return problems
+
+    async def _owed(
+        self, name: str, incarnation: int, what: str, method: str, *arguments: Any, deadline_s: float | None = None
+    ) -> Any:
+        """What a generator answers. One that has sampled held-out prompts meanwhile may be later by the deadline of
+        that. Raises _GivenUp where it was late or died, and is given up; what it raised in a form that a person
+        understands."""
+        started, member = time.monotonic(), self._fleet.generators.members[name]
+        if member.incarnation != incarnation:
+            raise _GivenUp("dead")
+        call = getattr(member.handle, method).remote(*arguments)
+        answers = await of_each(
+            {name: call},
             self._deadline_s if deadline_s is None else deadline_s,
             lambda name: self._sampled_until.get(name, 0.0) > started,
             self._sampling_deadline_s,
         )
+        if name in answers.found:
+            return answers.found[name]
+        if name in answers.late:
+            why = f"after {answers.seconds:.0f} s it had yet to {what}"
+            self._fleet.generators.give_up(name, incarnation, why)
+            raise _GivenUp("late")
+        error = answers.raised[name]
+        problem = expected_problem(error, self._fleet.names(), name, f"it could {what}")
+        if problem is None:
+            raise error
+        if dead_actor(error) is None:
+            raise problem from error
+        self._fleet.generators.give_up(name, incarnation, str(problem).partition(";")[0])
+        raise _GivenUp("dead") from error
 
     async def _within(self, call: Awaitable[Any], who: str, what: str, deadline_s: float | None = None) -> Any:
         """What `call` comes to, which `who` owes. Raises RunProblem at its deadline, or where `who` died."""

@@ -5,19 +5,21 @@ Both are JSON. `desired.json`: `schema_version`, `counter`, `generators`, `who`,
 the counter up; whoever changes it must have seen the counter before.
 """
 
-import fcntl
 import json
 import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from corpus.file_lock import file_lock
 from corpus.problems import RunProblem, UsageProblem
 
 SCHEMA_VERSION = 1
 DESIRED_FILE = "desired.json"
 FLEET_FILE = "fleet.json"
 LOCK_FILE = ".desired.lock"
+LOCK_DEADLINE_S = 30.0
+"""Seconds that the lock around the wish is waited for: it is held while a small file is read and written."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,9 @@ def read_desired(directory: Path) -> Desired | None:
 
 def write_desired(directory: Path, seen: int, generators: int, who: str, when: str) -> Desired:
     """The wish that follows the one numbered `seen` (0 where there was none), on disk. Raises UsageProblem where
-    somebody else has changed it since."""
+    somebody else has changed it since, or holds the lock around it for too long."""
     path = directory / DESIRED_FILE
-    with open(directory / LOCK_FILE, "a", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(directory / LOCK_FILE, LOCK_DEADLINE_S):
         present = read_desired(directory)
         counter = present.counter if present is not None else 0
         if present is not None and counter != seen:

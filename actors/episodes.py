@@ -100,8 +100,14 @@ def parse_version(label: str) -> tuple[int, int]:
 
 
 def oldest_updates(episodes: pa.RecordBatch | pa.Table) -> list[int]:
-    """For each episode, the updates of the oldest weights that wrote a token of it (every response has a token)."""
-    return [min(span["update"] for span in spans) for spans in episodes.column("version_spans").to_pylist()]
+    """The updates of `oldest_weights`."""
+    return [update for _, update in oldest_weights(episodes)]
+
+
+def oldest_weights(episodes: pa.RecordBatch | pa.Table) -> list[tuple[int, int]]:
+    """For each episode, (attempt, update) of the oldest weights that wrote a token of it; every response has one."""
+    spans_of_each = episodes.column("version_spans").to_pylist()
+    return [min((span["attempt"], span["update"]) for span in spans) for spans in spans_of_each]
 
 
 def with_scores(

@@ -3,6 +3,9 @@
 Everything that touches the engine happens on one thread, so a change of weights falls between two steps and needs no
 lock. The actor's methods only put commands into that thread's queue and wait for their answers.
 
+What it writes under weights that were published is delivered once the conductor confirms them, because engine and
+learner agree: until then chunks that are whole are held, and none is leased. Who disagrees delivers nothing of it.
+
 Kinds of command: those that may run between any two steps (new weights, a probe), the generator's own (a lease that
 was granted), and exclusive ones (a batch of samples under other weights), for which leasing pauses until the engine
 has run dry.
@@ -67,6 +70,12 @@ class RolloutGenerator:
         self._share = 0
         self._leasing = False
         self._open = OpenChunks()
+        self._held: list[OpenChunk] = []
+        """Chunks that are whole, with tokens of weights that are not confirmed."""
+        self._unconfirmed: set[str] = set()
+        """Published weights that were loaded and not confirmed."""
+        self._half_loaded = False
+        """Whether a load has failed, or is under way: the engine may hold any weights."""
         self._probes: dict[str, Future[list[float]]] = {}
         self._current: tuple[Snapshot, str] | None = None
         self._busy_s = 0.0
@@ -86,8 +95,15 @@ class RolloutGenerator:
 
     def load(self, snapshot: Snapshot, label: str, offer: dict[str, Any] | None = None) -> float:
         """Change weights between two steps, through the learner's GPU where it makes an offer; returns the seconds
-        generation stood still."""
-        return self._do("between", lambda: self._load(snapshot, label, offer), f"weights {label} to be loaded")
+        generation stood still. What they write is held until `confirm`; where it raises, nothing that is under way is
+        ever delivered."""
+        return self._do(
+            "between", lambda: self._load_published(snapshot, label, offer), f"weights {label} to be loaded"
+        )
+
+    def confirm(self, label: str) -> None:
+        """Engine and learner agree on weights `label`: what they write may be delivered."""
+        self._do("between", lambda: self._confirm(label), f"weights {label} to be confirmed")
 
     def load_directory(self, directory: str, label: str) -> float:
         """Load the weights of a Hugging Face directory of the same architecture."""
@@ -176,7 +192,7 @@ class RolloutGenerator:
         try:
             while True:
                 self._take_commands(wait=self._idle())
-                if self._exclusive and not self._pending():
+                if self._may_be_exclusive():
                     command, answer = self._exclusive.pop(0)
                     self._answer(command, answer)
                     continue
@@ -186,8 +202,11 @@ class RolloutGenerator:
         except Exception as problem:  # noqa: BLE001 - this thread is the generator: whoever waits for it must be told
             self._fail(problem)
 
+    def _may_be_exclusive(self) -> bool:
+        return bool(self._exclusive) and not self._pending() and not self._held
+
     def _idle(self) -> bool:
-        return not self._pending() and not self._exclusive
+        return not self._pending() and not self._may_be_exclusive()
 
     def _pending(self) -> int:
         return self._engine.pending if self._engine is not None else 0
@@ -262,6 +281,23 @@ class RolloutGenerator:
         self._telemetry.observe(GENERATOR_PAUSE, pause_s)
         return pause_s
 
+    def _load_published(self, snapshot: Snapshot, label: str, offer: dict[str, Any] | None) -> float:
+        self._unconfirmed.add(label)
+        self._half_loaded = True
+        try:
+            pause_s = self._load(snapshot, label, offer)
+        except Exception:
+            self._abandon_but(None)  # the engine may call by the old name what is partly new
+            raise
+        self._half_loaded = False
+        return pause_s
+
+    def _confirm(self, label: str) -> None:
+        self._unconfirmed.discard(label)
+        held, self._held = self._held, []
+        for each in held:
+            self._send(each)
+
     def _submit_probes(self, sequences: list[list[int]], answers: "list[Future[list[float]]]") -> None:
         engine, now = self._ready_engine(), time.monotonic_ns()
         keys = [f"probe/{now}/{row}" for row in range(len(sequences))]
@@ -301,13 +337,14 @@ class RolloutGenerator:
         self._work = self._delivery.work = None
 
     def _abandon_but(self, attempt: int | None) -> None:
+        self._held = [each for each in self._held if each.chunk.attempt == attempt]
         keys = self._open.abandon_but(attempt)
         if keys:
             self._ready_engine().abort(keys)
 
     def _maybe_lease(self) -> None:
         """Ask the stream for as many chunks as there is room for; its answer arrives as a command."""
-        if self._work is None or self._leasing or self._exclusive:
+        if self._work is None or self._leasing or self._exclusive or not self._is_confirmed():
             return
         work = self._work
         chunks = chunks_to_lease(
@@ -319,11 +356,20 @@ class RolloutGenerator:
         future = work.stream.lease.remote(self._name, chunks, LEASE_WAIT_S).future()
         future.add_done_callback(lambda done: self._commands.put(("own", lambda: self._admit(done, work), Future())))
 
-    def _admit(self, leased: "Future[list[Chunk]]", work: Work) -> None:
+    def _is_confirmed(self) -> bool:
+        loaded = self._current[1] if self._current is not None else None
+        return not self._half_loaded and loaded not in self._unconfirmed
+
+    def _admit(self, leased: "Future[list[Chunk] | None]", work: Work) -> None:
         if work is not self._work:
             return  # of work that is over: its stream is gone or going, and what the call came to is nobody's concern
+        chunks = leased.result()
+        if chunks is None:
+            return  # it is to leave: asking again would be answered so again, at once
         self._leasing = False
-        for chunk in leased.result():
+        if self._half_loaded:
+            return  # it is given up, and these are leased to others
+        for chunk in chunks:
             self._abandon_but(chunk.attempt)
             opened = self._open.add(chunk)
             for request in opened.requests(work.sampling) if opened is not None else ():
@@ -345,7 +391,11 @@ class RolloutGenerator:
                 self._send(whole)
 
     def _send(self, opened: OpenChunk) -> None:
-        """Hand a generated chunk to scorer, reference and stream by reference; the rows never come back here."""
+        """Hand a generated chunk to scorer, reference and stream by reference; the rows never come back here. One with
+        tokens of weights that are not confirmed is held."""
+        if not opened.versions.isdisjoint(self._unconfirmed):
+            self._held.append(opened)
+            return
         work = self._work
         assert work is not None
         episodes = ray.put(opened.episodes(work.run, work.round_number, self._name))

@@ -5,7 +5,9 @@ Invariants, whatever the order of leases, deliveries, expiries and restarts:
   by weights older than version k − max_staleness.
 - A slot is accepted at most once; a second delivery, or one of an older attempt, changes nothing.
 - A slot that was leased and did not come back is leased again; none is lost.
+- Nothing is leased to a holder that is excluded: it may miss the weights that admit further slots.
 - Batches are trained in order, each once: batch k holds slots [k·batch_size, (k+1)·batch_size) and nothing else.
+- Tokens of weights of another attempt than the present one are refused.
 - Whoever acts for an attempt that is not the present one is refused, and after a restart nothing is leased until the
   engines hold weights of the new attempt: until then they hold weights that may have been rolled back.
 
@@ -82,6 +84,7 @@ class Ledger:
         """Batches trained when the present attempt began."""
         self._waits_for_weights = False
         self._leases: dict[int, Lease] = {}
+        self._excluded: set[str] = set()
         self._accepted: dict[int, int] = {}
         """By slot that is accepted and not trained: the attempt it was generated in."""
         self._trained_from: Counter[int] = Counter()
@@ -101,8 +104,8 @@ class Ledger:
 
     def lease(self, holder: str, chunks: int, now: float, seconds: float) -> list[Lease]:
         """Up to `chunks` leases, lowest slots first; an expired lease counts as free. None before the engines hold
-        weights of the present attempt."""
-        if self._waits_for_weights:
+        weights of the present attempt, and none to a holder that is excluded."""
+        if self._waits_for_weights or holder in self._excluded:
             return []
         granted = []
         for chunk in range(self.trained * self.batch_size // self.chunk_size, self.admitted // self.chunk_size):
@@ -126,8 +129,17 @@ class Ledger:
         """When the first of the leases ends, in Unix seconds; None where nothing is leased."""
         return min((lease.deadline for lease in self._leases.values()), default=None)
 
+    def exclude(self, holder: str) -> None:
+        """Lease nothing more to `holder`, over restarts too. What it has leased stays with it."""
+        self._excluded.add(holder)
+
+    def excludes(self, holder: str) -> bool:
+        """Whether nothing is leased to `holder` any more."""
+        return holder in self._excluded
+
     def release(self, holder: str) -> int:
-        """Free what `holder` has leased (it died, or stopped). Returns how many chunks became free."""
+        """Exclude `holder` and free what it has leased (it died, or stopped). Returns how many chunks became free."""
+        self.exclude(holder)
         held = [chunk for chunk, lease in self._leases.items() if lease.holder == holder]
         for chunk in held:
             del self._leases[chunk]
@@ -144,39 +156,54 @@ class Ledger:
 
     # delivery --------------------------------------------------------------------------------------------------
 
-    def accept(self, slots: Iterable[int], attempt: int, written_by: Sequence[int] | None = None) -> list[int]:
+    def accept(
+        self, slots: Iterable[int], attempt: int, written_by: Sequence[tuple[int, int]] | None = None
+    ) -> list[int]:
         """The slots among these that are new and now accepted; the rest were duplicates, late, or of an old attempt.
 
-        `written_by` are, slot by slot, the updates of the oldest weights that wrote a token of it. Raises RunProblem
-        for a slot that is not admitted, or whose tokens would be too old when it is trained.
+        `written_by` are, slot by slot, the oldest weights, (attempt, update), that wrote a token of it. Raises
+        RunProblem for a slot that is not admitted, or whose tokens are of another attempt or would be too old when it
+        is trained; then nothing is accepted.
         """
         slots = list(slots)
         if attempt != self.attempt:
             self.counts.setdefault(attempt, Counts()).refused += len(slots)
             return []
-        counts, fresh = self.counts[attempt], []
+        fresh: list[int] = []
         for place, slot in enumerate(slots):
-            if slot in self._accepted or slot < self.trained * self.batch_size:
-                counts.duplicates += 1
+            if slot in self._accepted or slot in fresh or slot < self.trained * self.batch_size:
                 continue
             if slot >= self.admitted:
                 raise RunProblem(
                     f"Slot {slot} was delivered but is not admitted yet: only {self.admitted} are.", "episodes/order"
                 )
-            oldest = slot // self.batch_size - self.max_staleness
-            if written_by is not None and written_by[place] < oldest:
-                raise RunProblem(
-                    f"Slot {slot} was delivered with tokens of weights {written_by[place]}, but trains in batch "
-                    f"{slot // self.batch_size}, where none may be older than {oldest}.",
-                    "episodes/order",
-                )
-            self._accepted[slot] = attempt
-            counts.generated += 1
+            if written_by is not None:
+                self._refuse_weights(slot, *written_by[place])
             fresh.append(slot)
+        counts = self.counts[attempt]
+        counts.duplicates += len(slots) - len(fresh)
+        counts.generated += len(fresh)
+        self._accepted.update(dict.fromkeys(fresh, attempt))
         for chunk in {slot // self.chunk_size for slot in fresh}:
             if not self._open(chunk):
                 self._leases.pop(chunk, None)
         return fresh
+
+    def _refuse_weights(self, slot: int, attempt: int, update: int) -> None:
+        """Raises RunProblem where a token of `slot` may not be of these weights."""
+        if attempt != self.attempt:
+            raise RunProblem(
+                f"Slot {slot} was delivered with tokens of weights {update} of attempt {attempt}, but attempt "
+                f"{self.attempt} is the present one.",
+                "episodes/order",
+            )
+        oldest = slot // self.batch_size - self.max_staleness
+        if update < oldest:
+            raise RunProblem(
+                f"Slot {slot} was delivered with tokens of weights {update}, but trains in batch "
+                f"{slot // self.batch_size}, where none may be older than {oldest}.",
+                "episodes/order",
+            )
 
     @property
     def accepted(self) -> Set[int]:

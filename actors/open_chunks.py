@@ -19,6 +19,13 @@ class OpenChunk:
 
     chunk: Chunk
     done: dict[int, Completion] = field(default_factory=dict)
+    generated_at: float = 0.0
+    """When the last of them was there, in Unix seconds."""
+
+    @property
+    def versions(self) -> set[str]:
+        """The weights that wrote a token of those responses."""
+        return {span.version for completion in self.done.values() for span in completion.spans}
 
     def requests(self, sampling: SamplingSettings) -> list[Request]:
         """One request a slot. Keys name the attempt, so that what an abandoned one left behind belongs to nobody."""
@@ -34,7 +41,7 @@ class OpenChunk:
 
     def episodes(self, run: str, round_number: int, generator: str) -> pa.RecordBatch:
         """The chunk's episodes (GENERATED), in slot order, once every response is there."""
-        chunk, now = self.chunk, time.time()
+        chunk = self.chunk
         done = [self.done[slot.index] for slot in chunk.slots]
         count = len(done)
         spans = [
@@ -59,7 +66,7 @@ class OpenChunk:
             "finish_reason": [completion.finish_reason for completion in done],
             "generator": [generator] * count,
             "leased_at": [chunk.leased_at] * count,
-            "generated_at": [now] * count,
+            "generated_at": [self.generated_at] * count,
         }
         return pa.RecordBatch.from_pydict(columns, schema=GENERATED)
 
@@ -93,6 +100,7 @@ class OpenChunks:
         opened.done[int(slot)] = completion
         if len(opened.done) < len(opened.chunk.slots):
             return None
+        opened.generated_at = time.time()
         return self._open.pop(int(first))
 
     def abandon_but(self, attempt: int | None) -> list[str]:

@@ -54,15 +54,18 @@ class Roster:
         settings: FleetSettings,
         spec: WorkerSpec | None,
         prepare: Callable[[str, int], Awaitable[None]],
-        lost: Callable[[str], Awaitable[None]] | None,
+        lost: Callable[[str], Coroutine[Any, Any, None]] | None,
+        leaves: Callable[[str], Coroutine[Any, Any, None]] | None,
         changed: Callable[[], None],
         failed: Callable[[str, Problem], Coroutine[Any, Any, None]],
     ) -> None:
         """`prepare` is given a worker (name, incarnation) that has started; `lost` is told what one that died called
-        itself, before it is replaced; `changed` is called where others may serve than before; `failed` where the run
-        cannot go on. Without a spec nothing can be made again."""
+        itself, before it is replaced, and `leaves` what one is called that is to go, before it ends its work; `changed`
+        is called where others may serve than before; `failed` where the run cannot go on. Without a spec nothing can be
+        made again."""
         self.role, self._settings, self._spec = role, settings, spec
-        self._prepare, self._lost, self._changed, self._failed = prepare, lost, changed, failed
+        self._prepare, self._lost, self._leaves = prepare, lost, leaves
+        self._changed, self._failed = changed, failed
         self.fleet = Fleet(
             settings.suspect_after_s,
             settings.dead_after_s,
@@ -79,6 +82,8 @@ class Roster:
         self.lost: tuple[float, str] | None = None
         """When (Unix seconds) a worker was given up last, and a sentence that says which and why."""
         self._tasks: set[asyncio.Task] = set()
+        self._departures: set[asyncio.Task] = set()
+        """Of those who are told that a worker was lost or leaves."""
 
     # who there is --------------------------------------------------------------------------------------------------
 
@@ -173,11 +178,27 @@ class Roster:
         pulses.kill(member.handle, member.pulse)
         self._changed()
         if not self.closed:
-            self._begin(self._replace(name, member, why))
+            departure = self._depart(self._lost, called(name, member.incarnation))
+            self._begin(self._replace(name, member, why, departure))
 
-    async def _replace(self, name: str, dead: Member, why: str) -> None:
-        if self._lost is not None:
-            await self._lost(called(name, dead.incarnation))
+    def _depart(self, told: Callable[[str], Coroutine[Any, Any, None]] | None, label: str) -> asyncio.Task | None:
+        """Begins to tell what a worker that serves no longer calls itself."""
+        if told is None:
+            return None
+        departure = self._begin(told(label))
+        self._departures.add(departure)
+        departure.add_done_callback(self._departures.discard)
+        return departure
+
+    async def departed(self) -> None:
+        """Returns once whoever must know has been told of every worker that serves no longer. Each of these calls has a
+        deadline of its own, and one that fails ends the run."""
+        if self._departures:
+            await asyncio.wait(self._departures)
+
+    async def _replace(self, name: str, dead: Member, why: str, departure: asyncio.Task | None) -> None:
+        if departure is not None:
+            await asyncio.wait([departure])
         if self.closed or self.fleet[name].state is not State.DEAD:
             return
         try:
@@ -260,6 +281,9 @@ class Roster:
         if member is None:
             return
         if leave is not None:
+            departure = self._depart(self._leaves, called(name, member.incarnation))
+            if departure is not None:
+                await asyncio.wait([departure])
             try:
                 await leave()
             except Exception as error:  # noqa: BLE001 - what it had in hand is given to others

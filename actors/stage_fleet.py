@@ -96,7 +96,7 @@ class StageFleet:
         self._rates: dict[str, dict[str, Any]] = {}
         """By worker: what it did between its last two reports."""
         self._tasks: set[asyncio.Task] = set()
-        self.generators = self._roster("generator", fellowship.generators, refit, self._release)
+        self.generators = self._roster("generator", fellowship.generators, refit, self._release, self._exclude)
         for name, handle in generators.items():
             self.generators.enlist(name, handle, (fellowship.reserved or {}).get(name))
         self.scoring: dict[str, Roster] = {}
@@ -104,8 +104,8 @@ class StageFleet:
         self._enlist_scoring(work)
         self._begin(self._watch())
 
-    def _roster(self, role: str, spec: WorkerSpec | None, prepare: Any, lost: Any = None) -> Roster:
-        return Roster(role, self._settings, spec, prepare, lost, self.changed, self._failed)
+    def _roster(self, role: str, spec: WorkerSpec | None, prepare: Any, lost: Any = None, leaves: Any = None) -> Roster:
+        return Roster(role, self._settings, spec, prepare, lost, leaves, self.changed, self._failed)
 
     def _enlist_scoring(self, work: Work) -> None:
         specs = self._fellowship
@@ -166,6 +166,11 @@ class StageFleet:
     async def _release(self, name: str) -> None:
         """What a generator that is gone has leased is leased to others."""
         call, what = self._work.stream.release.remote(name), f"take back the leases of {name}"
+        await within(call, self.names(), "the episode stream", what, self._rest_deadline_s)
+
+    async def _exclude(self, name: str) -> None:
+        """A generator that is to leave is leased nothing more."""
+        call, what = self._work.stream.exclude.remote(name), f"lease nothing more to {name}"
         await within(call, self.names(), "the episode stream", what, self._rest_deadline_s)
 
     def changed(self) -> None:

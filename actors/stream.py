@@ -4,7 +4,7 @@ A thin shell over `actors.ledger`: it adds waiting with deadlines, the rows them
 
 Nothing in it grows with the length of a run. Rows are those of slots that are admitted and not trained: at most
 (max_staleness + 1) batches, because no version is admitted beyond what is trained. A change is one event that all who
-wait for it share; a failure is kept once, and so is the name of a generator that was released (restarts have a budget).
+wait for it share; a failure is kept once, and so is the name of a generator that has left (restarts have a budget).
 Who waits are one call a generator, for a lease, and one a learner rank, for a batch, each until its deadline.
 """
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import ray
 
 from actors.attempts import read_counts, write_counts
-from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, oldest_updates, with_scores
+from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, oldest_weights, with_scores
 from actors.exported_metrics import (
     STREAM_ADMITTED,
     STREAM_ATTEMPT,
@@ -97,8 +97,6 @@ class EpisodeStream:
         self._delivered = asyncio.Event()
         """Set, and replaced, when a batch may have become complete, or never will."""
         self._failure: Problem | None = None
-        self._released: set[str] = set()
-        """Holders that are gone."""
         self._awaiting = 0
         """Ranks of the learner that wait for a batch."""
         self._telemetry = Telemetry(plan.run, "stream")
@@ -120,16 +118,17 @@ class EpisodeStream:
 
     # generators --------------------------------------------------------------------------------------------------
 
-    async def lease(self, holder: str, chunks: int, wait_s: float) -> list[Chunk]:
+    async def lease(self, holder: str, chunks: int, wait_s: float) -> list[Chunk] | None:
         """Up to `chunks` chunks of slots for `holder` to generate; waits up to `wait_s` for the first.
 
-        A holder that was released gets none.
+        None, at once, where `holder` was excluded or released: it gets no more, and need not ask again.
         """
         deadline = time.monotonic() + wait_s
         while True:
+            if self._ledger.excludes(holder):
+                return None
             now = time.time()
-            # The call of a generator that died waits on here, and what it was given would be given to nobody.
-            leases = [] if holder in self._released else self._ledger.lease(holder, chunks, now, self._plan.lease_s)
+            leases = self._ledger.lease(holder, chunks, now, self._plan.lease_s)
             if leases:
                 return [
                     Chunk([self._slot(index) for index in self._ledger.slots(lease.chunk)], self._ledger.attempt, now)
@@ -138,7 +137,7 @@ class EpisodeStream:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return []
-            expiry = None if holder in self._released else self._ledger.next_expiry
+            expiry = self._ledger.next_expiry
             await self._wait(self._freed, remaining if expiry is None else min(remaining, expiry - time.time()))
 
     def _slot(self, index: int) -> Slot:
@@ -151,11 +150,11 @@ class EpisodeStream:
     ) -> int:
         """Keep what is new of a scored chunk; returns how many episodes that was: none of an older attempt's.
 
-        Raises RunProblem where a slot is not admitted or a token too old.
+        Raises RunProblem where a slot is not admitted, or a token too old or of weights of another attempt.
         """
         slots, attempt = episodes.column("slot").to_pylist(), episodes.column("attempt")[0].as_py()
-        fresh = set(self._ledger.accept(slots, attempt, oldest_updates(episodes)))
-        scored = with_scores(episodes, scores, reference_logprobs, time.time())
+        scored = with_scores(episodes, scores, reference_logprobs, time.time())  # before a slot counts as accepted
+        fresh = set(self._ledger.accept(slots, attempt, oldest_weights(episodes)))
         for row, slot in enumerate(slots):
             if slot in fresh:
                 self._rows[slot] = scored.slice(row, 1)
@@ -163,13 +162,17 @@ class EpisodeStream:
             self._wake_learners()
         return len(fresh)
 
+    async def exclude(self, holder: str) -> None:
+        """Lease nothing more to a generator that is to leave; it may still deliver what it holds."""
+        self._ledger.exclude(holder)
+        self._wake_holders()
+
     async def release(self, holder: str) -> int:
         """Free the leases of a generator that stopped or died. It gets none any more; one in its place has another
         name.
 
         Returns how many chunks became free.
         """
-        self._released.add(holder)
         freed = self._ledger.release(holder)
         self._wake_holders()
         return freed

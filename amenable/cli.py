@@ -152,8 +152,8 @@ def evaluate(
     def work(settings: Recipe, progress: Progress) -> dict[str, Any]:
         from amenable.pipeline import score_comparisons
 
-        scores = score_comparisons(settings, comparisons, progress=progress, address=address)
-        return {"run": settings.name, "comparisons": comparisons, "reward_model": scores}
+        found = score_comparisons(settings, comparisons, progress=progress, address=address)
+        return {"run": settings.name, "comparisons": comparisons, **found}
 
     def tell(answer: dict[str, Any]) -> None:
         from amenable.outcome import console, tell_comparisons
@@ -329,8 +329,13 @@ def manifests(
         str, typer.Option(metavar="NAME", help="The PersistentVolumeClaim that pods mount at /shared.")
     ] = "amenable-runs",
     parts: Annotated[
-        str, typer.Option(metavar="PARTS", help="Some of train,serve,interactive: RayJob, RayService, RayCluster.")
-    ] = "train,serve,interactive",
+        str,
+        typer.Option(
+            metavar="PARTS",
+            help="Some of storage,common,train,serve,interactive: the claim, what all share, RayJob, RayService, "
+            "RayCluster.",
+        ),
+    ] = "common,train",
     queue: Annotated[str | None, typer.Option(metavar="NAME", help="Kueue's queue for the job.")] = None,
     spot: Annotated[bool, typer.Option(help="Let generators run on spot nodes.")] = True,
     monitoring: Annotated[
@@ -342,6 +347,10 @@ def manifests(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The model that is planned for, as in amenable plan.")
     ] = None,
+    measured: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Plan, and give pods time, by what this run measured in its PPO."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe's Kubernetes manifests (KubeRay), made from its plan, to standard output."""
@@ -351,10 +360,14 @@ def manifests(
         from amenable.recipe_loading import load_recipe
 
         settings = load_recipe(recipe, list(overrides or []), Recipe)
-        text = rendered(settings, image, storage, claim, parts_of(parts), queue, spot, hardware, model, monitoring)
-        answer({"manifests": text})
+        made = rendered(
+            settings, image, storage, claim, parts_of(parts), queue, spot, hardware, model, monitoring, measured
+        )
+        answer({"manifests": made.text, "remarks": list(made.remarks)})
         if not as_json:
-            typer.echo(text, nl=False)
+            typer.echo(made.text, nl=False)
+            for remark in made.remarks:
+                typer.echo(remark, err=True)
 
 
 tokens = typer.Typer(

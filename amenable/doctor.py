@@ -10,6 +10,7 @@ from typing import Any
 
 from amenable import interruption
 from amenable.early_checks import check_early
+from amenable.permanent_failure import TOO_SMALL
 from amenable.plan import planned
 from amenable.progress import Progress
 from amenable.recipe import Recipe
@@ -159,7 +160,8 @@ def check_before_start(recipe: Recipe, variables: Sequence[str], progress: Progr
     if wrong:
         told = " ".join(f"{each.check}: {each.says}." for each in wrong)
         raise RunProblem(
-            f"The cluster cannot run this recipe. {told} (amenable doctor asks the same.)", "cluster/not-fit"
+            f"The cluster cannot run this recipe. {told} (amenable doctor asks the same.)",
+            TOO_SMALL if any(each.for_good for each in wrong) else "cluster/not-fit",
         )
 
 

@@ -63,7 +63,11 @@ SYMPTOMS = (
                 "Take a `rollouts.tensor_parallel` that divides its heads.",
             ),
             Code("recipe/vocabulary", "`model.vocab_size` is too small for bytes and special tokens.", "Raise it."),
-            Code("recipe/world", "The built-in world cannot be split so.", "Choose another `world.heldout_share`."),
+            Code(
+                "recipe/world",
+                "The built-in world cannot be split so.",
+                "Choose another `world.heldout_share` or `world.validation_share`.",
+            ),
         ),
     ),
     Symptom(
@@ -232,12 +236,17 @@ SYMPTOMS = (
             Code(
                 "run/failed-for-good",
                 "An earlier automatic attempt failed of what trying again cannot mend.",
-                "Mend what the sentence says; after a change of data alone remove `failure.json`.",
+                "Mend what the sentence says; after a change of data or cluster alone remove `failure.json`.",
             ),
             Code(
                 "lease/held",
                 "Another process writes to this run and lives.",
                 "Stop it (`amenable stop RUN` for a job), or give another `--run`.",
+            ),
+            Code(
+                "storage/locked",
+                "Another process does not let go of a lock of the run.",
+                "Look whether the process named, or the file system, hangs.",
             ),
             Code("lease/lost", "A newer attempt has taken the run over.", "Nothing: the newer one goes on."),
             Code(
@@ -258,6 +267,11 @@ SYMPTOMS = (
             Code("storage/full", "The disk is full.", "Make room, and give the same command."),
             Code("storage/read", "A file cannot be read.", "Check that it exists, and its rights."),
             Code("storage/write", "A file cannot be written.", "Check room and rights."),
+            Code(
+                "storage/audit-log",
+                "What was asked is done; only its entry in the audit log is missing.",
+                "Do not ask again. Check room and rights of the log.",
+            ),
             Code(
                 "storage/unreachable",
                 "The object store does not answer or refuses.",
@@ -285,6 +299,11 @@ SYMPTOMS = (
                 "cluster/not-fit",
                 "What a run needs is missing on a node.",
                 "`amenable doctor RECIPE` tells each check.",
+            ),
+            Code(
+                "cluster/too-small",
+                "A process takes more memory than any node has.",
+                "Take larger nodes and remove `failure.json`, or what `amenable plan RECIPE` says fits.",
             ),
             Code("cluster/variable", "A variable of `--env` is not set.", "Set it in the environment of the nodes."),
             Code(
@@ -332,7 +351,11 @@ SYMPTOMS = (
             Code("job/too-large", "The directory is larger than Ray takes.", "Leave files out with `--exclude`."),
             Code("job/refused", "The cluster refused the request.", "The sentence has Ray's reason."),
             Code("manifests/place", "Pods would not have this path.", "Give one below `/shared`, or an address."),
-            Code("manifests/parts", "`--parts` names something else.", "`train`, `serve`, `interactive`."),
+            Code(
+                "manifests/parts",
+                "`--parts` names something else.",
+                "`storage`, `common`, `train`, `serve`, `interactive`.",
+            ),
             Code("manifests/invalid", "KubeRay would refuse what was rendered.", "Change what the sentence names."),
         ),
     ),
@@ -420,8 +443,8 @@ SYMPTOMS = (
             ),
             Code(
                 "checkpoint/unreadable",
-                "A checkpoint cannot be read, or is of another model.",
-                "The same command takes an earlier one where there is one.",
+                "No checkpoint can be read, or it is of another model.",
+                "Put back what is named; to begin the stage anew, remove its checkpoints.",
             ),
             Code("stage/incomplete", "A stage lacks what it should have written.", "Run the stage named again."),
             Code("stage/not-finite", "A stage found a value that is no number.", "Look at its metrics."),

@@ -40,13 +40,20 @@ def _installed(distribution: str) -> str | None:
         return None
 
 
-def lineage(root: Path, run: str, data_hashes: dict[str, str], data_sets: dict[str, dict[str, str]]) -> dict[str, Any]:
+def lineage(
+    root: Path,
+    run: str,
+    data_hashes: dict[str, str],
+    data_sets: dict[str, dict[str, str]],
+    models: dict[str, dict[str, str]],
+) -> dict[str, Any]:
     """What lineage.json says of the run in `root`.
 
     Keys: `schema_version`; `run`, its name; `created` and `updated`, ISO times in UTC; `platform`; `versions` by
-    package; `data`, sha256 by name of what was read; `data_sets`, by address: `licence`, `licence_from`, `commit`
-    (see `data_sets` of the data stage); `stages`, by directory: `hash` of all the stage read, its `parents` by
-    directory with the hash of what they held, `seconds`, `finished`.
+    package; `data`, by name of what was read, its sha256 or commit on the Hub; `data_sets`, by address: `licence`,
+    `licence_from`, `commit` (see `data_sets` of the data stage); `models`, by what the recipe calls a base model, a
+    reward model or a reward function: sha256 by file, or the commit on the Hub; `stages`, by directory: `hash` of all
+    the stage read, its `parents` by directory with the hash of what they held, `seconds`, `finished`.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {
@@ -58,6 +65,7 @@ def lineage(root: Path, run: str, data_hashes: dict[str, str], data_sets: dict[s
         "versions": versions(),
         "data": dict(sorted(data_hashes.items())),
         "data_sets": dict(sorted(data_sets.items())),
+        "models": dict(sorted(models.items())),
         "stages": _stages(root),
     }
 

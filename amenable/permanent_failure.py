@@ -4,7 +4,8 @@ Only where something else than a person starts attempts: KubeRay makes a new clu
 GPUs and all, whatever it failed of. There the environment variable AMENABLE_ATTEMPT is set (the manifests
 set it, and so may any other starter of attempts). On one's own machine nothing is recorded and nothing is looked up.
 
-Permanent is what a person must change: a recipe that is wrong, data that a stage cannot read. A problem that an input
+Permanent is what a person must change: a recipe that is wrong, data that a stage cannot read, a process that takes more
+memory than any node of the cluster has (a retry makes a cluster like it). A problem that an input
 or output error was behind (a store or a service that did not answer) is not, nor is a run that somebody else holds. The
 record names the recipe and the version of the program; with another recipe, or another version, it counts no more.
 """
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 ATTEMPT = "AMENABLE_ATTEMPT"
 """Environment variable: who starts this attempt. Not set, or empty: a person."""
+
+TOO_SMALL = "cluster/too-small"
+"""The code of a RunProblem that is permanent too: a process fits on no node."""
 
 FAILURE_FILE = "failure.json"
 
@@ -85,9 +89,13 @@ def recorded(recipe: "Recipe", where: str) -> Iterator[None]:
         yield
     except Exception as error:
         problem = problem_in(error)
-        if is_automatic() and isinstance(problem, UsageProblem) and not _is_of_io(error):
+        if is_automatic() and problem is not None and _is_permanent(problem) and not _is_of_io(error):
             _record(recipe.run_directory, _identity(recipe_hash(recipe)), where, problem)
         raise
+
+
+def _is_permanent(problem: UsageProblem | RunProblem) -> bool:
+    return isinstance(problem, UsageProblem) or problem.code == TOO_SMALL
 
 
 def read_failure(run_directory: str) -> PermanentFailure | None:
@@ -111,12 +119,12 @@ def _refuse_again(run_directory: str, identity: str) -> None:
         return
     raise UsageProblem(
         f"An earlier attempt with this recipe failed for good ({known.where}, {known.when}): {known.problem} Change "
-        f"the recipe or its data; after a change of data alone, remove {_name(run_directory)}.",
+        f"the recipe or its data; after a change of data or of the cluster alone, remove {_name(run_directory)}.",
         "run/failed-for-good",
     )
 
 
-def _record(run_directory: str, identity: str, where: str, problem: UsageProblem) -> None:
+def _record(run_directory: str, identity: str, where: str, problem: UsageProblem | RunProblem) -> None:
     """Writes the record. That it cannot be written is not told: what went wrong is what a person must hear of."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     content = asdict(PermanentFailure(1, identity, where, f"{problem} [{problem.code}]", when))

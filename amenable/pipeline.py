@@ -35,6 +35,9 @@ from learners.tracking import check_wandb
 ONLY_TO_CONTINUE = (CHECKPOINTS, ppo.WEIGHTS, SAMPLES_PARTIAL)
 """What a stage keeps in its directory to continue from: of no use once stage.json says that it is done."""
 
+REWARD_FILES = "reward_files"
+"""What stages read of a reward that the run did not train."""
+
 
 def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None = None) -> list[Stage]:
     """The stages of a run in their order. A stage reads its slices of the recipe and what its parents made.
@@ -65,7 +68,7 @@ def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None 
         found.append(stage("base", run.base, supervised.run_base, plain("base", "model.shape", *learned), run.data))
     found.append(stage("sft", run.sft, supervised.run_sft, plain("sft", *learned), run.data, *base))
     generated = ("sampling", "rollouts.dtype", "tokens.max_prompt_tokens")
-    reward = {"reward_files": reward_hashes(recipe.reward)}
+    reward = {REWARD_FILES: reward_hashes(recipe.reward)}
     if collects:
         found.append(
             stage("collect", first.collect, collect.run, plain("collect", "world", *generated), run.data, run.sft)
@@ -118,6 +121,15 @@ def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None 
     return found
 
 
+def models_read(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, dict[str, str]]:
+    """What `stages` read of models and functions that are given, by what the recipe calls them: sha256 by file, or the
+    commit on the Hub."""
+    given = ((recipe.model.base, data.BASE_FILES), (recipe.reward.model or recipe.reward.function, REWARD_FILES))
+    return {
+        name: stage.spec.reads[read] for name, read in given for stage in stages if name and read in stage.spec.reads
+    }
+
+
 def run_pipeline(
     recipe: Recipe, until: str | None, progress: Progress, address: str | None, variables: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -136,6 +148,7 @@ def run_pipeline(
         check_wandb(recipe.tracking.wandb)
     sources = data.source_hashes(recipe)
     stages = stages_of(recipe, run, sources)
+    models = models_read(recipe, stages)
     names = [stage.name for stage in stages]
     if until is not None:
         if until not in names:
@@ -155,7 +168,8 @@ def run_pipeline(
         context = Context(recipe, run, progress, crew, lease.check)
         if address is not None:
             crew.join()
-            check_before_start(recipe, variables, progress)
+            with recorded(recipe, "the doctor"):
+                check_before_start(recipe, variables, progress)
         with _kept(context), budget.counting(lease.check):
             run.write_recipe(recipe)
             summaries: dict[str, StageSummary] = {}
@@ -164,7 +178,7 @@ def run_pipeline(
                 interruption.stop_if_requested(f"the beginning of {stage.name}")
                 summaries[run.relative(stage.spec.directory)] = _run_stage(context, stage)
                 lease.check()
-                run.write_lineage(recipe.name, sources, _data_sets(context))
+                run.write_lineage(recipe.name, sources, _data_sets(context), models)
             return _finish(context, summaries, until, time.monotonic() - started)
 
 
@@ -221,12 +235,13 @@ def _run_stage(context: Context, stage: Stage) -> StageSummary:
 
 
 def _remove_what_only_continues(context: Context, spec: StageSpec) -> None:
-    """What resists takes room, and harms nothing. Checkpoints that a person pinned stay."""
+    """What resists takes room, and harms nothing. Checkpoints that a person pinned stay, and those of another version
+    of the program."""
     for name in ONLY_TO_CONTINUE:
         if name != CHECKPOINTS:
             shutil.rmtree(spec.directory / name, ignore_errors=True)
     try:
-        CheckpointPlace(checkpoints_of(spec.directory, context.run.stored)).remove_all(but_pinned=True)
+        CheckpointPlace(checkpoints_of(spec.directory, context.run.stored)).remove_all()
     except RunProblem as problem:
         context.progress.note(str(problem))
 
@@ -272,9 +287,11 @@ def _finish(context: Context, stages: dict[str, StageSummary], until: str | None
 
 
 def score_comparisons(recipe: Recipe, comparisons: str, progress: Progress, address: str | None) -> dict[str, Any]:
-    """Scores a file of comparisons with the run's trained reward model; returns a RewardModelResult as a dict.
+    """Scores a file of comparisons with the run's trained reward model.
 
-    Raises UsageProblem where the reward model is not trained yet, or the file holds no comparisons.
+    Returns `reward_model`, a RewardModelResult as a dict, and `rows`: how many were `scored`, how many left out because
+    of `long_prompts`, and how many of their responses cut (`cut_responses`).
+    Raises UsageProblem where the reward model is not trained yet, or the file holds no comparisons to score.
     """
     check_run_directory(recipe.run_directory)
     address = address_here(address)
@@ -299,10 +316,8 @@ def _score_comparisons(
     recipe: Recipe, run: RunDirectory, comparisons: str, progress: Progress, address: str | None
 ) -> dict[str, Any]:
     from actors.rewards import RewardSettings
-    from corpus.formats import read_source
-    from corpus.schemas import read_table, untied_pairs
-    from corpus.tokenising import tokenise_comparisons
-    from models.build import load_tokenizer
+    from corpus.schemas import read_table
+    from corpus.tokenising import counts
 
     if read_record(run.round(1).reward_model) is None:
         directory = recipe.run_directory
@@ -317,18 +332,16 @@ def _score_comparisons(
     check_source(comparisons)
     progress.plan(["comparisons"])
     progress.stage("comparisons")
-    rows = read_source(comparisons, "auto").comparisons
-    if not rows:
-        raise UsageProblem(f"{comparisons}: there are no comparisons (pairs or rankings) in it.", "data/empty")
+    table = data.file_comparisons(comparisons, str(run.data / "tokenizer"), recipe.tokens)
+    for sentence in data.told({comparisons: table}, recipe.tokens):
+        progress.note(sentence)
     with Crew(recipe, run.root / "ray-train", progress, address) as crew:
         context = Context(recipe, run, progress, crew)
-        table = tokenise_comparisons(rows, load_tokenizer(context.tokenizer), recipe.tokens)
-        if untied_pairs(table) == 0:
-            raise UsageProblem(f"{comparisons}: no two responses of a prompt are ranked apart in it.", "data/all-ties")
         from amenable.stages.sampling import load_reward
 
         load_reward(context, RewardSettings())
         train = read_table(reward_model.comparisons(context, "train"), "comparisons")
         result = evaluation.comparison_result(context, table, train, is_judged=False)
     progress.finish_stage(f"{result.accuracy.pairs} pairs")
-    return result.model_dump(mode="json")
+    rows = {"scored": table.num_rows, **counts(table)}
+    return {"rows": rows, "reward_model": result.model_dump(mode="json")}

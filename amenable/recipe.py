@@ -109,7 +109,8 @@ class CollectSettings(_Slice):
         default=0.1,
         gt=0,
         lt=1,
-        description="Share of users whose rankings validate the reward model. House default; "
+        description="Share of users whose rankings validate the reward model; they ask what no training row asks "
+        "(world.validation_share). House default; "
         "InstructGPT holds out 11 to 35 % of prompts.",
     )
 

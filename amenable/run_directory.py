@@ -244,9 +244,15 @@ class RunDirectory:
         """Writes recipe.yaml: what the run was told, every default stated."""
         write_text(self.recipe, resolved(recipe))
 
-    def write_lineage(self, run: str, data_hashes: dict[str, str], data_sets: dict[str, dict[str, str]]) -> None:
+    def write_lineage(
+        self,
+        run: str,
+        data_hashes: dict[str, str],
+        data_sets: dict[str, dict[str, str]],
+        models: dict[str, dict[str, str]],
+    ) -> None:
         """Writes lineage.json anew from the stages that are complete; when the run was created is kept."""
-        write_json(self.lineage, lineage(self.root, run, data_hashes, data_sets))
+        write_json(self.lineage, lineage(self.root, run, data_hashes, data_sets, models))
 
     def write_summary(self, summary: Summary) -> None:
         """Writes summary.json, whose keys `amenable.summary.Summary` documents."""

@@ -61,6 +61,7 @@ def submission(labels: Labels, job: str) -> Entry:
     asked = {
         "attempt": labels.attempt,
         "submission_id": job,
+        "submitted": labels.at,
         "recipe": labels.asked.recipe,
         "overrides": list(labels.asked.overrides),
         "git": labels.git,
@@ -70,14 +71,16 @@ def submission(labels: Labels, job: str) -> Entry:
 
 
 def record_own_submission(place: str, environment: Mapping[str, str] = os.environ) -> None:
-    """In the process of a job of `amenable submit`: its submission is recorded, where whoever submitted could not.
+    """In the process of a job of `amenable submit`: its submission is recorded, where whoever submitted could not, and
+    once, however often this is called.
 
     Raises RunProblem where the log cannot be written."""
     labels, job = Labels.read(job_metadata(environment)), job_id(environment)
     if labels is None or job is None or job != submission_id(labels.run, labels.attempt):
         return
     entries, _ = audit_log.read(place)
-    if all(entry.asked.get("submission_id") != job for entry in entries if entry.action in (SUBMITTED, RESUMED)):
+    known = [entry.asked for entry in entries if entry.action in (SUBMITTED, RESUMED)]
+    if (job, labels.at) not in [(asked.get("submission_id"), asked.get("submitted", "")) for asked in known]:
         add(place, submission(labels, job))
 
 

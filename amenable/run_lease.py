@@ -9,13 +9,12 @@ Whether a holder lives is asked of the kernel where it runs on this machine. A h
 touching the file; one that has not for a minute is taken for dead.
 """
 
-import fcntl
 import json
 import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from types import TracebackType
 
 from amenable.durations import spoken
 from amenable.json_files import write_json
+from corpus.file_lock import file_lock
 from corpus.problems import UsageProblem
 from corpus.processes import started_ticks
 from corpus.run_epoch import RunEpoch
@@ -31,6 +31,9 @@ LEASE_FILE = "run.lease"
 LOCK_FILE = ".run.lease.lock"
 SIGN_OF_LIFE_EVERY_S = 10.0
 DEAD_AFTER_S = 60.0
+LOCK_DEADLINE_S = 30.0
+"""Seconds that the lock around the lease is waited for: it is held for a few small reads and writes. Below
+DEAD_AFTER_S, so that a holder can show its life again in time."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class RunLease:
         return RunEpoch(self._path, self.epoch)
 
     def __enter__(self) -> "RunLease":
-        """Takes the lease. Raises UsageProblem, which says who holds it, where another process does and lives."""
+        """Takes the lease. Raises UsageProblem, which says who holds it, where another process does and lives, or where
+        one does not let go of the lock around it."""
         with self._locked() as now:
             earlier = self._read()
             if earlier is not None and earlier.held:
@@ -110,10 +114,14 @@ class RunLease:
         self._given_back.set()
         if not self._directory.is_dir():  # removed under the run: `check` has told it, nothing is left to give back
             return
-        with self._locked():
-            present = self._read()
-            if self._holder is not None and present is not None and present.epoch == self._holder.epoch:
-                self._write(Holder(**{**asdict(present), "held": False}))
+        try:
+            with self._locked():
+                present = self._read()
+                if self._holder is not None and present is not None and present.epoch == self._holder.epoch:
+                    self._write(Holder(**{**asdict(present), "held": False}))
+        except UsageProblem:
+            if error is None:  # else what went wrong first is what a person must hear of; a dead holder is succeeded
+                raise
         self._holder = None
 
     def check(self) -> None:
@@ -175,15 +183,14 @@ class RunLease:
     @contextmanager
     def _locked(self) -> Iterator[float]:
         """Alone in reading and changing the lease; yields the time by the clock that stamps the directory's files."""
-        try:
-            lock = open(self._directory / LOCK_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by the block below
-        except OSError as error:
-            raise UsageProblem(
-                f"{self._directory} cannot be written to ({error.strerror}); give the run another directory with "
-                "--run.",
-                "lease/unusable",
-            ) from None
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with ExitStack() as block:
+            try:
+                lock = block.enter_context(file_lock(self._directory / LOCK_FILE, LOCK_DEADLINE_S))
+            except OSError as error:
+                raise UsageProblem(
+                    f"{self._directory} cannot be written to ({error.strerror}); give the run another directory with "
+                    "--run.",
+                    "lease/unusable",
+                ) from None
             os.utime(lock.name)
             yield os.stat(lock.name).st_mtime

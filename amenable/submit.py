@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cluster.working_directory import (
 )
 from corpus.audit_log import actor_here
 from corpus.problems import RunProblem, UsageProblem
-from corpus.storage import below, is_object_store, without_options
+from corpus.storage import below, is_object_store, normalised, without_options
 
 STORAGE = "AMENABLE_STORAGE"
 """Environment variable: below which place runs are kept, where --storage does not say."""
@@ -65,8 +66,8 @@ class Prepared:
 
 
 def place_of(recipe: Recipe, storage: str | None) -> str:
-    """Where the run is kept: below `storage`, or where the recipe says. Raises UsageProblem for a place that would be
-    gone with the job's node."""
+    """Where the run is kept: below `storage`, or where the recipe says; one spelling for one place, since a run's id is
+    of its place too. Raises UsageProblem for a place that would be gone with the job's node."""
     place = storage if storage is not None else recipe.run_directory
     if is_object_store(place):
         without_options(place)  # refuses keys in an address
@@ -77,7 +78,7 @@ def place_of(recipe: Recipe, storage: str | None) -> str:
             "--storage s3://… or --storage /mounted/…, a place that all nodes of the cluster see.",
             "job/relative-directory",
         )
-    return place
+    return normalised(place)
 
 
 def prepare(
@@ -129,6 +130,7 @@ def prepare(
         run_directory=kept,
         asked=replace(asked, fresh=fresh),
         by=actor_here(),
+        at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     return Prepared(recipe, labels, directory, request_of(labels, directory, grace_s, environment))
 

@@ -175,7 +175,9 @@ class SimulatedGenerator:
             if not lease.done():  # the stage is over: nobody writes what it is given yet
                 lease.cancel()
                 break
-            chunks: list[Chunk] = lease.result()
+            chunks: list[Chunk] | None = lease.result()
+            if chunks is None:
+                break
             if chunks:
                 self.observed.lease_s.append(time.perf_counter() - began)
             for chunk in chunks:
@@ -191,6 +193,7 @@ class SimulatedGenerator:
         written = OpenChunk(chunk)
         for slot, key in zip(chunk.slots, written.keys(), strict=True):
             written.done[slot.index] = Completion(key, tokens, logprobs, "length", [span])
+        written.generated_at = time.time()
         rows = written.episodes(work.run, work.round_number, self.name)
         took_s = time.perf_counter() - began
         self.observed.drawn_s += drawn_s
@@ -255,6 +258,9 @@ class GeneratorHost:
 
     async def probe(self, name: str, sequences: list[list[int]]) -> list[list[float]]:
         return self._generators[name].probe(sequences)
+
+    async def confirm(self, name: str, label: str) -> None:
+        pass  # it scores every probe as the learner does, and holds nothing until then
 
     async def work(self, name: str, work: Work) -> None:
         self._generators[name].begin(work)

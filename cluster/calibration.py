@@ -27,7 +27,7 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measured:
-    """Medians over a run's updates but the first: seconds by phase, and tokens."""
+    """Medians over a run's updates but the first: seconds by phase, and tokens; and its longest checkpoint."""
 
     updates: int
     publish_s: float
@@ -38,6 +38,8 @@ class Measured:
     prompt_tokens: float
     response_tokens: float
     longest_response_tokens: float
+    checkpoint_s: float | None = None
+    """The longest checkpoint, seconds; None where none had been written before the last update."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def measured(lines: Sequence[Line], batch_size: int, max_response_tokens: int) -
         prompt_tokens=max(tokens / batch_size - response, 0.0),
         response_tokens=response,
         longest_response_tokens=min(response + 2.5 * median("response/length_std"), float(max_response_tokens)),
+        checkpoint_s=max((line["time/checkpoint"] for line in lines if line.get("time/checkpoint")), default=None),
     )
 
 

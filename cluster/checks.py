@@ -1,7 +1,7 @@
 """The doctor's checks: pure functions from facts to findings, each of which names the node and what would be right."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from cluster.node_facts import NodeFacts
@@ -17,6 +17,8 @@ class Finding:
     check: str
     state: State
     says: str
+    for_good: bool = False
+    """Whether it failed and would on every cluster with nodes like these, wherever processes are placed on them."""
 
     def as_json(self) -> dict[str, Any]:
         """The finding as `--json` tells it."""
@@ -172,7 +174,17 @@ def check_memory(needs: Sequence[Need], places: Mapping[int, str], facts: Facts)
         if size > facts[node].memory_bytes:
             roles = ", ".join(dict.fromkeys(need.role for need in there))
             wrong.append(f"{roles} take {_gib(size)} together, and {node} has {_gib(facts[node].memory_bytes)}")
-    return _finding("memory", list(dict.fromkeys(wrong)), f"reckoned: {told}")
+    found = _finding("memory", list(dict.fromkeys(wrong)), f"reckoned: {told}")
+    nodes = facts.values()
+    return replace(found, for_good=bool(wrong) and not all(any(_holds(node, need) for node in nodes) for need in needs))
+
+
+def _holds(node: NodeFacts, need: Need) -> bool:
+    """Whether a node with nothing else on it has the memory for one process."""
+    if not need.gpus:
+        return need.device_bytes + need.node_bytes <= node.memory_bytes
+    share = min(need.gpus, 1.0) * max((device.memory_mib for device in node.devices), default=0)
+    return need.device_bytes <= round(share) << 20 and need.node_bytes <= node.memory_bytes
 
 
 def failed(findings: Sequence[Finding]) -> list[Finding]:

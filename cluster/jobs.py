@@ -62,10 +62,14 @@ class Labels:
     asked: Asked
     by: str = ""
     """Who submitted it, USER@HOST; empty where that is not known."""
+    at: str = ""
+    """When, as ISO time in UTC by the clock of whoever submitted it; empty where that is not known. A new head knows
+    nothing of the jobs before, and gives their submission ids again: this tells them apart."""
 
     def metadata(self) -> dict[str, str]:
         """The labels as Ray keeps them: text by name. `job_name` is what the dashboard shows."""
-        told = {name: getattr(self, name) for name in ("run", "owner", "recipe_hash", "git", "run_directory", "by")}
+        names = ("run", "owner", "recipe_hash", "git", "run_directory", "by", "at")
+        told = {name: getattr(self, name) for name in names}
         told |= {"attempt": str(self.attempt), "asked": json.dumps(asdict(self.asked), sort_keys=True)}
         return {"job_name": self.run} | {f"amenable_{name}": text for name, text in told.items()}
 
@@ -79,7 +83,8 @@ class Labels:
             for name in ("overrides", "variables", "excludes"):
                 asked[name] = tuple(asked[name])
             plain = {name: told[name] for name in ("run", "owner", "recipe_hash", "git", "run_directory")}
-            return cls(attempt=int(told["attempt"]), asked=Asked(**asked), by=told.get("by", ""), **plain)
+            plain |= {name: told.get(name, "") for name in ("by", "at")}
+            return cls(attempt=int(told["attempt"]), asked=Asked(**asked), **plain)
         except (KeyError, ValueError, TypeError):
             return None
 

@@ -7,6 +7,7 @@ reference, a head without work, and a grace that a checkpoint fits into.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 Manifest = Mapping[str, Any]
@@ -16,9 +17,17 @@ LONGEST_NAME = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
 FIRST_RAY_WITH_TOKENS = (2, 52)
 MOST_GROUPS_UNDER_KUEUE = 17
 KUEUE = "kueue.x-k8s.io/queue-name"
-START_PARAMETERS = {"num-cpus": "CPU", "num-gpus": "GPU", "memory": "memory"}
+ELASTIC = "kueue.x-k8s.io/elastic-job"
+START_RESOURCES = {"num-cpus", "num-gpus", "memory", "resources"}
+WRITTEN = {"/tmp", "/home/amenable"}
+"""What programs write to beside /dev/shm and the run: Ray's session and temporary files; caches in the image's home."""
+PROBES = {"livenessProbe", "readinessProbe", "startupProbe"}
+DNS = {("UDP", 53), ("TCP", 53)}
+METADATA = tuple(map(ip_address, ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254")))
+"""Where clouds' metadata services answer, which hand out a machine's credentials."""
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 ATTEMPT = "AMENABLE_ATTEMPT"
+SERVE = "serve"
 SECRET_NAME = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASSWORD|CREDENTIALS?|API_?KEY|ACCESS_KEY)(_|$)")
 
 POD_MONITOR_KEYS = {"selector", "podMetricsEndpoints", "namespaceSelector", "jobLabel", "podTargetLabels"}
@@ -71,6 +80,8 @@ def _job(document: Manifest) -> Iterator[str]:
         yield "ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true"
     if rules and (shuts_down or ttl > 0):
         yield "deletionRules exclude shutdownAfterJobFinishes and ttlSecondsAfterFinished"
+    if spec.get("suspend") and not shuts_down:
+        yield "suspend needs shutdownAfterJobFinishes: true"
     if mode == "InteractiveMode" and retries:
         yield "InteractiveMode has no backoffLimit above 0"
     if mode == "SidecarMode" and ("submitterPodTemplate" in spec or "submitterConfig" in spec):
@@ -87,7 +98,10 @@ def _job(document: Manifest) -> Iterator[str]:
 def _kueue(document: Manifest, shuts_down: bool, rules: Any) -> Iterator[str]:
     if KUEUE not in document["metadata"].get("labels", {}):
         return
-    groups = [group["groupName"] for group in document["spec"].get("rayClusterSpec", {}).get("workerGroupSpecs", [])]
+    cluster = document["spec"].get("rayClusterSpec", {})
+    groups = [group["groupName"] for group in cluster.get("workerGroupSpecs", [])]
+    if cluster.get("enableInTreeAutoscaling") and document["metadata"].get("annotations", {}).get(ELASTIC) != "true":
+        yield f'under Kueue autoscaling needs the annotation {ELASTIC}: "true"'
     if not shuts_down or rules:
         yield "under Kueue it needs shutdownAfterJobFinishes: true, without deletionRules"
     if len(groups) > MOST_GROUPS_UNDER_KUEUE or "head" in groups:
@@ -95,13 +109,26 @@ def _kueue(document: Manifest, shuts_down: bool, rules: Any) -> Iterator[str]:
 
 
 def _service(document: Manifest) -> Iterator[str]:
+    spec = document["spec"]
     yield from _name(document)
-    yield from _cluster(document["spec"]["rayClusterConfig"])
+    yield from _cluster(spec["rayClusterConfig"])
+    yield from _attended(spec["rayClusterConfig"])
+    [head, *workers] = [_ports(template) for _, template in pods(spec["rayClusterConfig"])]
+    if SERVE not in head:
+        yield f"its head needs a port called {SERVE}, of which KubeRay makes the endpoint's Service"
+    elif any(head[SERVE] != ports.get(SERVE) for ports in workers):
+        yield f"the port {SERVE} of its head should be that of its workers, which answer there"
 
 
 def _ray_cluster(document: Manifest) -> Iterator[str]:
     yield from _name(document)
     yield from _cluster(document["spec"])
+    yield from _attended(document["spec"])
+
+
+def _attended(cluster: Manifest) -> Iterator[str]:
+    if any(ATTEMPT in _environment(template) for _, template in pods(cluster)):
+        yield f"{ATTEMPT} is for a RayJob alone: here a person tries again, who must not be refused"
 
 
 def _name(document: Manifest) -> Iterator[str]:
@@ -112,17 +139,18 @@ def _name(document: Manifest) -> Iterator[str]:
 
 def _cluster(spec: Manifest) -> Iterator[str]:
     head, autoscales = spec["headGroupSpec"], spec.get("enableInTreeAutoscaling", False)
+    if "networkPolicy" in spec:
+        yield "its networkPolicy is alpha; plain NetworkPolicies hold with every version"
     is_v2 = spec.get("autoscalerOptions", {}).get("version") == "v2"
     if spec.get("authOptions", {}).get("mode") == "token" and _version(spec) < FIRST_RAY_WITH_TOKENS:
         yield "token authentication needs rayVersion 2.52 or newer"
     for group in [head, *spec.get("workerGroupSpecs", [])]:
         name = group.get("groupName", "head")
         given, parameters = group.get("resources", {}), group.get("rayStartParams", {})
-        twice = [key for key, resource in START_PARAMETERS.items() if key in parameters and resource in given]
-        if twice or ("resources" in parameters and given):
-            yield f"{name}: a resource stands in rayStartParams and in resources"
-        if "labels" in parameters and group.get("labels"):
-            yield f"{name}: labels stand in rayStartParams and in labels"
+        if given and parameters.keys() & START_RESOURCES:
+            yield f"{name}: resources stand in rayStartParams and in resources, where KubeRay takes one of them"
+        if "labels" in parameters:
+            yield f"{name}: labels stand in rayStartParams, where KubeRay takes none"
         if name != "head" and not autoscales and not {"minReplicas", "maxReplicas"} <= group.keys():
             yield f"{name}: minReplicas and maxReplicas are mandatory without autoscaling"
         fewest, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
@@ -131,8 +159,12 @@ def _cluster(spec: Manifest) -> Iterator[str]:
         policy = group["template"]["spec"].get("restartPolicy", "Never")
         if autoscales and is_v2 and policy != "Never":
             yield f"{name}: autoscaler v2 needs restartPolicy Never, or none"
+        for container in group["template"]["spec"]["containers"]:
+            if container.keys() & PROBES:
+                yield f"{name}: {container['name']} has a probe of its own in place of KubeRay's"
         yield from _hardened(name, group["template"])
         yield from _graceful(name, group["template"])
+        yield from _shared_memory(name, group)
     if "gcsFaultToleranceOptions" in spec and _environment(head["template"]).keys() & {
         "RAY_REDIS_ADDRESS",
         "REDIS_PASSWORD",
@@ -175,6 +207,12 @@ def _hardened(name: str, template: Manifest) -> Iterator[str]:
         may_escalate = own.get("allowPrivilegeEscalation") is not False or own.get("privileged")
         if may_escalate or "ALL" not in own.get("capabilities", {}).get("drop", []):
             yield f"{name}: its container {container['name']} should drop ALL capabilities and not escalate"
+        written = {m["mountPath"] for m in container.get("volumeMounts", []) if not m.get("readOnly")}
+        if own.get("readOnlyRootFilesystem") is not True or not written >= WRITTEN:
+            yield (
+                f"{name}: its container {container['name']} should have a readOnlyRootFilesystem, with volumes at "
+                f"{' and '.join(sorted(WRITTEN))}"
+            )
         if not container.get("resources", {}).get("limits", {}).keys() >= {"cpu", "memory"}:
             yield f"{name}: its container {container['name']} should have limits of cpu and memory"
         for variable in container.get("env", []):
@@ -200,6 +238,20 @@ def _graceful(name: str, template: Manifest) -> Iterator[str]:
         yield f"{name}: /dev/shm should be an emptyDir in memory: Ray's object store is there"
 
 
+def _shared_memory(name: str, group: Manifest) -> Iterator[str]:
+    """/dev/shm holds Ray's object store, which else goes to a disk, and a GiB for each process on a GPU."""
+    store = int(group.get("rayStartParams", {}).get("object-store-memory", 0)) / (1 << 30)
+    gpus = max(
+        int(container.get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0))
+        for container in group["template"]["spec"]["containers"]
+    )
+    sizes = [v["emptyDir"] for v in group["template"]["spec"].get("volumes", []) if v["name"] == "shm"]
+    found = re.fullmatch(r"(\d+)Gi", str(sizes[0].get("sizeLimit"))) if sizes else None
+    least = store + max(1, gpus)
+    if not store or found is None or int(found[1]) < least:
+        yield f"{name}: /dev/shm should have a sizeLimit of {least:g}Gi or more: its object-store-memory, a GiB a GPU"
+
+
 def _environment(template: Manifest) -> dict[str, Any]:
     return {
         variable["name"]: variable.get("value")
@@ -217,7 +269,7 @@ def _monitoring(documents: Sequence[Manifest]) -> Iterator[str]:
         if not spec.keys() <= POD_MONITOR_KEYS or any(not e.keys() <= ENDPOINT_KEYS for e in _endpoints(spec)):
             yield f"{name}: it has a key that is none of a PodMonitor"
         watched = [each for each in templates if _selects(spec.get("selector", {}), each)]
-        ports = {port["name"] for each in watched for c in each["spec"]["containers"] for port in c.get("ports", [])}
+        ports = {port for each in watched for port in _ports(each)}
         for endpoint in _endpoints(spec):
             if templates and endpoint.get("port") not in ports:
                 yield f"{name}: no pod that it selects has a port {endpoint.get('port')}"
@@ -238,7 +290,8 @@ def _endpoints(spec: Manifest) -> Sequence[Manifest]:
 
 
 def _isolation(documents: Sequence[Manifest]) -> Iterator[str]:
-    """Every pod of ours is closed in both directions by some policy."""
+    """Every pod of ours is closed in both directions by some policy, and may ask for names; what a policy opens inwards
+    is a port that its pods have, and nothing opens the way to a cloud's metadata service."""
     policies = [each for each in documents if each.get("kind") == "NetworkPolicy"]
     templates = [(name, template) for spec in clusters(documents) for name, template in pods(spec)]
     templates += [
@@ -255,6 +308,40 @@ def _isolation(documents: Sequence[Manifest]) -> Iterator[str]:
         }
         if closed != {"Ingress", "Egress"}:
             yield f"NetworkPolicy: none closes the pods of {name} in both directions"
+        own = [policy["spec"] for policy in policies if _selects(policy["spec"]["podSelector"], template)]
+        outwards = {port for spec in own for rule in spec.get("egress", []) for port in _opened(rule)}
+        if not outwards >= DNS:
+            yield f"NetworkPolicy: none lets the pods of {name} ask for names (UDP and TCP 53)"
+    for policy in policies:
+        spec, called = policy["spec"], f"NetworkPolicy {policy['metadata']['name']}"
+        selected = [template for _, template in templates if _selects(spec["podSelector"], template)]
+        there = {port for template in selected for port in _ports(template).values()}
+        for _, port in (port for rule in spec.get("ingress", []) for port in _opened(rule)):
+            if selected and port not in there:
+                yield f"{called}: no pod that it selects has the port {port} that it opens"
+        for block in (to["ipBlock"] for rule in spec.get("egress", []) for to in rule.get("to", []) if "ipBlock" in to):
+            reached = [str(each) for each in METADATA if _is_in(each, block)]
+            if reached:
+                yield f"{called}: it opens the way to a cloud's metadata service ({', '.join(reached)})"
+
+
+def _opened(rule: Manifest) -> list[tuple[str, int]]:
+    return [(each.get("protocol", "TCP"), each["port"]) for each in rule.get("ports", [])]
+
+
+def _is_in(address: IPv4Address | IPv6Address, block: Manifest) -> bool:
+    return address in ip_network(block["cidr"]) and not any(
+        address in ip_network(each) for each in block.get("except", [])
+    )
+
+
+def _ports(template: Manifest) -> dict[str, int]:
+    """The named ports of a pod's containers."""
+    return {
+        port["name"]: port["containerPort"]
+        for container in template["spec"]["containers"]
+        for port in container.get("ports", [])
+    }
 
 
 def _selects(selector: Manifest, template: Manifest) -> bool:

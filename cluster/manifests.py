@@ -13,36 +13,41 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal, get_args
 
+from cluster.egress import ports_outside, rules_inside, server_of
 from cluster.worker_groups import WorkerGroup
+from corpus.storage import is_object_store
 
 Document = dict[str, Any]
 
-Part = Literal["train", "serve", "interactive"]
+Part = Literal["storage", "common", "train", "serve", "interactive"]
 PARTS: tuple[Part, ...] = get_args(Part)
-_KIND_OF: dict[Part, str] = {"train": "RayJob", "serve": "RayService", "interactive": "RayCluster"}
+"""The volume's claim; what the pods of all others stand on; the RayJob; the RayService; the RayCluster. Each can be
+deleted as it was applied: none but `storage` takes the runs with it, none but `common` what another part needs."""
 
-BASES = (
-    "serviceaccount.yaml",
-    "storage.yaml",
-    "recipe.yaml",
-    "networkpolicies.yaml",
-    "podmonitor.yaml",
-    "rayjob.yaml",
-    "rayservice.yaml",
-    "raycluster.yaml",
-)
+BASES: dict[Part, tuple[str, ...]] = {
+    "storage": ("storage/claim.yaml",),
+    "common": (
+        "base/serviceaccount.yaml",
+        "base/recipe.yaml",
+        "base/networkpolicies.yaml",
+        "base/podmonitor.yaml",
+    ),
+    "train": ("base/rayjob.yaml",),
+    "serve": ("serve/rayservice.yaml",),
+    "interactive": ("interactive/raycluster.yaml",),
+}
 
 BASE_RUN = "demo"
 RUN_LABEL = "amenable-run"
 SHARED = "/shared"
 RECIPE_FILE = "/etc/amenable/recipe.yaml"
 TOKEN_FILE = "/etc/amenable-serving/tokens.json"
+SECRETS = "amenable-secrets"
 MIRROR = "/mirror"
 """Where pods of the endpoint have what they serve of a run in an object store."""
 LONGEST_NAME = 47 - len("-serve")
 """KubeRay's longest name of a RayJob or RayService, less what is put behind a run's."""
 
-SUBMITTED_BY_KUBERAY = "kuberay"
 DRAIN_MARGIN_S = 60
 """Seconds that Ray's drain has over the time of a checkpoint, and Kubernetes' grace over the drain. House default."""
 
@@ -54,6 +59,7 @@ SPOT_TOLERATIONS = (
     {"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"},
     {"key": "kubernetes.azure.com/scalesetpriority", "operator": "Exists", "effect": "NoSchedule"},
 )
+_STORE_KEYS = {"secretRef": {"name": "amenable-object-store", "optional": True}}
 GPU_TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 
 
@@ -71,8 +77,8 @@ class RunManifests:
     claim: str
     """The PersistentVolumeClaim that is mounted at /shared."""
     groups: Sequence[WorkerGroup]
-    serving: WorkerGroup | None
-    """The pods of the live endpoint; None leaves it out."""
+    serving: WorkerGroup
+    """The pods of the live endpoint."""
     replicas: tuple[int, int]
     """Fewest and most replicas of the endpoint."""
     concurrent_requests: int
@@ -86,6 +92,10 @@ class RunManifests:
     """Whether generators may run where machines are taken away."""
     monitoring: bool = False
     """Whether alerts and dashboard are written too."""
+    addresses: Sequence[str] = ()
+    """What training reads or asks in the network beside the run itself: web addresses, and those in object stores."""
+    secret_variables: Sequence[str] = ()
+    """Environment variables that the training needs, each from the key of SECRETS that is called like it."""
 
     @property
     def name(self) -> str:
@@ -96,6 +106,11 @@ class RunManifests:
     def is_stored(self) -> bool:
         """Whether an object store keeps the run."""
         return not self.run_directory.startswith(f"{SHARED}/")
+
+    @property
+    def reads_a_store(self) -> bool:
+        """Whether the training goes to an object store."""
+        return self.is_stored or any(map(is_object_store, self.addresses))
 
 
 def kubernetes_name(run: str) -> str:
@@ -109,30 +124,24 @@ def kubernetes_name(run: str) -> str:
     return f"{plain[: LONGEST_NAME - 7].rstrip('-')}-{digest}"
 
 
-def base_documents() -> list[Document]:
-    """The bases, as they are packaged."""
+def base_documents(parts: Collection[Part] = PARTS) -> list[Document]:
+    """The bases of `parts`, as they are packaged, in the order in which they are to be applied."""
     import yaml
 
-    folder = resources.files("cluster").joinpath("k8s", "base")
+    folder = resources.files("cluster").joinpath("k8s")
     found: list[Document] = []
-    for name in BASES:
-        found += [each for each in yaml.safe_load_all(folder.joinpath(name).read_text(encoding="utf-8")) if each]
+    for path in (path for part in PARTS if part in parts for path in BASES[part]):
+        text = folder.joinpath(*path.split("/")).read_text(encoding="utf-8")
+        found += [each for each in yaml.safe_load_all(text) if each]
     return found
 
 
 def render(asked: RunManifests, parts: Collection[Part] = PARTS) -> list[Document]:
-    """The manifests of the run, in the order in which they are to be applied: what all share, and `parts`."""
-    left_out = {_KIND_OF[part] for part in PARTS if part not in parts}
-    if asked.serving is None:
-        left_out.add("RayService")
-    if asked.is_stored and {"RayJob", "RayCluster"} <= left_out:
-        left_out.add("PersistentVolumeClaim")  # the endpoint shares nothing but the store
+    """The manifests of `parts` of the run, in the order in which they are to be applied."""
     found = []
-    for base in base_documents():
+    for base in base_documents(parts):
         document = _renamed(copy.deepcopy(base), asked.name)
         kind = document["kind"]
-        if kind in left_out:
-            continue
         found.append(_FILLED[kind](document, asked) if kind in _FILLED else document)
     return found + (monitoring() if asked.monitoring else [])
 
@@ -191,6 +200,16 @@ def _recipe(document: Document, asked: RunManifests) -> Document:
     return document
 
 
+def _policy(document: Document, asked: RunManifests) -> Document:
+    if document["metadata"]["name"] == f"{asked.name}-outside":
+        named = [*asked.addresses, *([asked.run_directory] if asked.is_stored else [])]
+        servers = [server for server in map(server_of, named) if server is not None]
+        rules = document["spec"]["egress"]
+        rules[-1]["ports"] = ports_outside(servers)
+        rules += rules_inside(servers)
+    return document
+
+
 def _job(document: Document, asked: RunManifests) -> Document:
     spec = document["spec"]
     spec["entrypoint"] = entrypoint(asked)
@@ -201,13 +220,13 @@ def _job(document: Document, asked: RunManifests) -> Document:
     for container in spec["submitterPodTemplate"]["spec"]["containers"]:
         container["image"] = asked.image
     _cluster(spec["rayClusterSpec"], asked, asked.groups)
+    _trains(spec["rayClusterSpec"], asked)
     return document
 
 
 def _service(document: Document, asked: RunManifests) -> Document:
     import yaml
 
-    assert asked.serving is not None
     spec = document["spec"]
     config = yaml.safe_load(spec["serveConfigV2"])
     [application] = config["applications"]
@@ -250,6 +269,7 @@ def _mirrored(pod: Document) -> None:
 def _interactive(document: Document, asked: RunManifests) -> Document:
     """The training cluster's groups without a pod: a person scales the ones that are wanted."""
     _cluster(document["spec"], asked, asked.groups)
+    _trains(document["spec"], asked)
     for group in document["spec"]["workerGroupSpecs"]:
         group |= {"replicas": 0, "minReplicas": 0}
     return document
@@ -258,6 +278,7 @@ def _interactive(document: Document, asked: RunManifests) -> Document:
 _FILLED = {
     "PersistentVolumeClaim": _claim,
     "ConfigMap": _recipe,
+    "NetworkPolicy": _policy,
     "RayJob": _job,
     "RayService": _service,
     "RayCluster": _interactive,
@@ -270,12 +291,32 @@ def _cluster(spec: Document, asked: RunManifests, groups: Sequence[WorkerGroup])
     _pod(head["template"]["spec"], asked)
     # Actors that ask for no CPU may be placed on the head: the weight store, with its snapshots, is one.
     store_gib = max(group.object_store_gib for group in groups)
-    _object_store(head["rayStartParams"], head["template"]["spec"], store_gib)
+    _object_store(head["rayStartParams"], head["template"]["spec"], store_gib, store_gib + 1)
     [container] = head["template"]["spec"]["containers"]
     for amounts in container["resources"].values():
         amounts["memory"] = f"{HEAD_GIB + 2 * store_gib}Gi"
     model = spec["workerGroupSpecs"][0]
     spec["workerGroupSpecs"] = [_worker_group(copy.deepcopy(model), asked, group) for group in groups]
+
+
+def _trains(spec: Document, asked: RunManifests) -> None:
+    """Gives the pods of a training cluster, by reference, the secrets that the recipe asks for. A pod waits for a key
+    that is not there; keys of a store are its own affair, which may let pods in without any."""
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        for container in group["template"]["spec"]["containers"]:
+            if asked.reads_a_store:
+                container["envFrom"] = [copy.deepcopy(_STORE_KEYS)]
+            known = {variable["name"] for variable in container["env"]}
+            container["env"] += [
+                {"name": name, "valueFrom": {"secretKeyRef": {"name": SECRETS, "key": secret_key(name)}}}
+                for name in asked.secret_variables
+                if name not in known
+            ]
+
+
+def secret_key(variable: str) -> str:
+    """The key of SECRETS that holds the value of an environment variable."""
+    return variable.lower().replace("_", "-")
 
 
 def _worker_group(made: Document, asked: RunManifests, group: WorkerGroup) -> Document:
@@ -290,7 +331,7 @@ def _worker_group(made: Document, asked: RunManifests, group: WorkerGroup) -> Do
     if group.gpus:
         amounts["nvidia.com/gpu"] = str(group.gpus)
     container["resources"] = {"requests": dict(amounts), "limits": dict(amounts)}
-    _object_store(made["rayStartParams"], pod, group.object_store_gib)
+    _object_store(made["rayStartParams"], pod, group.object_store_gib, group.shared_memory_gib)
     tolerations = [GPU_TOLERATION] if group.gpus else []
     if group.is_spot_allowed and asked.spot:
         tolerations += SPOT_TOLERATIONS
@@ -311,13 +352,13 @@ def _pod(pod: Document, asked: RunManifests) -> None:
         if asked.is_stored:
             # Every pod must see the working copy: learners write there what the driver commits.
             container["env"].append({"name": "AMENABLE_WORKING_COPIES", "value": f"{SHARED}/working-copies"})
-            container["envFrom"] = [{"secretRef": {"name": "amenable-object-store", "optional": True}}]
+            container["envFrom"] = [copy.deepcopy(_STORE_KEYS)]
 
 
-def _object_store(start: Document, pod: Document, size_gib: int) -> None:
-    """Ray's object store takes nine tenths of the memory that is mounted for it."""
-    start["object-store-memory"] = str(int(0.9 * size_gib * (1 << 30)))
-    _volume(pod, "shm")["emptyDir"]["sizeLimit"] = f"{size_gib}Gi"
+def _object_store(start: Document, pod: Document, size_gib: int, shared_gib: int) -> None:
+    """Ray's object store, and /dev/shm, which it lies in."""
+    start["object-store-memory"] = str(size_gib << 30)
+    _volume(pod, "shm")["emptyDir"]["sizeLimit"] = f"{shared_gib}Gi"
 
 
 def _volume(pod: Mapping[str, Any], name: str) -> Document:

@@ -6,7 +6,9 @@ job is on a cluster, which the driver joins without being told an address.
 
 import json
 import os
-from collections.abc import Mapping
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 
 from corpus.problems import UsageProblem
 from corpus.storage import is_object_store
@@ -49,12 +51,28 @@ def outlives_a_job(run_directory: str) -> bool:
     return is_object_store(run_directory) or os.path.isabs(run_directory)
 
 
-def check_run_directory(run_directory: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Raises UsageProblem where this is a job, and the run would be kept in the working directory that ends with it."""
+def check_run_directory(
+    run_directory: str, environment: Mapping[str, str] = os.environ, command: Sequence[str] | None = None
+) -> None:
+    """Raises UsageProblem where this is a job, and the run would be kept in the working directory that ends with it.
+    `command` are the words of the command that was given, by default of this process."""
     job = job_id(environment)
     if job is not None and not outlives_a_job(run_directory):
+        name = os.path.basename(os.path.normpath(run_directory))
+        right = shlex.join(_elsewhere(command if command is not None else sys.argv[1:], f"/MOUNTED/{name}"))
         raise UsageProblem(
             f"{run_directory} would be in the working directory of the Ray job {job}, which is gone when the job ends; "
-            "keep the run in an object store or on a disk that all nodes mount: --run s3://… or --run /mounted/…",
+            "keep the run on a disk that all nodes mount, or in an object store (--run s3://…). The job's command is "
+            f"then: python -m amenable {right}",
             "job/relative-directory",
         )
+
+
+def _elsewhere(command: Sequence[str], place: str) -> list[str]:
+    """The words of a command with another --run than it may have."""
+    kept = [
+        word
+        for before, word in zip(("", *command[:-1]), command, strict=True)
+        if "--run" not in (before, word) and not word.startswith("--run=")
+    ]
+    return [*kept, "--run", place]

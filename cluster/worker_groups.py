@@ -21,6 +21,10 @@ SPARE = 1.25
 OBJECTS = 2
 """Snapshots of the weights in a pod's object store at a time: the weight store keeps the last two."""
 
+SHARED_BYTES_OF_A_GPU_PROCESS = GIB
+"""Of /dev/shm, beside Ray's object store, for each process on a GPU: the rings of NCCL and of vLLM's engines between
+their processes. NVIDIA's guide to NCCL gives containers this much (--shm-size=1g)."""
+
 LEAST_OBJECT_STORE_BYTES = 2 * GIB
 LEAST_POD_BYTES = 4 * GIB
 
@@ -42,6 +46,16 @@ class WorkerGroup:
     def cpus(self) -> int:
         """Cores of the container."""
         return self.ray_cpus + 1
+
+    @property
+    def shared_memory_gib(self) -> int:
+        """Size of /dev/shm: Ray's object store, and what processes on its GPUs share; without any, room that Ray wants
+        to see free."""
+        return self.object_store_gib + _shared_gib(self.gpus)
+
+
+def _shared_gib(gpus: int) -> int:
+    return max(1, gpus) * SHARED_BYTES_OF_A_GPU_PROCESS // GIB
 
 
 def worker_groups(plan: Plan, shares: Shares, devices_per_node: int, most_generators: int) -> list[WorkerGroup]:
@@ -84,13 +98,14 @@ def _group(
     pods = -(-share.processes // in_a_pod)
     objects = max(LEAST_OBJECT_STORE_BYTES, OBJECTS * snapshot_bytes)
     needs = in_a_pod * _node_bytes(share, role)
+    gpus = math.ceil(in_a_pod * share.gpus)
     return WorkerGroup(
         name=name,
         pods=pods,
         most_pods=max(pods, most),
         ray_cpus=in_a_pod * share.cpus + spare_cpus,
-        gpus=math.ceil(in_a_pod * share.gpus),
-        memory_gib=math.ceil(max(LEAST_POD_BYTES, SPARE * needs + objects) / GIB),
+        gpus=gpus,
+        memory_gib=math.ceil(max(LEAST_POD_BYTES, SPARE * needs + objects) / GIB) + _shared_gib(gpus),
         object_store_gib=math.ceil(objects / GIB),
         is_spot_allowed=is_spot,
     )
@@ -112,12 +127,13 @@ def serving_group(plan: Plan, serving: ServingSettings, reward: Share) -> Worker
         needs = engines * NODE_BYTES_OF_A_GPU_PROCESS
     else:
         needs = max(engines * plan.serving.engine_bytes, int(serving.memory_budget_gib * GIB))
+    gpus = math.ceil(serving.gpus + scores_gpus)
     return WorkerGroup(
         name="serving",
         pods=serving.max_replicas,
         most_pods=serving.max_replicas,
         ray_cpus=serving.threads * engines + 1,
-        gpus=math.ceil(serving.gpus + scores_gpus),
-        memory_gib=math.ceil(max(LEAST_POD_BYTES, SPARE * needs + LEAST_OBJECT_STORE_BYTES) / GIB),
+        gpus=gpus,
+        memory_gib=math.ceil(max(LEAST_POD_BYTES, SPARE * needs + LEAST_OBJECT_STORE_BYTES) / GIB) + _shared_gib(gpus),
         object_store_gib=math.ceil(LEAST_OBJECT_STORE_BYTES / GIB),
     )

@@ -1,7 +1,11 @@
-"""A data set of the Hugging Face Hub: how an address names it, its commit, and the licence that its card states."""
+"""What the Hugging Face Hub tells of a data set or a model: the commit, and the licence that a data set's card states.
+
+A name alone hides that its contents changed: the commit does not.
+"""
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from corpus.storage import one_line
 
@@ -9,7 +13,7 @@ HUB = "hub:"
 """What an address on the Hub begins with: hub:NAME or hub:NAME:SPLIT."""
 
 ANSWER_S = 20.0
-"""Seconds for the Hub to tell of a data set. House default."""
+"""Seconds for the Hub to tell of a data set or a model. House default."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,25 @@ def hub_card(name: str) -> HubCard:
     if licence == "other" and card is not None and card.get("license_name"):
         licence = str(card.get("license_name"))
     return HubCard(info.sha, licence or None)
+
+
+@cache
+def model_commit(name: str) -> str | None:
+    """The commit of the main branch of the model `name`, asked once a process; where the Hub does not answer, that of
+    the copy in this machine's cache, which is then what loads. None where neither tells."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(name, timeout=ANSWER_S).sha
+    except Exception:  # noqa: BLE001 - as above
+        return _cached_commit(name)
+
+
+def _cached_commit(name: str) -> str | None:
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "refs", "main").read_text() or None
+    except OSError:
+        return None

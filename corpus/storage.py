@@ -65,6 +65,15 @@ def below(address: str | os.PathLike[str], name: str) -> str:
     return f"{place.rstrip('/')}/{name}{question}{options}"
 
 
+def normalised(place: str) -> str:
+    """The one spelling of an address, or of an absolute path: without a slash at the end, and of a path without empty
+    parts, `.` and `..`. Within an object store these are names of their own."""
+    if not is_object_store(place):
+        return f"/{os.path.normpath(place).lstrip('/')}"
+    address, question, options = place.partition("?")
+    return f"{address.rstrip('/')}{question}{options}"
+
+
 @lru_cache(maxsize=64)
 def opened(address: str) -> tuple[fs.FileSystem, str]:
     """Like `resolve`, without a slash at the end; once a process, for places that are asked often: without a region in

@@ -78,7 +78,7 @@ def made_section(run: RunFiles) -> Markup:
             element("p", "lineage.json is not in the run directory: no versions, data or hashes.", class_="absent")
         )
     else:
-        parts += [_versions(run.lineage), _data(run.lineage), _stage_hashes(run.lineage)]
+        parts += [_versions(run.lineage), _data(run.lineage), _rows(run.rows), _stage_hashes(run.lineage)]
     parts += [
         _folded(f"{one.name}: how the SFT epoch was selected", one.selection) for one in run.rounds if one.selection
     ]
@@ -98,7 +98,9 @@ def _versions(lineage: Mapping[str, Any]) -> Markup:
 
 
 def _data(lineage: Mapping[str, Any]) -> Markup:
-    data, sets = _mapping(lineage, "data"), _mapping(lineage, "data_sets")
+    data, sets = dict(_mapping(lineage, "data")), _mapping(lineage, "data_sets")
+    for name, files in _mapping(lineage, "models").items():
+        data |= {f"{name}: {file}": digest for file, digest in (files if isinstance(files, dict) else {}).items()}
     if not data and not sets:
         return element("p", "Data files were not recorded.", class_="absent")
     parts: list[object] = [element("h3", "Data")]
@@ -107,7 +109,40 @@ def _data(lineage: Mapping[str, Any]) -> Markup:
         parts.append(table(["Data set", "Licence", "Stated by", "Commit"], items, of_words=True))
     if data:
         items = [[name, element("code", str(digest), class_="hash")] for name, digest in data.items()]
-        parts.append(table(["File", "SHA-256"], items, of_words=True))
+        parts.append(table(["File", "SHA-256 or commit"], items, of_words=True))
+    return join(parts)
+
+
+_COUNTS = {
+    "long-prompts": "Left out: prompt too long",
+    "long-responses": "Left out: response too long",
+    "cut-responses": "Responses cut",
+    "empty-documents": "Left out: empty",
+    "split-documents": "Documents split",
+}
+"""What the data stage counts of each table, and the heading above it."""
+
+_LEFT_OUT = "-left-out"
+
+
+def _rows(rows: Mapping[str, int]) -> Markup | None:
+    """The tables that the run read, and what their limits of length took from them."""
+    tables = {
+        name: count for name, count in rows.items() if not name.endswith((_LEFT_OUT, *(f"-{what}" for what in _COUNTS)))
+    }
+    if not tables:
+        return None
+    counted = {what: head for what, head in _COUNTS.items() if any(rows.get(f"{name}-{what}") for name in tables)}
+    items = [
+        [name, f"{count:,}", *(f"{rows.get(f'{name}-{what}', 0):,}" for what in counted)]
+        for name, count in tables.items()
+    ]
+    parts: list[object] = [element("h3", "Rows"), table(["Table", "Rows", *counted.values()], items)]
+    left_out = {name.removesuffix(_LEFT_OUT): count for name, count in rows.items() if name.endswith(_LEFT_OUT)}
+    if left_out:
+        listed = ", ".join(f"{count:,} of {part}" for part, count in left_out.items())
+        text = f"Also left out of training, because their prompt is held out: {listed}."
+        parts.append(element("p", text, class_="fine"))
     return join(parts)
 
 

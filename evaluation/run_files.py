@@ -76,6 +76,9 @@ class RunFiles:
     recipe_text: str | None
     recipe: Mapping[str, Any]
     lineage: Mapping[str, Any] | None
+    rows: Mapping[str, int]
+    """Of the data stage: table → its rows; `TABLE-long-prompts` and so on → how many were left out, cut or split."""
+
     first_stages: Mapping[str, Stage]
     rounds: list[Round]
 
@@ -111,6 +114,7 @@ def _read_run(run_directory: Path) -> RunFiles:
         recipe_text=recipe_text,
         recipe=yaml_mapping(run_directory / "recipe.yaml", recipe_text or ""),
         lineage=lineage,
+        rows=_read_rows(run_directory / "data" / "stage.json"),
         first_stages={name: _read_stage(run_directory, name, seconds) for name in FIRST_STAGES},
         rounds=rounds,
     )
@@ -130,6 +134,13 @@ def _read_lineage(path: Path) -> Mapping[str, Any] | None:
             )
         _seconds(stage, f"{path}: the stage {name}")
     return lineage
+
+
+def _read_rows(path: Path) -> Mapping[str, int]:
+    values = (object_in(path) or {}).get("values", {})
+    if not isinstance(values, dict):
+        raise UsageProblem(f"{path}: values should be an object.", "run/damaged")
+    return {name: value for name, value in values.items() if isinstance(value, int) and value >= 0}
 
 
 def _seconds(record: Mapping[str, Any], where: str) -> float | None:

@@ -25,9 +25,17 @@ class Answers:
         """Held-out evaluations under way. Any answer may have to wait for them, and they are sampled one after another:
         each adds the deadline once more."""
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds until an answer that has not come is given up."""
+        return self._deadline_s * (1 + self.evaluations)
+
+    def late(self, what: str) -> RunProblem:
+        """The problem of an answer, named `what`, that has not come in time."""
+        return RunProblem(f"ppo: waited {self.patience_s:.0f} s for {what}.", "run/no-answer")
+
     def of(self, answer: Any, what: str) -> Any:
         """What an actor answers. Raises what it raised, and RunProblem, naming `what`, where it says nothing."""
-        patience_s = self._deadline_s * (1 + self.evaluations)
-        if not has_come(answer, patience_s):
-            raise RunProblem(f"ppo: waited {patience_s:.0f} s for {what}.", "run/no-answer")
+        if not has_come(answer, self.patience_s):
+            raise self.late(what)
         return ray.get(answer)

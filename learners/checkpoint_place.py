@@ -9,8 +9,8 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pyarrow import fs
@@ -35,6 +35,14 @@ _NAME = re.compile(r"step-(\d{8,})-(\d+)")
 
 class Damaged(Exception):
     """A checkpoint is not whole; the text says what is wrong with it."""
+
+
+class Unfinished(Damaged):
+    """It never was one: whoever wrote it ended before the manifest."""
+
+
+class OtherSchema(Damaged):
+    """It is of another version of the program, which can read it."""
 
 
 class CheckpointPlace:
@@ -74,19 +82,13 @@ class CheckpointPlace:
         return f"step-{step:08d}-{max(taken, default=0) + 1}"
 
     def files(self, name: str) -> dict[str, str]:
-        """SHA-256 (hex) of each file of a checkpoint. Raises Damaged without a manifest, or where a size differs."""
+        """SHA-256 (hex) of each file of a checkpoint. Raises Unfinished without a manifest, OtherSchema where another
+        version of the program wrote it, Damaged where a size differs."""
         try:
-            with self._filesystem.open_input_stream(self._path(name, MANIFEST), compression=None) as stream:
-                text = stream.read()
-        except FileNotFoundError:
-            raise Damaged("it has no manifest, so it was never finished") from None
-        except OSError as error:
-            raise self._unreachable(error) from error
-        try:
-            manifest = json.loads(text)
+            manifest = json.loads(self._manifest(name))
             if manifest["schema_version"] != SCHEMA_VERSION:
                 told = f"its schema version is {manifest['schema_version']}; this program reads {SCHEMA_VERSION}"
-                raise Damaged(told)
+                raise OtherSchema(told)
             expected = {file: (each["size_bytes"], each["sha256"]) for file, each in manifest["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise Damaged("its manifest is damaged") from None
@@ -100,14 +102,38 @@ class CheckpointPlace:
                 raise Damaged(f"{file} is damaged: it has {sizes[file]:,} bytes, not {size_bytes:,}")
         return {file: digest for file, (_, digest) in expected.items()}
 
+    def content_of(self, name: str) -> str:
+        """SHA-256 (hex) over the names and hashes of a checkpoint's files. Raises what `files` does."""
+        return hashlib.sha256(json.dumps(self.files(name), sort_keys=True).encode()).hexdigest()
+
+    def _manifest(self, name: str) -> bytes:
+        try:
+            with self._filesystem.open_input_stream(self._path(name, MANIFEST), compression=None) as stream:
+                text = stream.read()
+        except FileNotFoundError:
+            text = b""
+        except OSError as error:
+            if self.is_local:  # a disk may fail to read one file of many; a store that answers nothing says nothing
+                raise Damaged(f"{MANIFEST} cannot be read ({one_line(error)})") from error
+            raise self._unreachable(error) from error
+        if not text:  # opened and not yet written is the same as not there
+            raise Unfinished("it has no manifest, so it was never finished")
+        return text
+
     @contextmanager
     def read(self, name: str) -> Iterator[Path]:
         """A local directory with the files of a checkpoint, there within the block. Raises Damaged where one differs
-        from the manifest, RunProblem where the store, or a disk for what it sends, refuses."""
+        from the manifest, or this machine's disk does not read it; RunProblem where the store, or a disk for what it
+        sends, refuses."""
         files = self.files(name)
         if self.is_local:
             directory = Path(self._path(name))
-            _check(files, {file: sha256_of(directory / file) for file in files})
+            for file, digest in files.items():
+                try:
+                    found = sha256_of(directory / file)
+                except OSError as error:
+                    raise Damaged(f"{file} cannot be read ({one_line(error)})") from error
+                _check(file, digest, found)
             yield directory
             return
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as temporary:
@@ -117,30 +143,31 @@ class CheckpointPlace:
                     found = fetch(self._filesystem, self._path(name, file), directory / file)
                 except OSError as error:
                     raise self._unreachable(error) from error
-                _check({file: digest}, {file: found})
+                _check(file, digest, found)
             yield directory
 
     @contextmanager
     def write(self, name: str, may_commit: Callable[[], None] = lambda: None) -> Iterator[Path]:
         """A local directory to write the files of the new checkpoint `name` into; what was written when the block ends
-        well becomes one. Otherwise, or where a file does not arrive, nothing is left. Raises OSError, and what
-        `may_commit` raises, which is called just before the manifest is written."""
-        try:
+        well becomes one. Otherwise, or where a file does not arrive, nothing is left. Raises OSError, also where
+        somebody else has taken the name, and what `may_commit` raises, which is called just before the manifest is
+        written, and before anything is removed."""
+        with ExitStack() as block:
             if self.is_local:
                 directory = Path(self._path(name))
-                directory.mkdir(parents=True)
+                directory.mkdir(parents=True)  # who fails here removes nothing: the directory is another one's
+            else:
+                directory = Path(block.enter_context(tempfile.TemporaryDirectory(prefix="checkpoint-")))
+            try:
                 yield directory
                 self._commit(name, directory, may_commit)
-            else:
-                with tempfile.TemporaryDirectory(prefix="checkpoint-") as temporary:
-                    yield Path(temporary)
-                    self._commit(name, Path(temporary), may_commit)
-        except RunProblem:
-            raise  # who may not commit removes nothing either: whoever took over may use the name
-        except Exception:
-            with suppress(OSError):  # no checkpoint without a manifest, and the space is needed
-                self.remove(name)
-            raise
+            except RunProblem:
+                raise  # who may not commit removes nothing either: whoever took over may use the name
+            except Exception:
+                may_commit()
+                with suppress(OSError):  # no checkpoint without a manifest, and the space is needed
+                    self.remove(name)
+                raise
 
     def _commit(self, name: str, directory: Path, may_commit: Callable[[], None]) -> None:
         files = {}
@@ -177,12 +204,12 @@ class CheckpointPlace:
         with suppress(FileNotFoundError):
             self._filesystem.delete_dir(self._path(name))
 
-    def remove_all(self, but_pinned: bool = False) -> None:
-        """Removes every checkpoint; with `but_pinned` those that a person pinned stay. Raises RunProblem where they
-        cannot be removed."""
+    def remove_all(self) -> None:
+        """Removes every checkpoint but those that a person pinned and those of another version of the program. Raises
+        RunProblem where they cannot be removed."""
         try:
             for name in self.names():
-                if not (but_pinned and self.is_pinned(name)):
+                if not self._is_spared(name):
                     self.remove(name)
             if not self.names():
                 with suppress(FileNotFoundError):
@@ -192,14 +219,19 @@ class CheckpointPlace:
                 f"{self.named()}: checkpoints could not be removed ({one_line(error)}).", "checkpoint/write"
             ) from error
 
-    def remove_old(self, newest: str, keep: int, steps: Collection[int]) -> None:
-        """Removes what is older than `newest`, which is whole: all but the `keep` newest that are, those of `steps`,
-        and those that a person pinned. What cannot be removed is left, with a warning."""
+    def remove_old(
+        self, newest: str, keep: int, steps: Collection[int], unreadable: Collection[str] = frozenset()
+    ) -> None:
+        """Removes what is older than `newest`, which is whole: all but the `keep` newest that are, itself included,
+        those of `steps`, those that a person pinned and those of another version of the program. Pinned ones, and those
+        that are known to be `unreadable`, whose sizes alone may be right, are not counted. What cannot be removed is
+        left, with a warning."""
         try:
-            complete = self.complete()
-            spared = {newest, *complete[-keep:], *(name for name in complete if key(name)[0] in steps)}
+            complete = [name for name in self.complete() if name not in unreadable and key(name) <= key(newest)]
+            counted = [name for name in complete if not self.is_pinned(name)]
+            spared = {newest, *counted[-keep:], *(name for name in complete if key(name)[0] in steps)}
             for name in self.names():
-                if name not in spared and key(name) < key(newest) and not self.is_pinned(name):
+                if name not in spared and key(name) < key(newest) and not self._is_spared(name):
                     self.remove(name)
         except (OSError, RunProblem) as error:
             log.warning("older checkpoints in %s could not be removed: %s", self.named(), one_line(error))
@@ -207,6 +239,16 @@ class CheckpointPlace:
     def is_pinned(self, name: str) -> bool:
         """Whether a person pinned the checkpoint."""
         return self._filesystem.get_file_info(self._path(name, PINNED)).type == fs.FileType.File
+
+    def _is_spared(self, name: str) -> bool:
+        """Whether nothing but a person may remove the checkpoint."""
+        try:
+            self.files(name)
+        except OtherSchema:
+            return True
+        except Damaged:
+            pass
+        return self.is_pinned(name)
 
     def _listed(self, inner: str) -> dict[str, int | None]:
         """Sizes in bytes of what is directly below `inner`, by name: None for a directory; nothing where it is not."""
@@ -248,10 +290,9 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    for file, digest in expected.items():
-        if found[file] != digest:
-            raise Damaged(f"{file} is damaged: its content is not what was written")
+def _check(file: str, expected: str, found: str) -> None:
+    if found != expected:
+        raise Damaged(f"{file} is damaged: its content is not what was written")
 
 
 def _flush(path: Path) -> None:

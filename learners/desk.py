@@ -119,6 +119,7 @@ class Desk:
         self._beats: dict[int, Beat] = {}
         self._losses: list[Loss] = []
         self._notes: list[str] = []
+        self._controller: Any = None
         self._changed = asyncio.Event()
 
     def _notify(self) -> None:
@@ -162,7 +163,15 @@ class Desk:
         self._stop = True
         self._notify()
 
+    async def controller(self) -> Any:
+        """The actor in which Ray Train leads the group; None before it has begun."""
+        return self._controller
+
     # for Ray Train --------------------------------------------------------------------------------------
+
+    async def controlled_by(self, controller: Any) -> None:
+        """Ray Train has begun, in this actor."""
+        self._controller = self._controller or controller
 
     async def lost(self, causes: dict[int, str], are_deaths: bool, is_counted: bool = True) -> None:
         """Ranks of the present incarnation failed, so that Ray Train gives it up; `causes` as in Loss.

@@ -30,6 +30,10 @@ POLL_S = 0.5
 CLOSE_DEADLINE_S = 30.0
 """Seconds that the group's end waits for its workers; the Ray session's end stops them anyway."""
 
+LEAVE_S = 5.0
+"""Seconds for ranks that may be in the midst of a job to come out of it by themselves, before they are ended. What has
+ended one rank has mostly ended the others. House default."""
+
 AGAIN = "the same command continues from what was last saved"
 
 
@@ -74,6 +78,7 @@ class LearnerGroup:
         self._note = note
         self._ended: Exception | None = None
         self._is_sound = True
+        self._controller: Any = None
         self._incarnation = 0
         self._restarts = 0
         self._why = ""
@@ -114,6 +119,7 @@ class LearnerGroup:
             news = at_desk(self._desk.news.remote(POLL_S), POLL_S)
             self._hear(news)
             if len(news.processes) == self._workers:
+                self._controller = at_desk(self._desk.controller.remote())
                 return
             self._check_alive()
             self._check_start(news, time.monotonic() - started)
@@ -259,11 +265,18 @@ class LearnerGroup:
             )
 
     def close(self) -> None:
-        """Let the workers end; waits for them up to CLOSE_DEADLINE_S, unless they are still in the midst of a job, or
-        may be. A desk that is dead is no problem any more."""
+        """Let the workers end, and wait for it up to CLOSE_DEADLINE_S; those that are still in the midst of a job, or
+        may be, are ended after LEAVE_S. A desk that is dead is no problem any more.
+
+        It must not be left to the end of the Ray session: a process whose session ends while Ray Train's fit() waits in
+        a thread of it may be ended by Ray at once, before it has said what was wrong.
+        """
         with contextlib.suppress(RunProblem):
             at_desk(self._desk.close.remote(), deadline_s=CLOSE_DEADLINE_S)
-        self._thread.join(CLOSE_DEADLINE_S if self._is_sound else 0.0)
+        self._thread.join(CLOSE_DEADLINE_S if self._is_sound else LEAVE_S)
+        if self._thread.is_alive() and self._controller is not None:
+            ray.kill(self._controller)  # which owns the ranks: they die with it
+            self._thread.join(CLOSE_DEADLINE_S)
         ray.kill(self._desk)
 
     def __enter__(self) -> Self:

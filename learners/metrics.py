@@ -36,6 +36,7 @@ class MetricsLog:
         self._exported = exported
         self._writer: Any = None
         self._tracker = tracker
+        self._last_step = resumed_step or 0
         if resumed_step is None:
             shutil.rmtree(self._events, ignore_errors=True)
         kept = [] if resumed_step is None else [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
@@ -51,15 +52,30 @@ class MetricsLog:
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         self._stream.write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
         self._stream.flush()
-        if self._writer is None:
-            self._writer = self._open_tensorboard()
-        for name, value in finite.items():
-            if value is not None:
-                self._writer.add_scalar(name, value, step)
+        self._last_step = step
+        self._draw(step, finite)
         if self._tracker is not None:
             self._tracker.log(step, {name: value for name, value in finite.items() if value is not None})
         if self._exported is not None:
             self._exported.step(step, values)
+
+    def evaluated(self, step: int, values: Mapping[str, float | None]) -> None:
+        """What the weights of `step`, which may be some steps ago, came to on held-out prompts: for TensorBoard and the
+        tracker. metrics.jsonl has one line a step, written by then; a value that is None or not finite is left out.
+
+        A tracker takes no step again once a later one is there, so there it stands at the newest, with `eval/update`.
+        """
+        finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+        self._draw(step, finite)
+        if self._tracker is not None:
+            self._tracker.log(self._last_step, {"eval/update": float(step), **finite})
+
+    def _draw(self, step: int, values: Mapping[str, float | None]) -> None:
+        if self._writer is None:
+            self._writer = self._open_tensorboard()
+        for name, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Closes both files, and ends the tracker."""

@@ -7,14 +7,13 @@ both to it under a new attempt.
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch.distributed as dist
 from torch import Tensor
 
 from actors.attempts import DIRECTORY as ATTEMPTS
@@ -27,8 +26,10 @@ from corpus import logs
 from corpus.problems import RunProblem
 from corpus.schemas import read_table
 from corpus.stored_directory import StoredDirectory
+from learners.agreed_checkpoint import load_agreed
+from learners.agreed_wait import wait_together
 from learners.answers import Answers, has_come
-from learners.checkpoint import Checkpoint, load_newest, write_checkpoint
+from learners.checkpoint import Checkpoint, write_checkpoint
 from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.ema import WeightAverage
 from learners.engine import MOMENTS, Engine, EngineSettings
@@ -41,7 +42,7 @@ from learners.ppo_networks import export_policy, export_value, load_policy, load
 from learners.ppo_publication import Publisher, made_up_sequence
 from learners.ppo_settings import PpoSettings
 from learners.ppo_update import PpoUpdate, PretrainingOrder
-from learners.process_group import any_rank, process_group, sum_over_ranks
+from learners.process_group import any_rank, problem_of_ranks, process_group, sum_over_ranks
 from learners.rows import documents
 from learners.supervised import peak_memory_bytes
 from learners.tracking import Tracked, WandbRun
@@ -124,8 +125,11 @@ class _PpoLoop:
         self._policy, self._value = policy, value
         self._tokenizer = load_tokenizer(job.tokenizer)
         self._checkpoints = checkpoints_of(job.directory, job.stored)
+        self._unreadable: frozenset[str] = frozenset()
+        """Names of checkpoints that could not be gone on from."""
         self._reporter = Reporter(worker, "ppo", settings.updates, "updates")
         self._first = worker.rank == 0
+        self._checkpoint_s: float | None = None
         pretraining = _pretraining(job, policy.module) if settings.ptx_coefficient > 0 else None
         budget = job.engine.tokens_per_microbatch
         self._update = PpoUpdate(policy, value, settings, job.sampling.temperature, budget, job.seed, pretraining)
@@ -133,7 +137,11 @@ class _PpoLoop:
         self._progress = _Progress(kl_coefficient=settings.kl_coefficient)
         self._average = WeightAverage(policy.weights(), settings.ema_decay)
         self._answers = Answers(job.answer_deadline_s)
-        self._bound = settings.mismatch_bound_nats or default_bound(job.engine.dtype, job.rollout_dtype)
+        dtypes = job.engine.dtype, job.rollout_dtype
+        self._bound = settings.mismatch_bound_nats or default_bound(*dtypes)
+        # Log-probs that are recomputed are compared over the batch, and what older weights wrote is not on-policy.
+        of_minibatch = settings.old_logprobs == "behaviour" and settings.max_staleness == 0
+        self._batch_bound = settings.mismatch_bound_nats or default_bound(*dtypes, first_minibatch=of_minibatch)
         made_up = made_up_sequence(self._tokenizer, job.sampling.max_response_tokens)
         self._publisher = Publisher(
             policy,
@@ -155,14 +163,15 @@ class _PpoLoop:
             job.directory,
             self._export_policy,
             worker.check_lease,
+            self._show_evaluation,
         )
+        self._metrics: MetricsLog | None = None
 
     # the whole -----------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         settings, progress = self._settings, self._progress
         self._resume()
-        metrics = None
         if self._first:
             tracked = self._job.tracked
             tracker = WandbRun(tracked, "ppo", self._job.directory) if tracked is not None else None
@@ -173,7 +182,7 @@ class _PpoLoop:
                 settings.kl_target_nats if settings.kl_controller == "adaptive" else None,
                 settings.kl_budget_nats,
             )
-            metrics = MetricsLog(self._job.directory, progress.update or None, exported, tracker)
+            self._metrics = MetricsLog(self._job.directory, progress.update or None, exported, tracker)
         self._reporter.report(progress.update, now=True)
         started, episodes_before = time.monotonic(), progress.update
         try:
@@ -188,30 +197,35 @@ class _PpoLoop:
                 figures["time/publish"] = publishing
                 figures["time/update"] = time.monotonic() - began
                 figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
-                if metrics is not None:  # before the checkpoint, so that a run that goes on from it has every line
+                if self._checkpoint_s is not None:
+                    figures["time/checkpoint"] = self._checkpoint_s
+                if self._metrics is not None:  # before the checkpoint: a run that goes on from it has every line
                     figures |= self._answers.of(self._job.stream.counts.remote(), "the stream's counts")
                     self._worker.check_lease()
-                    metrics.log(progress.update, figures)
+                    self._metrics.log(progress.update, figures)
                 last = progress.update == settings.updates or bool(progress.stopped_by)
                 if self._first and not last and progress.update % settings.evaluate_every == 0:
                     self._held_out.begin(self._version(), self._average.weights)
                 stop = self._worker.agreed_to_stop()
-                if last or stop or progress.update % settings.checkpoint_every == 0:
-                    self._save()
-                if stop and not last:
-                    raise Interrupted(f"ppo, update {progress.update} of {settings.updates}")
+                due = last or stop or progress.update % settings.checkpoint_every == 0
+                if due and not stop:  # a checkpoint is to know its evaluations, but a stop does not wait for them
+                    stop = not self._evaluations_have_come()
                 with self._saving_what_is_trained():
                     self._held_out.collect(wait=False)
+                if due:
+                    self._save()
+                if stop and not last:
+                    raise self._interrupted()
                 self._reporter.report(progress.update, figures, now=True)
+            seconds = time.monotonic() - started
+            with self._saving_what_is_trained():  # for what it does on every rank: there is a checkpoint already
+                self._publisher.figures(wait=True)
+                if self._first and not self._held_out.is_known(progress.update):
+                    self._held_out.begin(self._version(), self._average.weights)
+                self._held_out.collect(wait=True)
         finally:
-            if metrics is not None:
-                metrics.close()
-        seconds = time.monotonic() - started
-        with self._saving_what_is_trained():  # for what it does on every rank: there is a checkpoint already
-            self._publisher.figures(wait=True)
-            if self._first and self._held_out.evaluated != progress.update:
-                self._held_out.begin(self._version(), self._average.weights)
-            self._held_out.collect(wait=True)
+            if self._metrics is not None:
+                self._metrics.close()
         self._export()
         if self._first:
             self._answers.of(self._job.conductor.finish.remote(), "the generators to finish what they have in hand")
@@ -228,19 +242,22 @@ class _PpoLoop:
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
+    def _show_evaluation(self, update: int, figures: Mapping[str, float | None]) -> None:
+        if self._metrics is not None:
+            self._metrics.evaluated(update, figures)
+
     def _one_update(self) -> dict[str, float]:
         """Nine phases: take, value, old log-probs, mismatch, rewards, update, commit, KL controller, figures."""
         settings, progress = self._settings, self._progress
         mark = time.monotonic()
-        with self._saving_what_is_trained():
-            table = self._take(progress.update)
+        table = self._take(progress.update)
         waited, mark = time.monotonic() - mark, time.monotonic()
         batch = episode_batch(table, progress.attempt, progress.update)
         old_values = self._update.values(batch)
         old_logprobs = self._update.logprobs(batch) if settings.old_logprobs == "recomputed" else None
         apart = mismatch(self._update, batch, progress.update, old_logprobs, self._job.kv_kept)
         with self._saving_what_is_trained():
-            refuse_beyond(self._bound, apart, progress.update)
+            refuse_beyond(self._batch_bound, apart, progress.update)
         self._publisher.probe_with(table)
         old_logprobs = batch.behaviour_logprobs if old_logprobs is None else old_logprobs
         rewards = reward_batch(batch, old_logprobs, old_values, self._rules.with_coefficient(progress.kl_coefficient))
@@ -275,7 +292,8 @@ class _PpoLoop:
     def _saving_what_is_trained(self) -> Iterator[None]:
         """A problem met between two updates, where the state is whole, is raised after a checkpoint, on every rank.
 
-        The block holds no collective: a rank that fails in it would leave the others alone there.
+        The block holds no collective but `wait_together`, which fails on every rank alike: a rank that fails in it
+        would leave the others alone there.
         """
         problem: Exception | None = None
         try:
@@ -285,10 +303,10 @@ class _PpoLoop:
         if not any_rank(problem is not None):
             return
         try:
-            self._save(evaluations=False)
+            self._save()
         except Exception as second:  # noqa: BLE001 - the first problem is what a person must hear of
             log.warning("no checkpoint could be written at update %d: %s", self._progress.update, second)
-        raise problem or RunProblem("ppo: another rank could not go on.", "learners/lost")
+        raise problem_of_ranks(problem)
 
     # phases --------------------------------------------------------------------------------------------------------
 
@@ -302,19 +320,38 @@ class _PpoLoop:
         return figures
 
     def _take(self, batch: int) -> pa.Table:
-        """Batch `batch` from the stream; looks up every second so that progress stays alive."""
-        patience_s = self._settings.batch_deadline_s
-        answer = self._job.stream.take.remote(batch, patience_s, self._progress.attempt)
-        # The stream itself tells who owes what, earlier.
-        give_up = time.monotonic() + patience_s + self._job.answer_deadline_s
-        while not has_come(answer, within_s=1.0):
-            if time.monotonic() > give_up:
-                raise RunProblem(
-                    f"ppo: the episode stream has said nothing of batch {batch} for {patience_s:.0f} s.",
-                    "episodes/deadline",
-                )
-            self._reporter.report(self._progress.update)
-        return self._answers.of(answer, f"batch {batch}")
+        """Batch `batch` from the stream. While it is waited for nothing is under way in the networks, so that a stop is
+        heeded at once: raises Interrupted, after a checkpoint, where any rank is asked for one."""
+        deadline_s = self._settings.batch_deadline_s
+        answer = self._job.stream.take.remote(batch, deadline_s, self._progress.attempt)
+        patience_s = deadline_s + self._job.answer_deadline_s  # the stream itself tells who owes what, earlier
+        told = f"ppo: the episode stream has said nothing of batch {batch} for {patience_s:.0f} s."
+        if not self._wait(
+            lambda within_s: has_come(answer, within_s), patience_s, lambda: RunProblem(told, "episodes/deadline")
+        ):
+            self._save()
+            raise self._interrupted()
+        with self._saving_what_is_trained():
+            return self._answers.of(answer, f"batch {batch}")
+
+    def _evaluations_have_come(self) -> bool:
+        """Waits for the held-out evaluations that are under way; False where a stop is asked for before they end."""
+        return self._wait(
+            lambda within_s: not self._first or self._held_out.have_come(within_s),
+            self._answers.patience_s,
+            lambda: self._answers.late("the held-out prompts to be answered"),
+        )
+
+    def _wait(self, come: Callable[[float], bool], patience_s: float, late: Callable[[], RunProblem]) -> bool:
+        """As `wait_together`, between two updates: the progress stays alive, and a problem is raised after a
+        checkpoint."""
+        with self._saving_what_is_trained():
+            return wait_together(
+                come, self._worker.should_stop, lambda: self._reporter.report(self._progress.update), patience_s, late
+            )
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"ppo, update {self._progress.update} of {self._settings.updates}")
 
     def _after_step(self) -> None:
         if self._settings.ema_every == "step":
@@ -332,17 +369,14 @@ class _PpoLoop:
     # state -----------------------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Begin an attempt: from the newest checkpoint of the same inputs, or from nothing."""
-        checkpoint = load_newest(self._checkpoints)
-        if checkpoint is not None and checkpoint.data["identity"] != self._job.identity:
-            checkpoint = None
-        dist.barrier()  # every rank has looked for one
+        """Begin an attempt: from the newest checkpoint of the same inputs, or, where there is none, from nothing."""
+        checkpoint = load_agreed(self._checkpoints, self._job.identity)
         number = 0
         if self._first:
+            self._worker.check_lease()
             if checkpoint is None:
                 self._start_anew()
             start, parent = (0, None) if checkpoint is None else (checkpoint.step, checkpoint.data["attempt"])
-            self._worker.check_lease()
             epoch = self._worker.run_epoch
             number = begin_attempt(self._job.directory, start, epoch, parent, self._job.identity).number
             if self._job.stored is not None:  # before it publishes: on another machine the number must be taken too
@@ -356,7 +390,8 @@ class _PpoLoop:
             self._answers.of(restored, "the stream to go back to the beginning")
 
     def _start_anew(self) -> None:
-        """Remove what cannot be gone on from; what attempts of the same inputs have done is kept as their record."""
+        """Remove what other inputs left, but for what nobody but a person may remove; what attempts of the same inputs
+        have done is kept as their record."""
         CheckpointPlace(self._checkpoints).remove_all()
         if any(each.identity != self._job.identity for each in read_attempts(self._job.directory)):
             for name in (ATTEMPTS, "episodes"):
@@ -369,6 +404,7 @@ class _PpoLoop:
             parts = {moment: tensors[f"{name}-{moment}"] for moment in ("weights", *MOMENTS)}
             engine.load_state({**parts, "steps": data["steps"][name]})
         self._average.weights = dict(tensors["ema"])
+        self._unreadable = checkpoint.passed_over
         self._progress.update = checkpoint.step
         self._progress.kl_coefficient = data["kl_coefficient"]
         self._progress.stopped_by = data["stopped_by"]
@@ -378,16 +414,15 @@ class _PpoLoop:
             restored = self._job.stream.restore.remote(data["ledger"], episodes, self._progress.attempt)
             self._answers.of(restored, "the stream to go back to the checkpoint")
             self._held_out.forget_what_followed()
+            self._held_out.begin_again(self._progress.attempt, data, tensors)
             due = checkpoint.step % self._settings.evaluate_every == 0 and checkpoint.step < self._settings.updates
-            if due and not data["stopped_by"] and self._held_out.evaluated < checkpoint.step:
-                # It was under way when the run failed; the average is the same.
+            if due and not data["stopped_by"] and not self._held_out.is_known(checkpoint.step):
+                # The policy that it found is gone; the average is the same.
                 self._held_out.begin(self._version(), self._average.weights)
 
-    def _save(self, evaluations: bool = True) -> None:
-        """A checkpoint of learner and stream; held-out evaluations under way are waited for, unless told otherwise."""
-        if evaluations:
-            with self._saving_what_is_trained():
-                self._held_out.collect(wait=True)
+    def _save(self) -> None:
+        """A checkpoint of learner and stream, and of the weights that held-out evaluations under way speak of."""
+        began = time.monotonic()
         states = {"policy": self._policy.state(), "value": self._value.state()}
         if self._first:
             kept = self._job.stream.state.remote(self._progress.attempt)
@@ -412,15 +447,17 @@ class _PpoLoop:
             write_checkpoint(
                 self._checkpoints,
                 progress.update,
-                {**tensors, "ema": self._average.weights},
+                {**tensors, "ema": self._average.weights, **self._held_out.tensors()},
                 data,
                 {"episodes": episodes},
                 keep=self._settings.checkpoints_kept,
                 pinned=self._held_out.best.updates,
+                unreadable=self._unreadable,
                 may_commit=self._worker.check_lease,
             )
             self._held_out.best.forget_others()
         sum_over_ranks(0.0)
+        self._checkpoint_s = time.monotonic() - began
 
     def _export(self) -> None:
         """Exports; every rank takes part, because sharded weights are gathered. `best` appears last."""

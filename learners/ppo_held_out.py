@@ -86,18 +86,20 @@ class HeldOutEvaluations:
         directory: Path,
         export: Callable[[str, dict[str, Tensor]], None],
         check_lease: Callable[[], None],
+        tell: Callable[[int, Mapping[str, float | None]], None] = lambda update, figures: None,
     ) -> None:
-        """Writes below `directory`, having called `check_lease`; `export` is for `BestPolicy`."""
+        """Writes below `directory`, having called `check_lease`; `export` is for `BestPolicy`. `tell` is given the
+        figures of each evaluation, with its update, by the names that curves have."""
         self._conductor, self._answers = conductor, answers
         self._held_out, self._sampling, self._rollout_dtype = held_out, sampling, rollout_dtype
-        self._settings, self._check_lease = settings, check_lease
+        self._settings, self._check_lease, self._tell = settings, check_lease, tell
         self._log = directory / "evaluations.jsonl"
         self._under_way: list[_Evaluation] = []
         self.best = BestPolicy(directory, export)
         self.evaluated = 0
         """Update of the last held-out evaluation that `best` has seen."""
 
-    def begin(self, version: tuple[int, int], average: dict[str, Tensor]) -> None:
+    def begin(self, version: tuple[int, int], average: Mapping[str, Tensor]) -> None:
         """Have the EMA policy of `version` (attempt, update) answer the held-out prompts, beside the training."""
         weights = {name: tensor.clone() for name, tensor in average.items()}
         snapshot = snapshot_of(weights, version, self._rollout_dtype)
@@ -105,6 +107,14 @@ class HeldOutEvaluations:
         _, update = version
         self._under_way.append(_Evaluation(update, answer, weights))
         self._answers.evaluations = len(self._under_way)
+
+    def is_known(self, update: int) -> bool:
+        """Whether the evaluation of `update` was made or is under way."""
+        return self.evaluated >= update or any(each.update == update for each in self._under_way)
+
+    def have_come(self, within_s: float = 0.0) -> bool:
+        """Whether every evaluation that was begun has come to an end; waits up to `within_s` seconds for each."""
+        return all(has_come(each.answer, within_s) for each in self._under_way)
 
     def collect(self, wait: bool) -> None:
         """Write down the evaluations that are done; keep the EMA policy with the best penalised held-out reward.
@@ -129,6 +139,7 @@ class HeldOutEvaluations:
             line = {"update": evaluation.update, "episodes": evaluation.update * self._settings.batch_size, **found}
             with self._log.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
+            self._tell(evaluation.update, _curves(found))
             self.evaluated = evaluation.update
             self.best.consider(evaluation.update, objective, evaluation.weights)
         self._under_way = waiting
@@ -140,8 +151,22 @@ class HeldOutEvaluations:
         self.best.forget_others()
 
     def state(self) -> dict[str, Any]:
-        """What a run needs to go on from here, as plain JSON."""
-        return {"best": self.best.found, "evaluated": self.evaluated}
+        """What a run needs to go on from here, as plain JSON, beside `tensors`."""
+        under_way = [each.update for each in self._open()]
+        return {"best": self.best.found, "evaluated": self.evaluated, "under_way": under_way}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The EMA weights of evaluations under way, in groups by name: a run that goes on begins them again."""
+        return {_group(each.update): each.weights for each in self._open()}
+
+    def begin_again(self, attempt: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Begin what was under way at the time of `state` and `tensors` under another attempt."""
+        for update in state.get("under_way", ()):  # an earlier program's checkpoint has none
+            self.begin((attempt, update), tensors[_group(update)])
+
+    def _open(self) -> list[_Evaluation]:
+        # one that is written down is still in the list where another, after it, has failed
+        return [each for each in self._under_way if each.update > self.evaluated]
 
     def restore(self, state: Mapping[str, Any], update: int) -> None:
         """Go back to what `state` told after `update`; every rank does."""
@@ -154,6 +179,22 @@ class HeldOutEvaluations:
         """Remove what a lost attempt wrote after the state that was restored: evaluations' lines, and candidates."""
         _drop_after(self._log, self.evaluated)
         self.best.forget_others()
+
+
+def _group(update: int) -> str:
+    return f"held-out-{update:06d}"
+
+
+def _curves(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """An evaluation by the names of curves. √KL is the axis on which proxy and gold are compared (Gao et al. 2022)."""
+    return {
+        "eval/scores": found["reward"],
+        "eval/gold": found["gold"],
+        "eval/kl": found["kl"],
+        "eval/sqrt_kl": math.sqrt(max(0.0, found["kl"])),
+        "eval/length_mean": found["length"],
+        "eval/eos_fraction": found["eos_rate"],
+    }
 
 
 def _candidate(best: Mapping[str, float]) -> str:

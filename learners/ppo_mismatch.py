@@ -8,9 +8,15 @@ from learners.ppo_batch import EpisodeBatch
 from learners.ppo_update import PpoUpdate
 
 
-def default_bound(learner_dtype: str, rollout_dtype: str) -> float:
-    """Nats that engine and learner may differ by on any token, where the recipe does not say: rounding, and no more."""
-    return 1e-3 if learner_dtype == rollout_dtype == "float32" else 1.0
+def default_bound(learner_dtype: str, rollout_dtype: str, *, first_minibatch: bool = False) -> float:
+    """Nats that engine and learner may differ by on any token, where the recipe does not say: rounding, and no more.
+
+    `first_minibatch`: what is compared is the first minibatch of an update at staleness 0. In float32 its ratios to the
+    old policy are 1 within 1e-4, so that the update begins as PPO says: with the gradient of −mean(advantage).
+    """
+    if learner_dtype != "float32" or rollout_dtype != "float32":
+        return 1.0
+    return 1e-4 if first_minibatch else 1e-3
 
 
 def mismatch(

@@ -4,9 +4,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from corpus.problems import UNEXPECTED, RunProblem, UsageProblem
 
 
 def backend() -> str:
@@ -52,3 +55,20 @@ def sum_over_ranks(*values: float) -> list[float]:
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank: the same answer on every rank."""
     return sum_over_ranks(float(flag))[0] > 0
+
+
+def problem_of_ranks(problem: Exception | None) -> Exception:
+    """What to raise where some rank has a problem: this rank's own, else what the lowest rank with one says, so that
+    whoever is heard first says what was wrong; a collective, for which some rank must have one."""
+    own = None
+    if isinstance(problem, UsageProblem | RunProblem):
+        own = (type(problem), problem.sentence, problem.code)
+    elif problem is not None:
+        text = " ".join(str(problem).split())
+        own = (RunProblem, f"Learner rank {dist.get_rank()} failed: {type(problem).__name__}: {text[:400]}", UNEXPECTED)
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, own)
+    if problem is not None:
+        return problem
+    sort, sentence, code = next(each for each in every if each is not None)
+    return sort(sentence, code)

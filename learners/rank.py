@@ -51,6 +51,11 @@ class TellLosses(train.UserCallback):
         self._desk = desk
         self._told: set[str] = set()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrives in the controller, and tells the desk who that is: TorchTrainer keeps its handle to itself."""
+        self.__dict__.update(state)
+        self._desk.controlled_by.remote(ray.get_runtime_context().current_actor)
+
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray Train calls this at every look that finds failures; each process is told of once."""
         causes: dict[int, str] = {}

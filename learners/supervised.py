@@ -7,6 +7,7 @@ Invariants:
 - The checkpoint of the last step stays: whoever commits the results removes it.
 """
 
+import logging
 import math
 import resource
 import time
@@ -21,7 +22,8 @@ from torch import Tensor
 from actors.telemetry import Telemetry
 from corpus.problems import RunProblem
 from corpus.stored_directory import StoredDirectory
-from learners.checkpoint import load_newest, write_checkpoint
+from learners.agreed_checkpoint import load_agreed
+from learners.checkpoint import write_checkpoint
 from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.engine import MOMENTS, Engine
 from learners.exported_figures import ExportedFigures
@@ -30,6 +32,8 @@ from learners.optimizer import OptimizerSettings
 from learners.process_group import any_rank, sum_over_ranks
 from learners.tracking import Tracked, WandbRun
 from learners.worker import Interrupted, Reporter, Worker
+
+log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
@@ -56,8 +60,9 @@ class Task(Protocol):
 class SupervisedLoop:
     """Trains `task` on `engine`, writing metrics and checkpoints below `directory`.
 
-    A checkpoint of the same `identity` (a hash of all that the job reads) is continued; of another it is removed. Where
-    an object store keeps the run, `stored` says so: checkpoints go there, and before each all that they refer to.
+    A checkpoint of the same `identity` (a hash of all that the job reads) is continued; of others all are removed
+    that no person pinned. Where an object store keeps the run, `stored` says so: checkpoints go there, and before each
+    all that they refer to.
     """
 
     def __init__(
@@ -77,15 +82,17 @@ class SupervisedLoop:
         self._checkpoints = checkpoints_of(directory, stored)
         self._checkpoint_seconds = checkpoint_seconds
         self._tracked = tracked
-        self._step = 0
+        self._unreadable: frozenset[str] = frozenset()
+        """Names of checkpoints that could not be gone on from."""
+        self._step = self._saved_step = 0
         self._reporter = Reporter(worker, task.stage, task.total_steps, "steps")
         self._values: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
         """Trains to the end; returns steps, tokens, seconds, tokens_per_s and peak_memory_bytes of this process's part.
 
-        Raises Interrupted after a checkpoint where the worker was asked to stop, RunProblem where loss or gradient is
-        not finite.
+        Raises Interrupted where the worker was asked to stop, RunProblem where loss or gradient is not finite; both
+        after a checkpoint.
         """
         owed = self._resume()
         first_step, tokens, seconds = self._step, 0, 0.0
@@ -147,31 +154,44 @@ class SupervisedLoop:
             share += loss.item()
             self._reporter.report(self._step, self._values)
         [total] = sum_over_ranks(share)
-        if not math.isfinite(total):
-            raise RunProblem(
-                f"{self._task.stage}: the loss is {total} at step {self._step + 1}; lower the learning rate.",
-                "learners/not-finite",
-            )
         lr = self._optimizer.learning_rate(self._step, self._task.total_steps)
-        norm = self._engine.step(lr)
+        try:  # what is raised here is raised on every rank, and the state is that of the step before
+            if not math.isfinite(total):
+                raise RunProblem(
+                    f"{self._task.stage}: the loss is {total} at step {self._step + 1}; lower the learning rate.",
+                    "learners/not-finite",
+                )
+            norm = self._engine.step(lr)
+        except RunProblem:
+            self._save_what_is_trained()
+            raise
         self._step += 1
         return {"loss": total, "lr": lr, "grad_norm": norm}
 
     def _resume(self) -> dict[str, float] | None:
         """Goes to the newest checkpoint; returns the figures of its step where `after_step` is still to follow it."""
         self._reporter.report(0, now=True)
-        checkpoint = load_newest(self._checkpoints)
+        checkpoint = load_agreed(self._checkpoints, self._identity)
         if checkpoint is None:
-            return None
-        if checkpoint.data["identity"] != self._identity:
-            dist.barrier()  # every rank has read it
-            if self._worker.rank == 0:
-                CheckpointPlace(self._checkpoints).remove_all()
+            place = CheckpointPlace(self._checkpoints)
+            if self._worker.rank == 0 and place.names():
+                self._worker.check_lease()
+                place.remove_all()
             return None
         self._engine.load_state({**checkpoint.tensors, "steps": checkpoint.step})
         self._task.results.update(checkpoint.data["results"])
-        self._step = checkpoint.step
+        self._step = self._saved_step = checkpoint.step
+        self._unreadable = checkpoint.passed_over
         return checkpoint.data["owed"]
+
+    def _save_what_is_trained(self) -> None:
+        """A checkpoint of the steps so far, unless the newest one holds them."""
+        if self._step == self._saved_step:
+            return
+        try:
+            self._save(None)
+        except RunProblem as second:  # why the training ends is what a person must hear of
+            log.warning("no checkpoint could be written at step %d: %s", self._step, second)
 
     def _save(self, owed: dict[str, float] | None) -> None:
         state = self._engine.state()
@@ -182,8 +202,16 @@ class SupervisedLoop:
             if self._stored is not None:  # who goes on from the checkpoint elsewhere needs exports and figures
                 self._stored.push(self._worker.check_lease)
                 self._worker.check_lease()
-            write_checkpoint(self._checkpoints, self._step, groups, data, may_commit=self._worker.check_lease)
+            write_checkpoint(
+                self._checkpoints,
+                self._step,
+                groups,
+                data,
+                unreadable=self._unreadable,
+                may_commit=self._worker.check_lease,
+            )
         dist.barrier()
+        self._saved_step = self._step
 
 
 def peak_memory_bytes() -> int:

@@ -116,7 +116,7 @@ class Replica:
             check_guarded()
         await self._start_engines()
         await self._slots.catch_up()  # with what was published while the engines started
-        page = self._page() if told.page else None
+        page = await self._page() if told.page else None
         self._gateway = Gateway(
             access=self._access,
             bounds=self._bounds,
@@ -243,9 +243,15 @@ class Replica:
             limits=ServedLimits(max_tokens=self._bounds.max_tokens, prompt_tokens=self._bounds.prompt_tokens),
         )
 
-    def _page(self) -> FastAPI:
+    async def _page(self) -> FastAPI:
+        """The page, whose files of the run are read by now: no visitor waits for that."""
+        run = PageRun(self._run.root, self._run.title, self._run.keep)
+        try:
+            await asyncio.to_thread(run.warm)
+        except (RunProblem, UsageProblem) as problem:  # the API is served all the same, and the page tells of it
+            log.warning("the page will lack something: %s", problem)
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-        app.include_router(page_router(PageRun(self._run.root, self._run.title, self._run.keep), _Backend(self)))
+        app.include_router(page_router(run, _Backend(self)))
         return app
 
     @property

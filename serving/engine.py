@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from actors.owner import OWNER_VARIABLE
 from corpus.problems import RunProblem
 from corpus.telemetry import TELEMETRY_OFF
+from serving.errors import engine_lost
 from serving.feeds import TAKES
 from serving.names import Weights
 from serving.settings import ServingSettings
@@ -168,9 +169,12 @@ class EngineSlot:
 
     async def handle(self, scope: Any, body: bytes, send: Send, n: int, headers: list[tuple[bytes, bytes]]) -> int:
         """Answer one request by vLLM's application; `headers` are added to the answer. Returns how many tokens were
-        generated; raises what the application raises. A caller that is cancelled has its request aborted."""
+        generated. Raises ApiError (503) where the engine has died, before the answer or in the midst of a stream, and
+        else what the application raises. A caller that is cancelled has its request aborted."""
+        if self._is_lost():
+            raise engine_lost()
         spans, gone = Spans(n), asyncio.Event()
-        annotating = Annotating(send, spans, self.version, headers)
+        annotating = Annotating(send, spans, self.version, headers, self._is_lost)
         self.in_flight += 1
         self.served_since_load += 1
         self._idle.clear()
@@ -187,10 +191,16 @@ class EngineSlot:
             await asyncio.wait({answering}, timeout=LEAVE_S)
             answering.cancel()
             raise
+        except Exception as error:
+            if annotating.lost:
+                raise engine_lost() from error
+            raise
         finally:
             self.in_flight -= 1
             if not self.in_flight:
                 self._idle.set()
+        if annotating.lost:
+            raise engine_lost()
         return spans.tokens
 
     async def one_token(self) -> None:
@@ -219,6 +229,11 @@ class EngineSlot:
             raise RunProblem(
                 f"The loop of engine {self.number} has not answered for {silent_s:.0f} s.", "serving/engine"
             )
+
+    def _is_lost(self) -> bool:
+        """Whether requests come to nothing here: vLLM knows that its processes have died as soon as they have, before
+        the heart stops."""
+        return self.broken is not None or (self._engine is not None and self._engine.errored)
 
     def close(self) -> None:
         """End the engine's processes."""

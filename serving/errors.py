@@ -3,6 +3,9 @@
 import json
 import math
 
+REPLACED_S = 5.0
+"""Seconds after which a client should ask again where the replica that it came to is broken. House default."""
+
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -36,6 +39,12 @@ class ApiError(Exception):
         if self.status == 401:
             found.append((b"www-authenticate", b'Bearer realm="amenable"'))
         return found
+
+
+def engine_lost() -> ApiError:
+    """503: the engine that was to answer has died; its replica is replaced, and others may answer meanwhile."""
+    said = "The engine of this replica has died and is being replaced; ask again in a few seconds."
+    return ApiError(503, "engine_lost", said, retry_after_s=REPLACED_S)
 
 
 def bad_request(message: str, param: str | None = None) -> ApiError:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from corpus.problems import RunProblem
 from serving.access import Access, csrf_holds
-from serving.errors import ApiError, bad_request
+from serving.errors import REPLACED_S, ApiError, bad_request
 from serving.metrics import Metrics
 from serving.names import POLICY
 from serving.page.api import PAGE_ROUTES
@@ -203,7 +203,9 @@ class Gateway:
             self.healthy()
         except RunProblem as problem:
             log.warning("%s", problem)
-            raise ApiError(503, "unhealthy", "An engine of this replica does not answer.", retry_after_s=5) from None
+            raise ApiError(
+                503, "unhealthy", "An engine of this replica does not answer.", retry_after_s=REPLACED_S
+            ) from None
         await answer.json(200, {"status": "ok"})
 
     async def _generate(
@@ -217,11 +219,11 @@ class Gateway:
         with self._room():
             try:
                 slot = await self.models.holding(asked.model)
+                async with asyncio.timeout(self.bounds.limits.request_s):
+                    tokens = await slot.handle(_own_scope(scope, path), asked.body, answer, asked.n, API_HEADERS)
             except ApiError as error:
                 vars(error)["model"] = asked.model if error.status != 404 else ""
                 raise
-            async with asyncio.timeout(self.bounds.limits.request_s):
-                tokens = await slot.handle(_own_scope(scope, path), asked.body, answer, asked.n, API_HEADERS)
             self.metrics.generated(asked.model, tokens)
         return asked.model
 

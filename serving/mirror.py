@@ -3,10 +3,12 @@
 A mirror is a directory that looks like the run's own: recipe, records of stages that are done, tokenizers and
 configurations of their models, manifests of published snapshots, curves. Weights come when they are asked for
 (`Mirror.fetch`), are held against the sha256 that a stage's record or a manifest tells, and have their name only then.
+Who reads them checks them again (`Weights.check`): a file that this machine's disk has damaged is fetched anew.
 The replicas of a machine share one mirror: locks in its directory keep them from fetching anything twice.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -92,15 +94,20 @@ class Mirror:
         except OSError as error:
             raise self._problem(error) from error
 
-    def fetch(self, path: Path, sha256: str) -> None:
-        """Has the file `path`, which lies in the mirror, be there with this digest (hex). Raises RunProblem where what
-        the store sends is another, or it does not answer, or the disk takes no more."""
+    def fetch(self, path: Path, sha256: str, damaged: bool = False) -> None:
+        """Has the file `path`, which lies in the mirror, be there with this digest (hex). It is taken for what it was
+        when it came; `damaged` says that it was found to be another, and that its bytes are to be looked at.
+
+        Raises RunProblem where what the store sends is another, or it does not answer, or the disk takes no more.
+        """
         name = path.relative_to(self.root).as_posix()
         self._place(name)
         try:
-            if self._digest(name) == sha256:
+            if self._digest(name) == sha256 and not damaged:
                 return
             with self._locked(name, f"to fetch {name}", FETCH_DEADLINE_S):
+                if damaged and not _is_whole(path, sha256):  # it is, where another process has fetched it meanwhile
+                    self._forget(name)
                 if self._digest(name) != sha256:
                     self._bring(name, sha256)
         except OSError as error:
@@ -328,6 +335,15 @@ def _files_of(text: bytes, where: str) -> dict[str, str]:
         return {str(path): str(each["sha256"]) for path, each in json.loads(text)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RunProblem(f"{where} cannot be read as the record of a stage.", "serving/mirror") from None
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    """Whether the file's bytes have this digest (hex); not, where it is not there or cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
 
 
 def _stat(info: Any) -> tuple[int, int]:

@@ -6,11 +6,11 @@ average; sft: the selected epoch; reference: what PPO started from, frozen; base
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -27,11 +27,19 @@ TITLES = {
 }
 """The names that do not mean one version, with what they are."""
 
-Fetch = Callable[[Path, str], None]
-"""Has a file of a run be on this machine, with this sha256 (hex). Raises RunProblem where it cannot."""
-
 ROUND = re.compile(r"round-\d{2}")
 """Name of a round's directory."""
+
+log = logging.getLogger(__name__)
+
+
+class Fetch(Protocol):
+    """What brings a run's files here."""
+
+    def __call__(self, path: Path, sha256: str, damaged: bool = False) -> None:
+        """Has a file of a run be on this machine, with this sha256 (hex); `damaged` says that what is here was found to
+        be another. Raises RunProblem where it cannot."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,14 +57,9 @@ class Weights:
 
     def bring(self) -> None:
         """Has the files be on this machine. Raises RunProblem where they cannot be brought here."""
-        if self.fetch is None:
-            return
-        if self.snapshot is not None:
-            self.fetch(self.snapshot.weights, self.snapshot.sha256)
-            return
-        assert self.directory is not None
-        for name, expected in self.hashes:
-            self.fetch(self.directory / name, expected)
+        if self.fetch is not None:
+            for path, expected in self._recorded():
+                self.fetch(path, expected)
 
     def files(self) -> list[Path]:
         """The safetensors files."""
@@ -66,22 +69,44 @@ class Weights:
         return sorted(self.directory.glob("*.safetensors"))
 
     def check(self) -> None:
-        """Brings the files here where they are not. Raises RunProblem where one is not the one that was recorded."""
+        """Brings the files here where they are not, and once more where the disk has damaged them since. Raises
+        RunProblem where one is not the one that was recorded."""
         self.bring()
+        try:
+            self._verify()
+        except RunProblem as problem:
+            if self.fetch is None:
+                raise
+            log.warning("%s It is fetched anew.", problem)
+            for path, expected in self._recorded():
+                self.fetch(path, expected, damaged=True)
+            try:
+                self._verify()
+            except RunProblem as again:
+                raise RunProblem(
+                    f"{again} It was fetched a moment ago: look at the disk of this machine.", again.code
+                ) from None
+
+    def _recorded(self) -> list[tuple[Path, str]]:
+        """The files of weights with their sha256 (hex)."""
+        if self.snapshot is not None:
+            return [(self.snapshot.weights, self.snapshot.sha256)]
+        assert self.directory is not None
+        return [(self.directory / name, expected) for name, expected in self.hashes]
+
+    def _verify(self) -> None:
+        """Raises RunProblem where a file is not the one that was recorded."""
         if self.snapshot is not None:
             self.snapshot.check()
             return
-        assert self.directory is not None
-        for name, expected in self.hashes:
+        for path, expected in self._recorded():
             try:
-                with open(self.directory / name, "rb") as stream:
+                with open(path, "rb") as stream:
                     found = hashlib.file_digest(stream, "sha256").hexdigest()
             except OSError as error:
-                raise RunProblem(f"{self.directory / name} cannot be read ({error}).", "run/damaged") from error
+                raise RunProblem(f"{path} cannot be read ({error}).", "run/damaged") from error
             if found != expected:
-                raise RunProblem(
-                    f"{self.directory / name} is damaged: it is not the file that its stage wrote.", "run/damaged"
-                )
+                raise RunProblem(f"{path} is damaged: it is not the file that its stage wrote.", "run/damaged")
 
 
 class Names:
@@ -135,8 +160,8 @@ class Names:
         return found
 
     def whole_skeleton(self) -> Path:
-        """The same, with its weights. Raises RunProblem too where they cannot be brought here."""
-        self._language_model().bring()
+        """The same, with its weights. Raises RunProblem too where they are damaged or cannot be brought here."""
+        self._language_model().check()
         return self.skeleton()
 
     def _language_model(self) -> Weights:
@@ -152,11 +177,12 @@ class Names:
         return weights.directory if weights is not None else None
 
     def whole_reward_model(self) -> Path:
-        """The same, with its weights. Raises RunProblem where there is none, or they cannot be brought here."""
+        """The same, with its weights. Raises RunProblem where there is none, or they are damaged or cannot be brought
+        here."""
         weights = self._export(self.round / "rm", "export")
         if weights is None or weights.directory is None:
             raise RunProblem(f"{self._run} has no reward model: its rm is not done.", "serving/no-model")
-        weights.bring()
+        weights.check()
         return weights.directory
 
     def recipe(self) -> dict[str, Any]:

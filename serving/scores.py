@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
 
+from serving.errors import REPLACED_S, ApiError
 from serving.requests import Lists
 from serving.served_run import ServedRun
 
@@ -68,10 +71,15 @@ class Scores:
 
 
 def scorer_of(handle: Any) -> Any:
-    """What a gateway scores with: calls the deployment behind `handle`."""
+    """What a gateway scores with: calls the deployment behind `handle`. It raises ApiError (503) where the replica that
+    it came to has died."""
 
     async def scorer(asked: Lists) -> list[list[float]]:
-        return await handle.score.remote(asked.items)
+        try:
+            return await handle.score.remote(asked.items)
+        except (RayActorError, DeploymentUnavailableError) as error:
+            said = "The replica that scores has died and is being replaced; ask again in a few seconds."
+            raise ApiError(503, "scorer_lost", said, retry_after_s=REPLACED_S) from error
 
     return scorer
 

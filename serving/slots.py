@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from actors.episodes import parse_version
 from corpus.problems import RunProblem
 from serving.desired import Place, Wish, read_wish
-from serving.errors import ApiError
+from serving.errors import ApiError, engine_lost
 from serving.feeds import TAKES, Feed
 from serving.names import POLICY, Names, Weights
 
@@ -90,10 +90,12 @@ class Slots:
 
     async def holding(self, name: str) -> Any:
         """The slot that holds `name`. Raises ApiError: 404 where there is no such model, 503 `model_loading` where it
-        is only being put in now."""
+        is only being put in now, 503 `engine_lost` where no engine is left."""
         for slot in self.slots:
             if slot.holds == name and slot.broken is None:
                 return slot
+        if all(slot.broken is not None for slot in self.slots):
+            raise engine_lost()
         if name not in self._taking:
             if await self.meaning(name) is None:
                 raise ApiError(

@@ -4,7 +4,7 @@ secret that signs them, and those that were ended before their time."""
 import secrets
 from functools import cached_property
 
-from corpus.numbered_objects import NumberedObjects, Overtaken
+from corpus.agreed_value import AgreedValue
 from corpus.problems import RunProblem, UsageProblem
 from corpus.storage import below, one_line, opened, without_options
 
@@ -24,17 +24,9 @@ class StoredSessions:
 
     @cached_property
     def secret(self) -> bytes:
-        """The random bytes that all replicas share; the first to ask makes them. Raises RunProblem where the store
-        does not give or take them."""
-        objects = NumberedObjects(below(self._address, SECRET))
-        number, text = objects.newest()
-        if not number:
-            made = secrets.token_bytes(SECRET_BYTES)
-            try:
-                objects.put_after(0, made.hex().encode())
-                return made
-            except Overtaken:
-                _, text = objects.newest()
+        """The random bytes that all replicas share, those that start at the same time too; the first to ask makes them.
+        Raises RunProblem where the store does not give or take them, or where replicas do not agree in time."""
+        text = AgreedValue(below(self._address, SECRET)).get(secrets.token_bytes(SECRET_BYTES).hex().encode())
         try:
             found = bytes.fromhex(text.decode())
         except ValueError:

@@ -16,6 +16,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 VERSION_HEADER = b"x-amenable-version"
 DONE = b"data: [DONE]"
+FAILED = b'data: {"error"'
+"""How vLLM's application begins an event of a stream that cannot go on; the text of a model is never at this place."""
 
 
 @dataclass
@@ -47,9 +49,17 @@ CURRENT: ContextVar[Spans | None] = ContextVar("spans", default=None)
 class Annotating:
     """An ASGI `send` that tells the versions with a response of an engine's application."""
 
-    def __init__(self, send: Send, spans: Spans, version: str, headers: list[tuple[bytes, bytes]]) -> None:
-        """`version` is the engine's at admission; `headers` are added to the response's own."""
-        self._send, self._spans = send, spans
+    def __init__(
+        self,
+        send: Send,
+        spans: Spans,
+        version: str,
+        headers: list[tuple[bytes, bytes]],
+        is_lost: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`version` is the engine's at admission; `headers` are added to the response's own. Where the engine `is_lost`
+        what the application says of that is not sent."""
+        self._send, self._spans, self._is_lost = send, spans, is_lost
         self._headers = [*headers, (VERSION_HEADER, version.encode())]
         self._start: Message = {}
         self._streams = False
@@ -60,6 +70,8 @@ class Annotating:
         """Whether anything has gone to the client."""
         self.status = 0
         """The response's status, once it is known."""
+        self.lost = False
+        """Whether the engine has died and the response was not sent, or not to its end, because of that."""
         self._closed = False
 
     def close(self) -> None:
@@ -72,6 +84,9 @@ class Annotating:
         if message["type"] == "http.response.start":
             kept = [(name, value) for name, value in message["headers"] if name.lower() in _KEPT]
             self.status = message["status"]
+            if self.status >= 500 and self._is_lost():
+                self._lose()
+                return
             self._streams = any(name == b"content-type" and b"event-stream" in value for name, value in kept)
             self._annotates = self.status == 200
             self._start = {**message, "headers": [*kept, *self._headers]}
@@ -81,6 +96,10 @@ class Annotating:
             await self._chunk(message)
         else:
             await self._part(message)
+
+    def _lose(self) -> None:
+        self.lost = True
+        self.close()
 
     async def _begin(self) -> None:
         self.started = True
@@ -100,6 +119,9 @@ class Annotating:
         """Events go on at once until a choice has finished: from there on each waits for the next, since the last one
         before [DONE] tells the versions."""
         body, more = message.get("body", b""), message.get("more_body", False)
+        if body.startswith(FAILED) and self._is_lost():
+            self._lose()
+            return
         if body.startswith(DONE):
             if self._held is not None:
                 event = self._held.rstrip(b"\n")

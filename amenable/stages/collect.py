@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
+from amenable.stages.data import validates
 from amenable.stages.sampling import load_into_generators, sample
 from amenable.stages.supervised import best_on_validation
 from corpus.world import Labeler, build_world
@@ -15,7 +16,6 @@ from corpus.world import Labeler, build_world
 def run(context: Context, spec: StageSpec) -> Finished:
     """Writes comparisons-train and comparisons-valid (training labelers) and comparisons-heldout-labelers."""
     from corpus.schemas import read_table, write_table
-    from corpus.splits import is_held_out
 
     recipe = context.recipe
     load_into_generators(context, best_on_validation(context), "sft")
@@ -37,7 +37,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
             responses.setdefault(prompt_id, []).append((text, tokens))
     world = build_world(recipe.world)
     users = prompts["user_id"].to_pylist()
-    held_out = [is_held_out(user, recipe.collect.held_out_fraction, recipe.seed) for user in users]
+    held_out = [validates(recipe, user) for user in users]
     valid = pa.array(held_out)
     train = pa.array([not each for each in held_out])
     tables = {

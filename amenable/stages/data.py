@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from amenable.recipe import Recipe
-from amenable.stage_reuse import StageSpec
+from amenable.run_directory import RunDirectory
+from amenable.stage_reuse import StageSpec, read_record
 from amenable.stages.context import Context, Finished
-from amenable.stages.sources import PADDED_BASE, directory_hashes, whereabouts
+from amenable.stages.sources import PADDED_BASE, model_hashes, whereabouts
 from corpus.files import FileCorpusSettings, Source
 from corpus.problems import UsageProblem
+from corpus.tokenising import TokenLimits
 
 HUB_CARDS = "hub"
 """Among the stage's values: what the Hub told of the data sets that were read from it."""
+
+BASE_FILES = "base_files"
+"""What the stage reads of a base model that is given."""
 
 BUILT_IN = "built-in world"
 
@@ -36,6 +41,7 @@ def reads(recipe: Recipe, sources: dict[str, str] | None = None) -> dict[str, An
     found: dict[str, Any] = {"tokens": recipe.tokens.model_dump(mode="json"), "seed": recipe.seed}
     if recipe.corpus is None:
         found["world"] = recipe.world.model_dump(mode="json")
+        found["collect.held_out_fraction"] = recipe.collect.held_out_fraction
     else:
         found["corpus"] = recipe.corpus.model_dump(mode="json", exclude=_LICENCES)
         found["sources"] = source_hashes(recipe) if sources is None else sources
@@ -43,24 +49,26 @@ def reads(recipe: Recipe, sources: dict[str, str] | None = None) -> dict[str, An
         found["vocab_size"] = recipe.model.vocab_size if recipe.corpus is not None else None
     else:
         found["base"] = recipe.model.base
-        found["base_files"] = directory_hashes(recipe.model.base)
+        found[BASE_FILES] = model_hashes(recipe.model.base)
     return found
 
 
 def source_hashes(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of every file the corpus is read from; a Hub dataset is named, not hashed.
+    """SHA-256 of every file the corpus is read from; of a Hub dataset the commit, "commit 1234abc…".
 
-    By the address that the recipe gives, or, where that stands for several files, by their own. Raises UsageProblem
-    where one is not there or cannot be read.
+    By the address that the recipe gives, or, where that stands for several files, by their own. A commit that the Hub
+    does not tell is taken to be the one that this run has read before, so that a Hub that is away changes nothing; it
+    is "commit not told" where there is none. Raises UsageProblem where a file is not there or cannot be read.
     """
-    from corpus.hub import HUB
+    from corpus.hub import HUB, hub_card, name_and_split
     from corpus.readers import find_files
     from corpus.storage import named, one_line
 
     hashes: dict[str, str] = {}
     for address in addresses(recipe):
         if address.startswith(HUB):
-            hashes[address] = "named, not hashed"
+            commit = hub_card(name_and_split(address)[0]).commit
+            hashes[address] = _read_before(recipe, address) if commit is None else f"commit {commit}"
             continue
         filesystem, files = find_files(address)
         for file in files:
@@ -70,6 +78,11 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
             except OSError as error:
                 raise UsageProblem(f"{name}: cannot be read ({one_line(error)}).", "data/unreadable") from error
     return hashes
+
+
+def _read_before(recipe: Recipe, address: str) -> str:
+    record = read_record(RunDirectory(recipe.run_directory).data)
+    return str((record.reads if record is not None else {}).get("sources", {}).get(address, "commit not told"))
 
 
 def _sha256(filesystem: Any, file: str) -> str:
@@ -134,13 +147,20 @@ def _hub_cards(context: Context) -> dict[str, dict[str, str | None]]:
     return found
 
 
+def validates(recipe: Recipe, user_id: str) -> bool:
+    """Whether the rankings of this user of the built-in world validate the reward model, and train none."""
+    from corpus.splits import is_held_out
+
+    return is_held_out(user_id, recipe.collect.held_out_fraction, recipe.seed)
+
+
 def table_name(name: str) -> Any:
     """The schema of a table by the name of its file: 'prompts-ppo' is a prompts table."""
     return name.partition("-")[0]
 
 
 def run(context: Context, spec: StageSpec) -> Finished:
-    """Writes tokenizer/ and the tables; returns their sizes, and how many rows were left out of training."""
+    """Writes tokenizer/ and the tables; returns their sizes, and how many rows were left out or cut, and why."""
     from corpus.schemas import write_table
 
     recipe, directory = context.recipe, spec.directory
@@ -153,6 +173,8 @@ def run(context: Context, spec: StageSpec) -> Finished:
         tables, left_out = _file_tables(recipe, tokenizer_directory)
     check_tables(tables)
     context.crew.learners()  # only now: rows of a person's own may be wrong, and learners that start must be waited for
+    for sentence in told(tables, recipe.tokens):
+        context.progress.note(f"data: {sentence}")
     if left_out:
         counted = ", ".join(f"{count:,} of {part}" for part, count in left_out.items())
         context.progress.note(f"data: rows left out of training, because their prompt is held out: {counted}.")
@@ -171,9 +193,68 @@ def run(context: Context, spec: StageSpec) -> Finished:
         context.check_lease()
         if write_with_row_for_pad(whereabouts(recipe.model.base), str(tokenizer_directory), padded):
             files.append(padded)
-    values = sizes | {f"{part}-left-out": count for part, count in left_out.items()}
+    values = sizes | filtered(tables) | {f"{part}-left-out": count for part, count in left_out.items()}
     cards = _hub_cards(context)
     return Finished(files, values | ({HUB_CARDS: cards} if cards else {}))
+
+
+def filtered(tables: Mapping[str, Any]) -> dict[str, int]:
+    """How many rows the limits of length left out, cut or split, where any: `comparisons-train-long-prompts` and so
+    on, by table and by what `corpus.tokenising.counts` calls it."""
+    from corpus.tokenising import counts
+
+    return {
+        f"{name}-{what.replace('_', '-')}": count
+        for name, table in tables.items()
+        for what, count in counts(table).items()
+        if count
+    }
+
+
+def told(tables: Mapping[str, Any], limits: TokenLimits) -> list[str]:
+    """What a person should know of rows that training and evaluation do not see whole: one sentence a kind."""
+    from corpus.tokenising import counts
+
+    prompts = f"prompts of more than {limits.max_prompt_tokens:,} tokens (tokens.max_prompt_tokens)"
+    responses = f"responses of more than {limits.max_response_tokens:,} tokens (tokens.max_response_tokens)"
+    kinds = {
+        "long_prompts": f"rows left out because of {prompts}",
+        "long_responses": f"rows left out because of {responses}",
+        "cut_responses": f"{responses} that were cut",
+        "empty_documents": "documents left out because they are empty",
+    }
+    found = []
+    for kind, what in kinds.items():
+        of = {name: counts(table).get(kind, 0) for name, table in tables.items()}
+        counted = ", ".join(f"{count:,} of {name}" for name, count in of.items() if count)
+        if counted:
+            found.append(f"{what}: {counted}.")
+    return found
+
+
+def file_comparisons(place: str, tokenizer_directory: str, limits: TokenLimits) -> Any:
+    """The comparisons table of a file that is no part of the run's corpus; `counts` says what the limits took from it.
+
+    Raises UsageProblem where it holds no comparisons, none within the limits, or none that are ranked apart.
+    """
+    from corpus.formats import read_source
+    from corpus.schemas import untied_pairs
+    from corpus.tokenising import tokenise_comparisons
+    from models.build import load_tokenizer
+
+    rows = read_source(place, "auto").comparisons
+    if not rows:
+        raise UsageProblem(f"{place}: there are no comparisons (pairs or rankings) in it.", "data/empty")
+    table = tokenise_comparisons(rows, load_tokenizer(tokenizer_directory), limits)
+    if table.num_rows == 0:
+        raise UsageProblem(
+            f"{place}: each of its {len(rows):,} comparisons has a prompt of more than {limits.max_prompt_tokens:,} "
+            "tokens, which the reward model was not trained on (tokens.max_prompt_tokens of the recipe).",
+            "data/too-long",
+        )
+    if untied_pairs(table) == 0:
+        raise UsageProblem(f"{place}: no two responses of a prompt are ranked apart in it.", "data/all-ties")
+    return table
 
 
 def check_tables(tables: dict[str, Any]) -> None:
@@ -198,7 +279,7 @@ def _world_tables(recipe: Recipe, tokenizer_directory: Path) -> dict[str, Any]:
     from corpus.world import build_world, write_tokenizer
     from models.build import load_tokenizer
 
-    world = build_world(recipe.world)
+    world = build_world(recipe.world, lambda user: validates(recipe, user))
     if recipe.model.base is None:
         write_tokenizer(world, tokenizer_directory)
         tokenizer = load_tokenizer(str(tokenizer_directory))

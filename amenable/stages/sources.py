@@ -1,4 +1,5 @@
-"""What a run reads from outside its directory, by the hash of its contents: a name alone would hide a change."""
+"""What a run reads from outside its directory, by the hash of its contents, or by its commit on the Hugging Face Hub: a
+name alone would hide a change."""
 
 import hashlib
 import importlib.util
@@ -13,6 +14,10 @@ PADDED_BASE = "base-with-pad"
 engines that are given their weights."""
 
 
+COMMIT = "commit on the Hub"
+"""By this name what is read of a model on the Hub stands among the hashes of files."""
+
+
 def whereabouts(directory_or_name: str) -> str:
     """A local model directory by its absolute path, since learners work in directories of their own; else the name."""
     path = Path(directory_or_name).expanduser()
@@ -25,10 +30,21 @@ def directory_hashes(directory: str) -> dict[str, str]:
     return {file.name: _sha256(file) for file in sorted(path.iterdir()) if file.is_file()} if path.is_dir() else {}
 
 
+def model_hashes(directory_or_name: str) -> dict[str, str]:
+    """What tells one content of a model from another: `directory_hashes`, or COMMIT with the commit of a name on the
+    Hub; nothing where neither the Hub nor its cache tells one."""
+    if Path(directory_or_name).is_dir():
+        return directory_hashes(directory_or_name)
+    from corpus.hub import model_commit
+
+    commit = model_commit(directory_or_name)
+    return {} if commit is None else {COMMIT: commit}
+
+
 def reward_hashes(reward: RewardSettings) -> dict[str, str]:
-    """The same of what makes a reward: a local model, or the module that holds a function (not what it imports)."""
+    """The same of what makes a reward: a model, or the module that holds a function (not what it imports)."""
     if reward.kind == "huggingface" and reward.model is not None:
-        return directory_hashes(reward.model)
+        return model_hashes(reward.model)
     if reward.kind == "function" and reward.function is not None:
         file = _module_file(reward.function.partition(":")[0])
         return {} if file is None else {file.name: _sha256(file)}

@@ -1,11 +1,12 @@
 """A whole world from one seed: what the web says, what people ask, how they answer, and who judges."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from corpus.problems import UsageProblem
 from corpus.world.defects import DefectRates, worsen
@@ -15,7 +16,9 @@ from corpus.world.tasks import POLITENESS, Task, draw_task
 from corpus.world.web import WebSettings, draw_document
 
 MOST_DRAWS = 200_000
-"""Instructions drawn, in about 2 s, until one is on the wanted side and new; the default share needs about 8."""
+"""Instructions drawn, in about 2 s, until one is on the wanted side and new; the default shares need about 10."""
+
+Side = Literal["training", "validation", "held-out"]
 
 
 class WorldSettings(BaseModel):
@@ -57,12 +60,28 @@ class WorldSettings(BaseModel):
         lt=1,
         description="Share of all possible instructions that only held-out prompts may use. Chosen for this world.",
     )
+    validation_share: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="Share of all possible instructions that only validation rows may use: demonstrations_valid, and "
+        "collected prompts of users whose rankings validate the reward model. Chosen for this world.",
+    )
     myth_share: float = Field(
         default=0.35, ge=0, le=1, description="Share of facts that have a myth. Chosen for this world."
     )
     demonstrations: DefectRates = Field(default=DefectRates(), description="The mistakes in demonstrations.")
     web: WebSettings = Field(default=WebSettings(), description="What pretraining text is made of.")
     labelers: LabelerSettings = Field(default=LabelerSettings(), description="Who ranks responses.")
+
+    @model_validator(mode="after")
+    def _leaves_some_for_training(self) -> "WorldSettings":
+        if self.heldout_share + self.validation_share >= 1:
+            raise ValueError(
+                f"heldout_share {self.heldout_share:g} and validation_share {self.validation_share:g} leave no "
+                "instructions for training; their sum should be below 1"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class World:
-    """All that a run reads. No user is in two of the lists; held-out instructions are in none of the training text."""
+    """All that a run reads. No user is in two of the lists; held-out and validation instructions are in none of the
+    training text, in no wording."""
 
     synthetic: bool
     settings: WorldSettings
@@ -103,20 +123,36 @@ class World:
     heldout_labelers: list[Labeler]
 
 
-def build_world(settings: WorldSettings) -> World:
-    """Returns the world of these settings: the same settings always give the same world."""
+def _nobody(user_id: str) -> bool:
+    return False
+
+
+def build_world(settings: WorldSettings, validates: Callable[[str], bool] = _nobody) -> World:
+    """Returns the world of these settings: the same settings always give the same world.
+
+    `validates` says of a user of `prompts_collect` whether the rankings of their prompts validate the reward model:
+    such a user asks validation instructions alone, every other one training instructions.
+    """
     facts = draw_facts(_stream(settings, "facts"), settings.myth_share)
     labelers, heldout_labelers = draw_labelers(_stream(settings, "labelers"), settings.labelers)
+
+    def of_collected(user_id: str) -> Side:
+        return "validation" if validates(user_id) else "training"
+
     return World(
         synthetic=True,
         settings=settings,
         pretraining_train=_documents(settings, facts, "pretraining-train", settings.pretraining_train),
         pretraining_valid=_documents(settings, facts, "pretraining-valid", settings.pretraining_valid),
-        demonstrations_train=_demonstrations(settings, facts, "demonstrations-train", settings.demonstrations_train),
-        demonstrations_valid=_demonstrations(settings, facts, "demonstrations-valid", settings.demonstrations_valid),
-        prompts_collect=_prompts(settings, facts, "collect", settings.prompts_collect),
-        prompts_ppo=_prompts(settings, facts, "ppo", settings.prompts_ppo),
-        prompts_heldout=_prompts(settings, facts, "heldout", settings.prompts_heldout, heldout=True),
+        demonstrations_train=_demonstrations(
+            settings, facts, "demonstrations-train", settings.demonstrations_train, "training"
+        ),
+        demonstrations_valid=_demonstrations(
+            settings, facts, "demonstrations-valid", settings.demonstrations_valid, "validation"
+        ),
+        prompts_collect=_prompts(settings, facts, "collect", settings.prompts_collect, of_collected),
+        prompts_ppo=_prompts(settings, facts, "ppo", settings.prompts_ppo, lambda _: "training"),
+        prompts_heldout=_prompts(settings, facts, "heldout", settings.prompts_heldout, lambda _: "held-out"),
         labelers=labelers,
         heldout_labelers=heldout_labelers,
     )
@@ -127,23 +163,40 @@ def _stream(settings: WorldSettings, name: str) -> Random:
     return Random(f"{settings.seed}/{name}")
 
 
-def is_heldout(settings: WorldSettings, key: str) -> bool:
-    """Returns whether the instructions of this key (`Task.key`) belong to held-out prompts alone."""
-    return zlib.crc32(f"{settings.seed}/{key}".encode()) < settings.heldout_share * 2**32
+def side_of(settings: WorldSettings, key: str) -> Side:
+    """Returns who alone may use the instructions of this key (`Task.key`).
+
+    By the key and not by the prompt, so that a rewording of a validation or held-out prompt is in no training text
+    either. A tenth of the keys is enough for validation: there are about 8,000 of them, and about 100 of the kind that
+    has fewest (brainstorming), each with many wordings.
+    """
+    at = zlib.crc32(f"{settings.seed}/{key}".encode()) / 2**32
+    if at < settings.heldout_share:
+        return "held-out"
+    return "validation" if at < settings.heldout_share + settings.validation_share else "training"
 
 
 def _draw(
-    rng: Random, settings: WorldSettings, facts: list[Fact], politeness: str, heldout: bool, draws: Iterator[int]
+    rng: Random, settings: WorldSettings, facts: list[Fact], politeness: str, side: Side, draws: Iterator[int]
 ) -> Task:
     """The first task on the wanted side. UsageProblem where `draws` ends before: a share so near 0 or 1 leaves none."""
     for _ in draws:
         task = draw_task(rng, facts, politeness)
-        if is_heldout(settings, task.key) == heldout:
+        if side_of(settings, task.key) == side:
             return task
-    change = f"raise it or lower world.prompts_heldout ({settings.prompts_heldout})" if heldout else "lower it"
+    heldout, validation = f"heldout_share {settings.heldout_share:g}", f"validation_share {settings.validation_share:g}"
+    shares, change = {
+        "training": (f"{heldout} and {validation} leave", "lower one of them"),
+        "validation": (
+            f"{validation} leaves",
+            f"raise it, or lower world.demonstrations_valid ({settings.demonstrations_valid}) or, for the reward "
+            "model's validation, collect.held_out_fraction",
+        ),
+        "held-out": (f"{heldout} leaves", f"raise it or lower world.prompts_heldout ({settings.prompts_heldout})"),
+    }[side]
     raise UsageProblem(
-        f"World.heldout_share {settings.heldout_share:g} leaves too few instructions for "
-        f"{'held-out prompts' if heldout else 'training'}: none was found in {MOST_DRAWS:,} draws; {change}.",
+        f"World.{shares} too few instructions for {'held-out prompts' if side == 'held-out' else side}: none was found "
+        f"in {MOST_DRAWS:,} draws; {change}.",
         "recipe/world",
     )
 
@@ -152,15 +205,16 @@ def _documents(settings: WorldSettings, facts: list[Fact], name: str, count: int
     rng = _stream(settings, name)
 
     def draw(rng: Random) -> Task:
-        return _draw(rng, settings, facts, rng.choice(POLITENESS), heldout=False, draws=iter(range(MOST_DRAWS)))
+        return _draw(rng, settings, facts, rng.choice(POLITENESS), "training", iter(range(MOST_DRAWS)))
 
     return [draw_document(rng, facts, settings.web, draw) for _ in range(count)]
 
 
 def _asked(
-    settings: WorldSettings, facts: list[Fact], name: str, count: int, heldout: bool = False
+    settings: WorldSettings, facts: list[Fact], name: str, count: int, side_of_user: Callable[[str], Side]
 ) -> list[tuple[str, str, Task]]:
-    """Returns prompt id, user id and task of `count` instructions; held-out ones are all different."""
+    """Returns prompt id, user id and task of `count` instructions, each on the side of its user; those that are not for
+    training are all different, because each of them is to count in what is measured."""
     rng = _stream(settings, name)
     asked, seen = [], set()
     politeness = ""
@@ -169,25 +223,30 @@ def _asked(
         number = len(asked)
         if number % settings.prompts_per_user == 0:
             politeness = rng.choice(POLITENESS)
-        task = _draw(rng, settings, facts, politeness, heldout, draws)
-        if heldout and task.prompt in seen:
+        user_id = f"{name}-user-{number // settings.prompts_per_user:04d}"
+        side = side_of_user(user_id)
+        task = _draw(rng, settings, facts, politeness, side, draws)
+        if side != "training" and task.prompt in seen:
             continue
         draws = iter(range(MOST_DRAWS))  # the next prompt has as many
         seen.add(task.prompt)
-        user_id = f"{name}-user-{number // settings.prompts_per_user:04d}"
         asked.append((f"{name}-{number:05d}", user_id, task))
     return asked
 
 
-def _prompts(settings: WorldSettings, facts: list[Fact], name: str, count: int, heldout: bool = False) -> list[Prompt]:
-    asked = _asked(settings, facts, name, count, heldout)
+def _prompts(
+    settings: WorldSettings, facts: list[Fact], name: str, count: int, side_of_user: Callable[[str], Side]
+) -> list[Prompt]:
+    asked = _asked(settings, facts, name, count, side_of_user)
     return [Prompt(prompt_id, user_id, task.prompt, task.meta) for prompt_id, user_id, task in asked]
 
 
-def _demonstrations(settings: WorldSettings, facts: list[Fact], name: str, count: int) -> list[Demonstration]:
+def _demonstrations(
+    settings: WorldSettings, facts: list[Fact], name: str, count: int, side: Side
+) -> list[Demonstration]:
     rng = _stream(settings, f"{name}-answers")
     demonstrations = []
-    for prompt_id, user_id, task in _asked(settings, facts, name, count):
+    for prompt_id, user_id, task in _asked(settings, facts, name, count, lambda _: side):
         response = worsen(rng, task.meta, task.answer, settings.demonstrations)
         demonstrations.append(Demonstration(prompt_id, user_id, task.prompt, response, task.meta))
     return demonstrations

@@ -147,9 +147,11 @@ class PageRun:
         return self._curves[path][1]
 
     def warm(self) -> None:
-        """Loads the tokenizer, so that the first prompt need not wait for it: seconds where transformers is not yet
-        imported. Raises RunProblem as `encode`."""
+        """Reads what a visit begins with, so that the first one need not wait for it: tokenizer (seconds where
+        transformers is not yet imported), held-out prompts, curves. Raises as `encode`, `prompts` and `curves` do."""
         self._encode("warm")
+        _ = self._prompts
+        self._drawn_stages()
 
     async def encode(self, prompt: str) -> EncodedPrompt:
         """`prompt` (a plain request or a dialogue) as token ids, by the same template and rules as in training.

@@ -54,6 +54,7 @@ class Generator:
         for each in (self.gate, self.samples_gate, self.idle):
             each.set()
         self.loaded: list[str] = []
+        self.confirmed: list[str] = []
         self.adjusted: list[tuple[int, Any]] = []
         self.worked = self.rested = self.dead = self.silent = False
         self.stalled_s = 0.0
@@ -70,6 +71,9 @@ class Generator:
     async def probe(self, sequences: list[list[int]]) -> list[list[float]]:
         assert sequences == PROBE.sequences
         return [[-1.0, -2.0 + self.off], [-3.0]]
+
+    async def confirm(self, label: str) -> None:
+        self.confirmed.append(label)
 
     async def work(self, work: Work) -> None:
         self.worked = True
@@ -147,16 +151,24 @@ class Scoring:
 
 
 class Stream:
-    """Remembers what was admitted and of which failure it was told."""
+    """Remembers what was admitted and of which failure it was told. It has a gate before it excludes or releases."""
 
     def __init__(self) -> None:
         self.admitted: list[tuple[int, int]] = []
         self.failures: list[BaseException] = []
         self.released: list[str] = []
+        self.excluded: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.silent = self.dead = False
+
+    async def exclude(self, holder: str) -> None:
+        self.excluded.append(holder)
+        await self.gate.wait()
 
     async def release(self, holder: str) -> int:
         self.released.append(holder)
+        await self.gate.wait()
         return 1
 
     async def advance(self, attempt: int, update: int) -> None:

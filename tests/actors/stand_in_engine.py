@@ -17,7 +17,9 @@ class StandInEngine:
         self.requests: list[Any] = []
         self.steps = 0
         self.stepped_at = 0.0
-        self.held = self.broken = self.stuck = False
+        self.held = self.broken = self.stuck = self.refuses = False
+        self.at_most: int | None = None
+        """Requests that it still finishes, probes aside; None for any."""
         self.version = "0.0"
         self.submitted: list[str] = []
 
@@ -43,9 +45,13 @@ class StandInEngine:
         self.steps += 1
         self.stepped_at = time.monotonic()
         time.sleep(0.002)
-        if self.held or not self.requests:
+        may_end = [each for each in self.requests if each.score_prompt or self.at_most != 0]
+        if self.held or not may_end:
             return []
-        done = self.requests.pop(0)
+        done = may_end[0]
+        self.requests.remove(done)
+        if self.at_most is not None and not done.score_prompt:
+            self.at_most -= 1
         prompt = -np.array(done.prompt_tokens[1:], np.float32) if done.score_prompt else None
         return [Completion(done.key, [4], [-1.0], "stop", [VersionSpan(self.version, 0, 1)], prompt)]
 
@@ -64,5 +70,7 @@ class StandInEngine:
         """It has no parts."""
 
     def load(self, snapshot: Any, version: str, offer: Any = None) -> float:
+        if self.refuses:
+            raise RuntimeError("half of it is loaded")
         self.version, self.offer = version, offer
         return 0.5

@@ -5,11 +5,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from stand_in_cast import PROBE, SAMPLING, Cast, held_out, snapshot, turns, until
 
 from actors import stage_fleet
 from corpus.problems import RunProblem, UsageProblem
-from models.snapshot import Snapshot
+from models.snapshot import Snapshot, pack
 
 
 def test_a_version_is_admitted_once_every_generator_holds_it(play):
@@ -40,6 +41,21 @@ def test_publications_do_not_overtake_each_other(play):
     each = play(scene)
     assert [generator.loaded for generator in each.generators.values()] == [["0.0", "0.1"], ["0.0", "0.1"]]
     assert each.stream.admitted == [(0, 0), (0, 1)]
+
+
+def test_a_publication_of_an_attempt_that_is_over_comes_into_no_engine(play):
+    async def scene(each: Cast) -> None:
+        newer = pack({"weight": torch.ones(3)}, (2, 0))
+        await each.conductor.publish(2, 0, newer, PROBE)
+        with pytest.raises(
+            RunProblem, match=r"^Weights 3 of attempt 1 were to be published, but weights 0 of attempt 2 are"
+        ):
+            await each.conductor.publish(1, 3, snapshot(3), PROBE)
+        await each.conductor.publish(2, 0, newer, PROBE)
+
+    each = play(scene)
+    assert [generator.loaded for generator in each.generators.values()] == [["2.0", "2.0"]] * 2
+    assert each.stream.admitted == [(2, 0), (2, 0)]
 
 
 def test_a_generator_that_is_late_is_given_up_and_named_and_the_others_go_on(play):

@@ -97,6 +97,29 @@ def test_an_engine_that_stands_still_is_given_up_though_its_process_answers(play
     play(scene, settings=QUICK, specs={"generators": spec})
 
 
+def test_a_generator_delivers_under_weights_that_its_own_probe_agreed_with_whatever_others_do(play):
+    spec = Spec(lambda name: Generator())
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        right, wrong, slow = each.generators.values()
+        slow.gate.clear()
+        wrong.off = 0.5
+        publishing = asyncio.ensure_future(each.publish(1))
+        await until(lambda: right.confirmed == ["0.0", "0.1"])
+        await turns()
+        assert not publishing.done()
+        slow.gate.set()
+        await publishing
+        assert slow.confirmed == ["0.0", "0.1"]
+        assert wrong.loaded == ["0.0", "0.1"]
+        assert wrong.confirmed == ["0.0"]
+        assert each.killed == [wrong]
+        await until(lambda: replaced(each, spec, "wrong").confirmed == ["0.1"])
+
+    play(scene, settings=QUICK, specs={"generators": spec}, right=0.0, wrong=0.0, slow=0.0)
+
+
 def test_without_any_generator_a_publication_waits_for_the_replacement(play):
     spec = Spec(lambda name: Generator())
 
@@ -257,6 +280,49 @@ def test_generators_come_and_go_as_is_wished_and_shares_follow(play, stage):
         admissible=16,
         **{"generator-0": 0.0},
     )
+
+
+def test_a_version_is_admitted_once_nothing_is_leased_to_a_generator_that_leaves_without_it(play, stage):
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        await each.conductor.start_leasing()
+        leaving = each.generators["generator-1"]
+        each.stream.gate.clear()
+        write_desired(stage, 0, 1, "a person", "now")
+        await until(lambda: each.stream.excluded)
+        publishing = asyncio.ensure_future(each.publish(1))
+        await until(lambda: each.generators["generator-0"].loaded == ["0.0", "0.1"])
+        await turns()
+        assert leaving.loaded == ["0.0"]
+        assert not leaving.rested
+        assert each.stream.admitted == [(0, 0)], "it would lease slots of the version that it has not got"
+        each.stream.gate.set()
+        await publishing
+        await until(lambda: each.killed)
+        assert leaving.rested
+        assert each.stream.excluded == each.stream.released == ["generator-1"]
+        assert each.stream.failures == []
+
+    spec = Spec(lambda name: Generator())
+    generators = {"generator-0": 0.0, "generator-1": 0.0}
+    play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage), **generators)
+
+
+def test_a_version_is_admitted_once_nothing_is_leased_to_a_generator_that_was_late_with_it(play):
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        each.generators["slow"].gate.clear()
+        each.stream.gate.clear()
+        publishing = asyncio.ensure_future(each.publish(1))
+        await until(lambda: each.stream.released == ["slow"])
+        await turns()
+        assert each.stream.admitted == [(0, 0)]
+        each.stream.gate.set()
+        await publishing
+
+    spec = Spec(lambda name: Generator())
+    each = play(scene, specs={"generators": spec}, deadline_s=0.2, quick=0.0, slow=0.0)
+    assert each.stream.admitted == [(0, 0), (0, 1)]
 
 
 def test_a_generator_without_room_is_told_of_and_comes_when_there_is(play, stage):

@@ -15,6 +15,7 @@ import stand_in_engine
 import torch
 
 from actors.conductor import Conductor, Fellowship, Probe
+from actors.desired import read_fleet, write_desired
 from actors.generator import RolloutGenerator, Work
 from actors.pulse import pulse_now
 from actors.recruits import Call, WorkerSpec
@@ -46,6 +47,9 @@ def generator_class(ray: Any) -> Any:
         def start(self) -> str:
             self._engine = engine()
             return self._name
+
+        def finish_at_most(self, requests: int | None) -> None:
+            self._engine.at_most = requests
 
     return ray.remote(num_cpus=0, max_concurrency=16, concurrency_groups={"health": 1})(Playing)
 
@@ -81,8 +85,9 @@ def scoring_class(ray: Any) -> Any:
 class Stage:
     """A PPO stage whose learner is the test."""
 
-    def __init__(self, ray: Any, directory: Path, settings: FleetSettings) -> None:
-        self.ray, self.update = ray, 0
+    def __init__(self, ray: Any, directory: Path, settings: FleetSettings, max_staleness: int = 0) -> None:
+        self.ray, self.update, self.max_staleness = ray, 0, max_staleness
+        self.directory = directory
         table = directory / "prompts.parquet"
         columns = {"prompt_id": ["p"], "user_id": ["u"], "prompt": ["?"], "prompt_tokens": [[1, 2]], "meta": [""]}
         write_table(make_table("prompts", columns), table, "prompts")
@@ -93,14 +98,14 @@ class Stage:
             round_number=1,
             batch_size=8,
             chunk_size=2,
-            max_staleness=0,
+            max_staleness=max_staleness,
             batches=BATCHES,
             lease_s=600,
         )
         actors: tuple[Any, ...] = (EpisodeStream, WeightStore, Conductor)
         self.stream = actors[0].remote(plan)
         self.store = actors[1].remote(str(directory / "weights"))
-        self.conductor = actors[2].remote(self.stream, self.store, 60.0, 60.0, settings)
+        self.conductor = actors[2].remote(self.stream, self.store, 60.0, 60.0, settings, str(directory))
         rollouts = RolloutSettings(max_concurrent=8)
         generators = WorkerSpec(generator_class(ray), {}, (rollouts,), (Call("start"),))
         scoring = WorkerSpec(scoring_class(ray), {}, (), (Call("load"),))
@@ -129,7 +134,8 @@ class Stage:
         slots = list(range(8 * self.update, 8 * self.update + 8))
         assert table["slot"].to_pylist() == slots
         assert table["score"].to_pylist() == [float(slot) for slot in slots]
-        assert {spans[0]["update"] for spans in table["version_spans"].to_pylist()} == {self.update}
+        oldest = min(spans[0]["update"] for spans in table["version_spans"].to_pylist())
+        assert oldest >= self.update - self.max_staleness
         self.ray.get(self.stream.trained.remote(self.update, 0), timeout=WAIT_S)
         self.update += 1
         return table["generator"].to_pylist()
@@ -155,8 +161,8 @@ class Stage:
 def stage(ray_session, tmp_path):
     made: list[Stage] = []
 
-    def make(settings: FleetSettings = SETTINGS) -> Stage:
-        made.append(Stage(ray_session, tmp_path, settings))
+    def make(settings: FleetSettings = SETTINGS, max_staleness: int = 0) -> Stage:
+        made.append(Stage(ray_session, tmp_path, settings, max_staleness))
         return made[-1]
 
     yield make
@@ -218,3 +224,39 @@ def test_a_budget_that_is_spent_is_told_to_the_learner_in_a_sentence(stage):
         "and the 0 restarts of a generator that 3600 s allow (fleet.restarts) are spent; the same command continues "
         "from what was last saved."
     )
+
+
+def test_a_generator_that_is_retired_while_a_publication_comes_writes_nothing_that_is_too_old(stage):
+    each = stage(max_staleness=1)
+    leaving = each.generators["generator-1"]
+
+    def waiting() -> float:
+        return each.ray.get(each.stream.counts.remote(), timeout=WAIT_S)["stream/accepted_waiting"]
+
+    def until(holds: Any) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not holds():
+            assert time.monotonic() < deadline, "it did not come"
+            time.sleep(0.1)
+
+    each.publish()
+    each.train()
+    until(lambda: waiting() == 8)
+    each.ray.get(leaving.finish_at_most.remote(2), timeout=WAIT_S)
+    each.publish()  # it writes one chunk of two that it leases, and has room for another
+    until(lambda: waiting() == 14)
+    each.train()
+    write_desired(each.directory, 0, 1, "a person", "now")
+    until(lambda: "generator-1" not in (read_fleet(each.directory) or {}).get("workers", {"generator-1": ""}))
+    each.ray.get(each.generators["generator-0"].finish_at_most.remote(0), timeout=WAIT_S)
+    roles = each.publish()  # it is not given these weights
+    assert roles["fleet/generators_serving"] == 1
+    with pytest.raises(RunProblem, match=r"owed by generator-0 .*s ago\)") as owed:
+        each.ray.get(each.stream.take.remote(3, 1.0, 0), timeout=WAIT_S)
+    assert "generator-1" not in str(owed.value), "it was leased slots of the version"
+    for generator in each.generators.values():
+        each.ray.get(generator.finish_at_most.remote(None), timeout=WAIT_S)
+    for _ in range(3):
+        writers = each.train()
+        each.publish()
+    assert set(writers) == {"generator-0"}

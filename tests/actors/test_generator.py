@@ -84,10 +84,16 @@ def until(condition, seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
+def publish(generator: Any, label: str) -> None:
+    """Weights that engine and learner agree on."""
+    assert generator.load("weights", label) == 0.5
+    generator.confirm(label)
+
+
 def test_a_leased_chunk_is_generated_scored_and_delivered_whole(made):
     generator, _ = made
     place = Place()
-    generator.load("weights", "0.3")
+    publish(generator, "0.3")
     generator.work(work(place))
     until(lambda: place.lease.calls)
     place.lease.calls[0][1].set_result([chunk()])
@@ -107,7 +113,7 @@ def test_a_generator_outlives_the_stream_of_work_that_is_over(made):
     generator.rest()
     place.lease.calls[0][1].set_exception(ConnectionError("the stream is gone"))
     time.sleep(0.05)
-    assert generator.load("weights", "0.1") == 0.5
+    publish(generator, "0.1")
     assert not place.failed.calls
 
     following = Place()
@@ -116,6 +122,24 @@ def test_a_generator_outlives_the_stream_of_work_that_is_over(made):
     following.lease.calls[0][1].set_result([chunk()])
     until(lambda: following.accept.calls)
     assert engine.pending == 0
+
+
+def test_a_generator_that_is_to_leave_asks_for_no_more_and_finishes_what_it_holds(made):
+    generator, engine = made
+    place, following = Place(), Place()
+    generator.work(work(place))
+    engine.held = True
+    place.grant(chunk())
+    until(lambda: len(place.lease.calls) == 2)
+    place.lease.calls[1][1].set_result(None)
+    time.sleep(0.05)
+    engine.held = False
+    until(lambda: place.accept.calls)
+    generator.rest()
+    assert len(place.lease.calls) == 2
+    assert not place.broke.calls
+    generator.work(work(following))
+    until(lambda: following.lease.calls)
 
 
 def test_an_answer_to_a_lease_of_work_that_is_over_is_not_generated(made):
@@ -277,7 +301,7 @@ def test_a_heartbeat_is_answered_while_the_engine_stands_still_and_says_for_how_
 def test_a_lease_that_is_granted_again_under_way_goes_on_with_what_is_being_generated(made):
     generator, engine = made
     place = Place()
-    generator.load("weights", "0.0")
+    publish(generator, "0.0")
     generator.work(work(place))
     engine.held = True
     place.grant(chunk())
@@ -295,7 +319,7 @@ def test_a_lease_that_is_granted_again_under_way_goes_on_with_what_is_being_gene
 def test_a_chunk_of_a_later_attempt_takes_the_place_of_what_is_being_generated(made):
     generator, engine = made
     place = Place()
-    generator.load("weights", "0.0")
+    publish(generator, "0.0")
     generator.work(work(place))
     engine.held = True
     place.grant(chunk(), chunk(2))
@@ -350,7 +374,7 @@ def test_the_first_lease_leaves_the_others_their_share(made):
 def test_weights_that_were_sampled_under_do_not_stay_where_sampling_fails(made, monkeypatch, tokens):
     generator, engine = made
     monkeypatch.setattr(module.ray, "get", lambda reference, timeout: reference)
-    generator.load("weights", "0.7")
+    publish(generator, "0.7")
     engine.broken = tokens == "broken"
     last = [1] if engine.broken else tokens
     with pytest.raises((UsageProblem, RuntimeError), match=r"does not fit|the engine broke"):
@@ -422,7 +446,7 @@ def test_an_engine_that_steps_is_waited_for_beyond_the_deadline_of_a_standstill(
 def test_weights_change_between_steps_while_requests_run_and_rest_waits_for_them(made):
     generator, engine = made
     place = Place()
-    generator.load("weights", "0.0")
+    publish(generator, "0.0")
     generator.work(work(place))
     until(lambda: place.lease.calls)
     engine.held = True
@@ -431,6 +455,7 @@ def test_weights_change_between_steps_while_requests_run_and_rest_waits_for_them
     generator.load("weights", "0.1")
     assert engine.version == "0.1"
     assert engine.pending == 2
+    generator.confirm("0.1")
     engine.held = False
     generator.rest()
     assert engine.pending == 0
@@ -444,3 +469,98 @@ def test_what_a_caller_asks_wrongly_is_the_callers_and_the_generator_goes_on(mad
     with pytest.raises(RunProblem, match="g has an engine already"):
         generator.start("anything", "anything", 8)
     assert generator.load("weights", "0.1") == 0.5
+
+
+def test_what_is_written_under_weights_is_delivered_once_they_are_confirmed_and_nothing_is_leased_before(made):
+    generator, engine = made
+    place = Place()
+    publish(generator, "0.0")
+    generator.work(work(place, share=6))
+    engine.held = True
+    place.grant(chunk(), chunk(2))
+    until(lambda: engine.pending == 4)
+    until(lambda: len(place.lease.calls) == 2)
+    place.grant(call=1)  # nothing within the call's time
+    until(lambda: len(place.lease.calls) == 3)
+    engine.at_most = 2  # the first chunk
+    engine.held = False
+    until(lambda: len(place.accept.calls) == 1)
+    generator.load("weights", "0.1")
+    engine.at_most = None
+    place.grant(call=2)
+    until(lambda: engine.pending == 0)
+    assert generator.probe([[1, 2]]) == [[-2.0]]
+    time.sleep(0.05)
+    assert len(place.accept.calls) == 1, "of the weights before"
+    assert len(place.lease.calls) == 3
+    generator.confirm("0.1")
+    until(lambda: len(place.accept.calls) == 2)
+    episodes = place.accept.calls[1][0][0]
+    assert episodes.column("slot").to_pylist() == [2, 3]
+    assert episodes.column("version_spans").to_pylist()[0][0]["update"] == 1
+    until(lambda: len(place.lease.calls) == 4)
+
+
+def test_what_was_written_under_weights_that_are_never_confirmed_is_never_delivered(made):
+    generator, engine = made
+    place = Place()
+    publish(generator, "0.0")
+    generator.work(work(place))
+    engine.held = True
+    place.grant(chunk())
+    until(lambda: engine.pending == 2)
+    generator.load("weights", "0.1")
+    engine.held = False
+    until(lambda: engine.pending == 0)
+    publish(generator, "0.2")
+    place.grant(chunk(2), call=1)
+    until(lambda: place.accept.calls)
+    time.sleep(0.05)
+    [delivered] = [call[0][0] for call in place.accept.calls]
+    assert delivered.column("slot").to_pylist() == [2, 3]
+
+
+def test_a_generator_that_rests_waits_until_what_it_holds_is_confirmed(made):
+    generator, engine = made
+    place = Place()
+    publish(generator, "0.0")
+    generator.work(work(place))
+    engine.held = True
+    place.grant(chunk())
+    until(lambda: engine.pending == 2)
+    generator.load("weights", "0.1")
+    engine.held = False
+    resting = threading.Thread(target=generator.rest)
+    resting.start()
+    until(lambda: engine.pending == 0)
+    resting.join(0.1)
+    assert resting.is_alive()
+    generator.confirm("0.1")
+    resting.join(30)
+    assert not resting.is_alive()
+    assert len(place.accept.calls) == 1
+
+
+def test_after_a_load_that_failed_half_way_nothing_is_delivered_or_leased(made):
+    generator, engine = made
+    place = Place()
+    publish(generator, "0.0")
+    generator.work(work(place))
+    engine.held = True
+    place.grant(chunk())
+    until(lambda: engine.pending == 2)
+    engine.refuses = True
+    with pytest.raises(RuntimeError, match="half of it is loaded"):
+        generator.load("weights", "0.1")
+    assert engine.pending == 0
+    engine.held = False
+    place.grant(chunk(2), call=1)
+    time.sleep(0.1)
+    assert engine.pending == 0
+    assert not place.accept.calls
+    assert len(place.lease.calls) == 2
+    engine.refuses = False
+    publish(generator, "0.2")
+    until(lambda: len(place.lease.calls) == 3)
+    place.grant(chunk(4), call=2)
+    until(lambda: place.accept.calls)

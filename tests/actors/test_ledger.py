@@ -105,12 +105,33 @@ def test_weights_of_more_updates_than_were_trained_are_refused():
 def test_a_token_that_would_be_too_old_is_refused():
     ledger = Ledger(4, 4, 1, 4)
     for batch in range(2):
-        ledger.accept(ledger.batch_slots(batch), 0, [0, 0, 0, 0])
+        ledger.accept(ledger.batch_slots(batch), 0, [(0, 0)] * 4)
         ledger.train(batch, 0)
     ledger.advance(0, 2)
     with pytest.raises(RunProblem, match="Slot 9 was delivered with tokens of weights 0, but trains in batch 2, where"):
-        ledger.accept([8, 9], 0, [1, 0])
-    assert ledger.accept([10, 11], 0, [1, 2]) == [10, 11]
+        ledger.accept([8, 9], 0, [(0, 1), (0, 0)])
+    assert ledger.accept([10, 11], 0, [(0, 1), (0, 2)]) == [10, 11]
+
+
+def test_a_token_of_weights_that_were_rolled_back_is_refused():
+    ledger = Ledger(4, 4, 1, 4)
+    ledger.restore(None, 2)
+    ledger.advance(2, 0)
+    with pytest.raises(
+        RunProblem, match="Slot 1 was delivered with tokens of weights 5 of attempt 1, but attempt 2 is"
+    ):
+        ledger.accept(range(4), 2, [(2, 0), (1, 5), (2, 0), (2, 0)])
+
+
+def test_of_a_delivery_that_is_refused_nothing_is_accepted():
+    ledger = Ledger(4, 4, 1, 4)
+    before = json_of(ledger.state(0))
+    for slots, written_by in ((range(6, 10), [(0, 0)] * 4), (range(4), [(0, 0), (0, 0), (0, 0), (1, 0)])):
+        with pytest.raises(RunProblem):
+            ledger.accept(slots, 0, written_by)
+    assert json_of(ledger.state(0)) == before
+    assert ledger.accept([2, 2, 3], 0) == [2, 3]
+    assert (ledger.counts[0].generated, ledger.counts[0].duplicates) == (2, 1)
 
 
 def test_counts_are_a_history_by_attempt_that_a_restart_does_not_roll_back():

@@ -247,9 +247,27 @@ def test_a_dead_generators_call_that_still_waits_is_given_nothing(start):
     of_the_dead = stream.later("lease", "dying", 9, 1.0)
     assert waits(of_the_dead)
     assert stream.release("dying") > 0
-    assert of_the_dead.result(30) == []
-    assert stream.lease("dying", 1, 0.0) == []
+    assert of_the_dead.result(30) is None
+    assert stream.lease("dying", 1, 0.0) is None
     assert indices(stream.lease("in its place", 1, 0.0)) == [0, 1]
+
+
+def test_a_generator_that_is_to_leave_is_given_no_slot_of_the_weights_that_it_does_not_get(start):
+    stream = start(staleness=1)
+    [last] = stream.lease("leaving", 1, 0.0)
+    stream.fill("staying")
+    waiting = {holder: stream.later("lease", holder, 1, 30.0) for holder in ("leaving", "staying")}
+    assert all(waits(each) for each in waiting.values())
+    stream.exclude("leaving")
+    assert waiting["leaving"].result(5) is None, "at once"
+    assert stream.deliver(last, "leaving") == CHUNK, "what it holds it may finish"
+    stream.trained(0, 0)
+    stream.advance(0, 1)
+    assert indices(waiting["staying"].result(30)) == [8, 9]
+    assert stream.lease("leaving", 1, 30.0) is None
+    stream.restore(*stream.state(0), 1)
+    stream.advance(1, 1)
+    assert stream.lease("leaving", 1, 30.0) is None, "a restart of the learner brings it no weights either"
 
 
 def test_a_lease_waits_until_further_slots_are_admitted(start):
@@ -401,6 +419,17 @@ def test_a_token_older_than_the_staleness_bound_is_refused_on_delivery(start):
     with pytest.raises(RunProblem, match="Slot 4 was delivered with tokens of weights 0, but trains in batch 1, where"):
         stream.accept(generated(chunk, "a", update=0), [1.0] * CHUNK, [[-2.0, -2.0]] * CHUNK)
     assert stream.deliver(chunk) == CHUNK
+
+
+def test_a_delivery_that_fails_leaves_a_stream_whose_checkpoint_can_be_continued(start):
+    stream = start()
+    one, two = stream.lease("a", 2, 0.0)
+    with pytest.raises(pa.ArrowInvalid):
+        stream.accept(generated(one, "a"), [1.0] * (CHUNK + 1), [[-2.0, -2.0]] * CHUNK)
+    stream.deliver(two)
+    state, episodes = stream.state(0)
+    assert [slot for slot, _ in state["accepted"]] == episodes["slot"].to_pylist() == [2, 3]
+    start().restore(state, episodes, 1)
 
 
 def test_what_happened_in_an_attempt_is_known_to_the_stream_that_follows_a_dead_one(start, tmp_path):

@@ -43,6 +43,7 @@ REWARD_MODEL = {
     "accuracy": {"rate": 0.68, "low": 0.64, "high": 0.72, "pairs": 1234},
     "baselines": {"longer reply wins": {"rate": 0.51, "low": 0.47, "high": 0.55, "pairs": 1234}},
 }
+ROWS = {"scored": 600, "long_prompts": 34, "cut_responses": 0}
 
 
 class StandIn:
@@ -77,7 +78,7 @@ class StandIn:
 
     def score_comparisons(self, recipe: SmallRecipe, comparisons: str, *, progress, address: str | None) -> dict:
         self.calls.append({"recipe": recipe, "comparisons": comparisons, "address": address})
-        return REWARD_MODEL
+        return {"rows": ROWS, "reward_model": REWARD_MODEL}
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ def test_a_file_of_comparisons_is_scored_with_the_trained_reward_model(pipeline,
     assert ended.stdout.splitlines()[-1] == "Accuracy on the 1,234 pairs of pairs.jsonl, with 95 % intervals."
 
     answer = json.loads(amenable("eval", "small.yaml", "--comparisons", "pairs.jsonl", "--json").stdout)
-    assert answer == {"run": "small", "comparisons": "pairs.jsonl", "reward_model": REWARD_MODEL}
+    assert answer == {"run": "small", "comparisons": "pairs.jsonl", "rows": ROWS, "reward_model": REWARD_MODEL}
 
 
 def test_the_report_of_a_run_is_written_again(tmp_path, monkeypatch):

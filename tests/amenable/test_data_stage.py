@@ -1,6 +1,7 @@
 """The data stage refuses tables that could not be trained on, before any learner is started."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from amenable.stages.context import Context
 from amenable.stages.evaluation import comparison_result
 from corpus.hub import HubCard
 from corpus.problems import UsageProblem
+from corpus.tokenising import TokenLimits
 
 
 class Crew:
@@ -77,6 +79,64 @@ def test_rows_whose_prompt_is_held_out_are_counted_and_told(tmp_path, capfd):
     assert said in told
 
 
+def stage_of_long_and_short(tmp_path: Path, longest_prompt: int) -> tuple[Context, StageSpec]:
+    rows = [
+        {**row(number, [0, 1]), "prompt": f"Name fruit {number}." + " Please." * (0 if number % 4 else 30)}
+        for number in range(80)
+    ]
+    context, spec, _ = stage(tmp_path, rows)
+    limits = TokenLimits(max_prompt_tokens=longest_prompt, max_response_tokens=50, context_tokens=200)
+    recipe = context.recipe.model_copy(update={"tokens": limits})
+    return Context(recipe, context.run, context.progress, context.crew), spec
+
+
+def test_rows_that_are_too_long_are_counted_by_table_and_told(tmp_path, capfd):
+    context, spec = stage_of_long_and_short(tmp_path, 40)
+    values = data.run(context, spec).values
+    counted = [values[f"comparisons-{side}-long-prompts"] for side in ("train", "valid")]
+    assert sum(counted) == 20
+    assert sum(values[f"comparisons-{side}"] for side in ("train", "valid")) == 60
+    told = capfd.readouterr().err
+    assert "data: rows left out because of prompts of more than 40 tokens (tokens.max_prompt_tokens): " in told
+    assert f"{counted[0]} of comparisons-train, {counted[1]} of comparisons-valid" in told
+    assert "cut" not in told
+
+
+def test_where_all_fits_nothing_is_said_and_responses_that_are_cut_are_told(tmp_path, capfd):
+    context, spec = stage_of_long_and_short(tmp_path, 150)
+    values = data.run(context, spec).values
+    assert not [name for name in values if "long" in name or "cut" in name]
+    assert "left out" not in capfd.readouterr().err
+    tables = {"comparisons-train": pa.table({"a": [1]}).replace_schema_metadata({"count.cut_responses": "3"})}
+    assert data.filtered(tables) == {"comparisons-train-cut-responses": 3}
+    assert data.told(tables, context.recipe.tokens) == [
+        "responses of more than 50 tokens (tokens.max_response_tokens) that were cut: 3 of comparisons-train."
+    ]
+
+
+def test_a_file_of_comparisons_tells_rows_that_are_too_long_from_rows_that_all_tie(tmp_path):
+    context, spec = stage_of_long_and_short(tmp_path, 40)
+    data.run(context, spec)
+    limits, file = context.recipe.tokens, tmp_path / "others.jsonl"
+
+    def table_of(*rows: dict) -> pa.Table:
+        file.write_text("".join(json.dumps(each) + "\n" for each in rows))
+        return data.file_comparisons(str(file), str(spec.directory / "tokenizer"), limits)
+
+    long = {**row(1, [0, 1]), "prompt": "Name a fruit." + " Please." * 30}
+    found = table_of(long, row(2, [0, 1]), row(3, [1, 1]))
+    assert found.num_rows == 2
+    assert data.told({"others.jsonl": found}, limits) == [
+        "rows left out because of prompts of more than 40 tokens (tokens.max_prompt_tokens): 1 of others.jsonl."
+    ]
+    with pytest.raises(UsageProblem, match=r"each of its 2 comparisons has a prompt of more than 40 tokens"):
+        table_of(long, long)
+    with pytest.raises(UsageProblem, match=r"no two responses of a prompt are ranked apart"):
+        table_of(long, row(3, [1, 1]))
+    with pytest.raises(UsageProblem, match=r"there are no comparisons"):
+        table_of({"prompt": "Name a fruit.", "response": "An apple."})
+
+
 def test_comparisons_of_ones_own_are_not_put_to_the_worlds_judge(tmp_path, monkeypatch):
     """Their rows do not say what the built-in world's judge reads; those of the world's own tables do."""
     table = pa.table(
@@ -98,6 +158,29 @@ def test_comparisons_of_ones_own_are_not_put_to_the_worlds_judge(tmp_path, monke
     assert len(found.baselines) == 2
     with pytest.raises(json.JSONDecodeError):
         comparison_result(context, table, table, is_judged=True)
+
+
+def test_users_who_validate_the_reward_model_ask_what_no_other_user_asks(tmp_path):
+    sizes = {"pretraining_train": 100, "demonstrations_train": 10, "prompts_ppo": 10, "prompts_heldout": 10}
+    recipe = Recipe.model_validate({"name": "world", "world": sizes, "collect": {"held_out_fraction": 0.3}})
+    asked = data._world_tables(recipe, tmp_path)["prompts-collect"].to_pylist()
+    wording = re.compile(r"^(please |hey , )| (start with \S+|make it \S+|set it in the \S+) \.")
+    instructions: dict[bool, set[str]] = {False: set(), True: set()}
+    for row in asked:
+        instructions[data.validates(recipe, row["user_id"])].add(wording.sub("", row["prompt"]))
+    assert min(map(len, instructions.values())) > 100
+    assert not instructions[True] & instructions[False]
+    everyone = [row["user_id"] for row in asked]
+    other = recipe.model_copy(update={"seed": 1})
+    assert [data.validates(recipe, user) for user in everyone] != [data.validates(other, user) for user in everyone]
+
+
+def test_another_share_of_users_who_validate_makes_the_worlds_data_again_and_no_others():
+    shares = [{"collect": {"held_out_fraction": share}} for share in (0.1, 0.2)]
+    worlds = [data.reads(Recipe.model_validate({"name": "w", **share})) for share in shares]
+    files = [data.reads(Recipe.model_validate({"name": "w", "corpus": {"path": "a"}, **share}), {}) for share in shares]
+    assert worlds[0] != worlds[1]
+    assert files[0] == files[1]
 
 
 def corpus_of(**corpus: object) -> Recipe:

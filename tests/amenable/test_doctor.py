@@ -11,6 +11,7 @@ from amenable import doctor as commanded
 from amenable.cli import app
 from amenable.crew import Crew
 from amenable.doctor import bundles_of, check_before_start, examine_cluster, needs_of
+from amenable.permanent_failure import TOO_SMALL
 from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe
@@ -143,7 +144,8 @@ def test_the_command_tells_every_finding_and_its_exit_code_whether_one_failed(mo
     assert ended.exit_code == 1
     answer = json.loads(ended.stdout)
     assert answer["passed"] is False
-    assert answer["findings"][2] == {"check": "driver", "state": "failed", "says": "n2 has driver 520"}
+    said = {"check": "driver", "state": "failed", "says": "n2 has driver 520", "for_good": False}
+    assert answer["findings"][2] == said
 
 
 @pytest.mark.parametrize(
@@ -193,3 +195,7 @@ def test_a_run_does_not_start_where_its_roles_need_more_memory_than_a_node_has(c
         RunProblem, match=r"memory: learner, generator, scoring take \d+\.\d GiB together, and n1 has 2\.0"
     ):
         check_before_start(recipe(tmp_path), [], Progress(json=True))
+    cluster.facts = replace(SOUND, memory_bytes=100 << 20)
+    with pytest.raises(RunProblem) as told:
+        check_before_start(recipe(tmp_path), [], Progress(json=True))
+    assert told.value.code == TOO_SMALL

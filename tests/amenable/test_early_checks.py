@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from amenable.early_checks import check_early, check_variables
-from amenable.pipeline import run_pipeline, score_comparisons, stages_of
+from amenable.pipeline import models_read, run_pipeline, score_comparisons, stages_of
 from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe, packaged_recipes
 from amenable.run_directory import RunDirectory
 from amenable.stage_reuse import StageSpec, begin, complete
 from amenable.stages.data import source_hashes
-from amenable.stages.sources import directory_hashes, reward_hashes
+from amenable.stages.sources import COMMIT, directory_hashes, model_hashes, reward_hashes
 from cluster.under_job import JOB_CONFIG
+from corpus.hub import HubCard
 from corpus.problems import UsageProblem
 
 
@@ -217,6 +218,42 @@ def test_another_content_of_a_base_model_changes_what_the_data_stage_reads(tmp_p
     (model / "tokenizer_config.json").write_text((model / "tokenizer_config.json").read_text() + " ")
     assert reads_of(base)["data"] != before
     assert directory_hashes("a/name-on-the-hub") == {}
+
+
+def test_another_commit_of_a_model_on_the_hub_changes_what_is_read_of_it_and_lineage_has_it(tmp_path, monkeypatch):
+    commits = {"a/base": "c0ffee", "a/judge": "decade"}
+    monkeypatch.setattr("corpus.hub.model_commit", commits.get)
+    asked = recipe(tmp_path, model={"base": "a/base"}, reward={"kind": "huggingface", "model": "a/judge"})
+    before = reads_of(asked)
+    stages = stages_of(asked, RunDirectory(asked.run_directory))
+    assert models_read(asked, stages) == {"a/base": {COMMIT: "c0ffee"}, "a/judge": {COMMIT: "decade"}}
+    assert reads_of(asked) == before
+    commits["a/judge"] = "facade"
+    changed = reads_of(asked)
+    assert {name for name in before if before[name] != changed[name]} == {"select-sft", "ppo", "eval"}
+    commits["a/base"] = "facade"
+    assert reads_of(asked)["data"] != before["data"]
+    commits.clear()
+    assert model_hashes("a/base") == {}
+    assert models_read(recipe(tmp_path), stages_of(recipe(tmp_path), RunDirectory(asked.run_directory))) == {}
+
+
+def test_another_commit_of_a_data_set_on_the_hub_makes_the_data_again_and_a_hub_that_is_away_does_not(
+    tmp_path, monkeypatch
+):
+    cards = {"a/texts": HubCard("c0ffee")}
+    monkeypatch.setattr("corpus.hub.hub_card", lambda name: cards.get(name, HubCard(why="no answer")))
+    asked = recipe(tmp_path, corpus={"path": "hub:a/texts:test"})
+    assert source_hashes(asked) == {"hub:a/texts:test": "commit c0ffee"}
+    before = reads_of(asked)["data"]
+    cards["a/texts"] = HubCard("decade")
+    assert reads_of(asked)["data"] != before
+    cards.clear()
+    assert source_hashes(asked) == {"hub:a/texts:test": "commit not told"}
+    spec = StageSpec("data", RunDirectory(asked.run_directory).data, before)
+    begin(spec)
+    complete(spec, [], 1.0, {})
+    assert reads_of(asked)["data"] == before
 
 
 def test_another_content_of_a_reward_function_changes_what_ppo_reads_and_nothing_before(tmp_path, monkeypatch):

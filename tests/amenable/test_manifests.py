@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +14,9 @@ from amenable.cli import app
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe, resolved
 from cluster.manifest_rules import problems
+from cluster.manifests import PARTS
 
+RECORDED = Path(__file__).parents[1] / "cluster" / "recorded"
 PAPER = ["paper", "--model", "gpt3-1.3b"]
 
 
@@ -20,8 +25,8 @@ def command(*words: str):
 
 
 def documents(*words: str) -> dict[str, dict]:
-    """What the command writes, by kind; of several of one kind the last."""
-    ended = command(*words)
+    """What the command writes of all parts, by kind; of several of one kind the last."""
+    ended = command(*words, *([] if "--parts" in words else ["--parts", ",".join(PARTS)]))
     assert ended.exit_code == 0, ended.output
     found = list(yaml.safe_load_all(ended.stdout))
     assert problems(found) == []
@@ -79,10 +84,56 @@ def test_grace_and_deadline_come_from_recipe_and_plan():
     assert math.isclose(job["spec"]["activeDeadlineSeconds"], 4 * 3600 * hours, abs_tol=1)
 
 
+def grace_and_drain_s(job: dict) -> tuple[float, float]:
+    pod = groups(job)["learners"]["template"]["spec"]
+    [drain] = [v for v in pod["containers"][0]["env"] if v["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+    return pod["terminationGracePeriodSeconds"], float(drain["value"])
+
+
+def test_grace_and_drain_are_above_the_longest_checkpoint_that_a_run_measured(tmp_path):
+    run = tmp_path / "measured"
+    shutil.copytree(RECORDED / "demo", run)
+    metrics = run / "round-01" / "ppo" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    took_s = 20.0
+
+    def rendered(*words: str) -> tuple[dict, str]:
+        ended = command("demo", "--from", str(run), *words)
+        assert ended.exit_code == 0, ended.output
+        [job] = [each for each in yaml.safe_load_all(ended.stdout) if each["kind"] == "RayJob"]
+        return job, ended.stderr
+
+    for step, line in enumerate(lines):
+        line["time/checkpoint"] = took_s + 400 * (step == 2)
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job, said = rendered()
+    grace_s, drain_s = grace_and_drain_s(job)
+    assert 420 < drain_s < grace_s
+    assert "took 420 s, and learners.stop_grace_s is 300" in said
+    job, said = rendered("learners.stop_grace_s=600")
+    assert grace_and_drain_s(job)[1] > 600
+    assert "stop_grace_s" not in said
+
+
+def test_what_the_plan_is_not_sure_of_is_said_on_standard_error_and_not_in_the_manifests():
+    too_large = command("paper", "--model", "gpt3-6.7b")
+    assert too_large.exit_code == 0
+    assert re.search(r"learners is reckoned to need [\d.]+ of the 79\.?\d* GiB", too_large.stderr)
+    assert list(yaml.safe_load_all(too_large.stdout))
+    fits = command(*PAPER)
+    assert "is reckoned to need" not in fits.stderr
+    [job] = [each for each in yaml.safe_load_all(fits.stdout) if each["kind"] == "RayJob"]
+    assert f"activeDeadlineSeconds {job['spec']['activeDeadlineSeconds']}" in fits.stderr
+    assert "h100-80gb" in fits.stderr
+    assert "given 300 s for a checkpoint" in fits.stderr
+    assert command("demo", "--parts", "serve").stderr == ""
+    assert json.loads(command(*PAPER, "--json").stdout)["remarks"] == fits.stderr.splitlines()
+
+
 def test_storage_image_claim_queue_and_parts_are_what_was_asked_for():
     found = documents(
         "demo", "name=mine", "--storage", "s3://bucket/runs?region=eu-1&x=y", "--image", "here/amenable:1",
-        "--claim", "scratch", "--queue", "team", "--parts", "train,serve", "--no-spot",
+        "--claim", "scratch", "--queue", "team", "--parts", "storage,common,train,serve", "--no-spot",
     )  # fmt: skip
     assert "RayCluster" not in found
     job = found["RayJob"]
@@ -95,6 +146,43 @@ def test_storage_image_claim_queue_and_parts_are_what_was_asked_for():
     assert pod["containers"][0]["image"] == "here/amenable:1"
     assert found["PersistentVolumeClaim"]["metadata"]["name"] == "scratch"
     assert "tolerations" not in pod
+
+
+def test_without_parts_the_training_is_written_and_nothing_that_holds_runs_or_cannot_start_yet():
+    found = list(yaml.safe_load_all(command("demo", "--claim", "mine").stdout))
+    kinds = {document["kind"] for document in found}
+    assert kinds == {"ServiceAccount", "ConfigMap", "NetworkPolicy", "PodMonitor", "RayJob"}
+    assert problems(found) == []
+    [job] = [document for document in found if document["kind"] == "RayJob"]
+    volumes = groups(job)["learners"]["template"]["spec"]["volumes"]
+    assert {"name": "runs", "persistentVolumeClaim": {"claimName": "mine"}} in volumes
+
+
+HTTP_REWARD = ("reward.kind=http", "reward.url=http://reward.rlhf.svc:8000/score", "reward.token_variable=REWARD_TOKEN")
+
+
+def environment(job: dict, group: str) -> dict[str, dict]:
+    [container] = groups(job)[group]["template"]["spec"]["containers"]
+    return {variable["name"]: variable for variable in container["env"]}
+
+
+def test_what_the_recipe_names_is_there_by_reference_and_can_be_reached():
+    found = list(yaml.safe_load_all(command("demo", *HTTP_REWARD, "tracking.wandb.project=p").stdout))
+    [job] = [each for each in found if each["kind"] == "RayJob"]
+    for group in groups(job):
+        of_group = environment(job, group)
+        assert of_group["REWARD_TOKEN"]["valueFrom"]["secretKeyRef"]["key"] == "reward-token"
+        assert of_group["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"]["key"] == "wandb-api-key"
+    [policy] = [each for each in found if each["metadata"]["name"] == "demo-outside"]
+    assert {"protocol": "TCP", "port": 8000} in policy["spec"]["egress"][-1]["ports"]
+    offline = documents("demo", "tracking.wandb.project=p", "tracking.wandb.mode=offline")["RayJob"]
+    assert environment(offline, "learners").keys().isdisjoint({"REWARD_TOKEN", "WANDB_API_KEY"})
+
+
+def test_a_corpus_in_an_object_store_has_its_keys_though_the_run_is_on_a_volume():
+    job = documents("hh", "corpus.path=s3://bucket/hh?endpoint_override=10.0.0.5:9000")["RayJob"]
+    [container] = groups(job)["learners"]["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "amenable-object-store", "optional": True}}]
 
 
 def test_json_has_the_same_text():
@@ -113,8 +201,13 @@ def test_no_secret_of_this_machine_is_in_a_manifest(monkeypatch):
         (["hh"], "relative to this machine's directory"),
         (["demo", "--storage", "runs"], "should be below /shared"),
         (["demo", "--storage", "/sharedruns"], "should be below /shared"),
-        (["demo", "--parts", "train,server"], "--parts 'train,server' should be some of train, serve, interactive"),
+        (
+            ["demo", "--parts", "train,server"],
+            "--parts 'train,server' should be some of storage, common, train, serve, interactive",
+        ),
         (["demo", "ppo.clap=1"], "clap"),
+        (["demo", "reward.kind=http", "reward.url=http://reward:port/"], "this is no web address"),
+        (["demo", "reward.kind=huggingface", "reward.model=./reward"], "relative to this machine's directory"),
     ],
 )
 def test_what_is_wrong_is_a_sentence_and_exit_code_2(words, says):

@@ -87,10 +87,21 @@ def test_it_is_cleared(pipeline, tmp_path, monkeypatch, how):
 
 
 @pytest.mark.usefixtures("attempts")
+def test_memory_that_no_node_has_costs_no_second_cluster(pipeline, tmp_path):
+    pipeline.problem = RunProblem("learner takes 99 GiB", "cluster/too-small")
+    first = run(tmp_path)
+    assert (first.exit_code, pipeline.calls) == (1, 1)
+    second = run(tmp_path)
+    assert (second.exit_code, pipeline.calls) == (2, 1)
+    assert "learner takes 99 GiB" in second.stderr
+
+
+@pytest.mark.usefixtures("attempts")
 @pytest.mark.parametrize(
     "problem",
     [
         RunProblem("a rank died", "run/unexpected"),
+        RunProblem("a node does not see the storage", "cluster/not-fit"),
         UsageProblem("the store could not be asked", "data/row"),
     ],
 )

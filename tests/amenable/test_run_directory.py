@@ -71,7 +71,8 @@ def test_the_resolved_recipe_reads_back(run):
 
 
 def test_lineage_says_versions_data_and_the_stages_that_are_complete(run):
-    run.write_lineage("one", {"demonstrations": "ab" * 32}, {"demonstrations": {"licence": "MIT"}})
+    models = {"some/base": {"commit on the Hub": "c0ffee"}}
+    run.write_lineage("one", {"demonstrations": "ab" * 32}, {"demonstrations": {"licence": "MIT"}}, models)
     first = json.loads(run.lineage.read_text())
     assert first["stages"] == {}
     assert {"python", "amenable", "ray", "torch", "vllm", "transformers", "deepspeed", "pyarrow", "numpy"} == set(
@@ -80,6 +81,7 @@ def test_lineage_says_versions_data_and_the_stages_that_are_complete(run):
     assert first["versions"]["ray"][0].isdigit()
     assert first["data"] == {"demonstrations": "ab" * 32}
     assert first["data_sets"] == {"demonstrations": {"licence": "MIT"}}
+    assert first["models"] == models
 
     base = StageSpec("base", run.base, {"steps": 1})
     reward_model = StageSpec("rm", run.round(1).reward_model, {}, (run.base,))
@@ -87,7 +89,7 @@ def test_lineage_says_versions_data_and_the_stages_that_are_complete(run):
         begin(spec)
         complete(spec, [], 2.0, {})
     begin(StageSpec("sft", run.sft, {}))  # not complete
-    run.write_lineage("one", {}, {})
+    run.write_lineage("one", {}, {}, {})
     second = json.loads(run.lineage.read_text())
     assert second["created"] == first["created"]
     assert set(second["stages"]) == {"base", "round-01/rm"}
@@ -113,7 +115,7 @@ def test_the_summary_reads_back_and_is_missed_where_it_is_not(run):
 
 def test_nothing_half_written_is_left_beside(run):
     run.write_recipe(Recipe(name="one"))
-    run.write_lineage("one", {}, {})
+    run.write_lineage("one", {}, {}, {})
     assert sorted(path.name for path in run.root.iterdir()) == ["lineage.json", "recipe.yaml"]
 
 

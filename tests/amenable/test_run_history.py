@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ def run(tmp_path) -> Path:
     return directory
 
 
-def labels(run: Path, attempt: int = 1) -> Labels:
-    return Labels("ann/x-0000000001", attempt, "ann", "h", "abc", str(run), Asked("x.yaml", ("seed=7",)), "ann@laptop")
+def labels(run: Path, attempt: int = 1, by: str = "ann@laptop", at: str = "2026-03-01T08:00:00.000+00:00") -> Labels:
+    return Labels("ann/x-0000000001", attempt, "ann", "h", "abc", str(run), Asked("x.yaml", ("seed=7",)), by, at)
 
 
 def as_job(labels: Labels, job: str) -> dict[str, str]:
@@ -76,6 +77,30 @@ def test_a_job_records_its_own_submission_once_and_by_whom_it_was(run, monkeypat
     record_own_submission(str(run), {})
     record_own_submission(str(run), as_job(labels(run, 3), "somebody-elses"))
     assert actions(run) == [SUBMITTED, RESUMED]
+
+
+def test_a_submission_to_a_new_head_is_recorded_too_though_its_id_is_the_one_of_the_first(run):
+    """Ray forgets its jobs with its head, so that attempts are counted from one again."""
+    job = "ann.x-0000000001.1"
+    later = labels(run, by="eve@desk", at="2026-03-02T08:00:00.000+00:00")
+    for each in (labels(run), labels(run), later, later):
+        record_own_submission(str(run), as_job(each, job))
+    entries, _ = read(run)
+    assert [(entry.action, entry.actor, entry.asked["submitted"]) for entry in entries] == [
+        (SUBMITTED, "ann@laptop", "2026-03-01T08:00:00.000+00:00"),
+        (SUBMITTED, "eve@desk", "2026-03-02T08:00:00.000+00:00"),
+    ]
+
+
+def test_each_submission_says_when_it_was(cluster: StandInJobs):  # noqa: F811
+    first = submitted()
+    cluster.becomes(first["submission_id"], "STOPPED")
+    cluster.kept.clear()  # as a new head
+    assert submitted()["submission_id"] == first["submission_id"]
+    one, other = (Labels.read(request["metadata"]) for request in cluster.requests)
+    assert one is not None
+    assert other is not None
+    assert datetime.fromisoformat(one.at) < datetime.fromisoformat(other.at)
 
 
 def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch):

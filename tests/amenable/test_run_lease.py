@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from amenable import run_lease
-from amenable.run_lease import LEASE_FILE, RunLease
+from amenable.run_lease import LEASE_FILE, LOCK_FILE, RunLease
+from corpus.file_lock import file_lock
 from corpus.problems import RunProblem, UsageProblem
 
 HOLDER = """
@@ -89,6 +90,23 @@ def test_the_lease_is_given_back_at_the_end_even_of_a_failed_run_and_the_epoch_g
 def test_the_same_process_cannot_hold_it_twice(tmp_path):
     with RunLease(tmp_path), pytest.raises(UsageProblem, match=f"process {os.getpid()}"), RunLease(tmp_path):
         pass
+
+
+def test_a_lock_around_the_lease_that_nobody_lets_go_of_is_told_with_who_holds_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lease, "LOCK_DEADLINE_S", 0.1)
+    told = rf"lock was locked for 0\.1 s by process {os.getpid()} on"
+    with file_lock(tmp_path / LOCK_FILE, 1.0):
+        with pytest.raises(UsageProblem, match=told) as found:
+            RunLease(tmp_path).__enter__()
+        assert found.value.code == "storage/locked"
+    lease = RunLease(tmp_path)
+    lease.__enter__()
+    with file_lock(tmp_path / LOCK_FILE, 1.0):
+        lease.__exit__(
+            ZeroDivisionError, ZeroDivisionError(), None
+        )  # what the run ended with is what a person hears of
+        with pytest.raises(UsageProblem, match=told):
+            lease.__exit__(None, None, None)
 
 
 def test_a_later_process_with_the_same_number_is_not_the_holder(tmp_path):

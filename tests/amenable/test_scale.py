@@ -1,12 +1,15 @@
 """`amenable scale`: what it asks for, what it refuses, and what it tells."""
 
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
 
-from actors.desired import read_desired, write_fleet
+from actors import desired
+from actors.desired import LOCK_FILE, read_desired, write_fleet
 from amenable.cli import app
+from corpus.file_lock import file_lock
 
 
 @pytest.fixture
@@ -60,6 +63,15 @@ def test_a_wrong_wish_is_refused(run, wish, told):
     found = command(str(run), wish)
     assert found.exit_code == 2
     assert told in found.output
+    assert read_desired(run / "round-01" / "ppo") is None
+
+
+def test_a_wish_whose_lock_nobody_lets_go_of_is_told_with_who_holds_it(run, monkeypatch):
+    monkeypatch.setattr(desired, "LOCK_DEADLINE_S", 0.1)
+    with file_lock(run / "round-01" / "ppo" / LOCK_FILE, 1.0):
+        found = command(str(run), "generators=2")
+    assert found.exit_code == 2
+    assert f"by process {os.getpid()} on" in found.output.replace("\n", " ")
     assert read_desired(run / "round-01" / "ppo") is None
 
 

@@ -100,6 +100,30 @@ def test_a_resubmission_goes_on_with_the_run_a_fresh_one_begins_another_and_is_t
     assert (again["run"], again["attempt"]) == (fresh["run"], 2)
 
 
+@pytest.mark.parametrize(
+    ("plain", "others"),
+    [
+        ("/mnt/runs", ("/mnt/runs/", "/mnt//runs", "//mnt/runs", "/mnt/./runs", "/mnt/x/../runs/")),
+        ("s3://bucket/runs", ("s3://bucket/runs/", "s3://bucket/runs//")),
+        ("s3://bucket/runs?region=x", ("s3://bucket/runs/?region=x",)),
+    ],
+)
+def test_one_place_is_one_run_however_it_is_written(cluster, plain, others):
+    def planned(*words: str) -> tuple[str, str]:
+        ended = amenable("submit", "recipes/x.yaml", *words, "--dry-run", "--json")
+        assert ended.exit_code == 0, ended.output
+        answer = json.loads(ended.stdout)
+        return answer["run"], answer["run_directory"]
+
+    below, here = planned("--storage", plain), planned(f"run_directory={plain}")
+    assert here[1] == plain
+    for other in others:
+        assert planned("--storage", other) == below
+        assert planned(f"run_directory={other}") == here
+    for another in (plain.replace("runs", "runs2"), plain.replace("runs", "Runs")):
+        assert planned("--storage", another)[0] != below[0]
+
+
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
 def test_a_live_job_refuses_a_second_of_its_run_and_of_no_other(cluster, state):
     first = submitted()

@@ -14,17 +14,24 @@ from pathlib import Path
 import phases
 from cells import Cell
 from harness import A_SENTENCE, END_S, Command, Outcome, audit, end_processes
-from striking import await_phase, strike_process
+from striking import Strike, await_phase, strike_process
 from toy_recipe import BATCH_SIZE
 
+from actors.desired import read_fleet
+from amenable.run_directory import RunDirectory
+from amenable.scale import scale
 from learners.checkpoint_place import CheckpointPlace
 
 RECOVERY_S = 300.0
-"""Seconds after a strike in which the struck role must be there again and a checkpoint saved."""
+"""Seconds after a strike in which the struck role must be there again and, after that, a checkpoint saved."""
 
-UPDATES_A_CELL = 10
-"""Updates of the run for each cell: more than a strike and what follows it need. The learner goes no further before
-the next cell, or the run would be over before its cells are."""
+UPDATES_A_STRIKE, UPDATES_AFTER = 5, 5
+"""Updates of the run for each cell: until whoever was struck is there again, and from then on. The learner goes no
+further, or the run would be over before its cells are."""
+
+UPDATES_A_CELL = UPDATES_A_STRIKE + UPDATES_AFTER
+TAKEN_BACK = 2
+"""Updates of these that a restart may take back: they are kept for the end."""
 
 
 class Campaign:
@@ -62,7 +69,8 @@ class Campaign:
         return self._outcomes
 
     def _start(self) -> Command:
-        return Command(self._directory, self._run, f"--updates={self._updates}")
+        stale = ["--stale"] if self._outcomes[0].cell.stale else []
+        return Command(self._directory, self._run, f"--updates={self._updates}", *stale)
 
     def _play(self, outcome: Outcome) -> None:
         cell, directory = outcome.cell, self._directory
@@ -72,14 +80,13 @@ class Campaign:
             outcome.problems.append(f"No {cell.target} was there to be struck: {self._command.said[-2000:]}")
             return
         players = Counter({role: self._count(role) for role in (cell.target, "generator")})
-        self._let_go_on()
+        self._let_go_on(UPDATES_A_STRIKE)
         number = self._outcomes.index(outcome)
         plan = {"holder": cell.holder, "phase": cell.phase, "target": cell.target, "number": number}
         phases.write_new(directory / "plan.json", plan)
         opened = self._await_phase(cell.phase, number)
         if opened:
-            how = signal.SIGSTOP if cell.how == "SIGSTOP" else signal.SIGKILL
-            strike = strike_process(directory, cell.target, cell.phase, how)
+            strike = self._strike(cell, players[cell.target])
             outcome.landed = strike.landed
             if not strike.landed:
                 outcome.problems.append(f"The strike did not land: {strike.problem}.")
@@ -87,6 +94,17 @@ class Campaign:
             outcome.problems.append("The strike did not land: the phase was never open.")
         self._forget(opened)
         (self._recover if cell.survives else self._resume)(outcome, players)
+
+    def _strike(self, cell: Cell, players: int) -> Strike:
+        if cell.how != "scaled in":
+            how = signal.SIGSTOP if cell.how == "SIGSTOP" else signal.SIGKILL
+            return strike_process(self._directory, cell.target, cell.phase, how)
+        scale(RunDirectory(self._run), f"generators={players - 1}")
+        (self._directory / "struck").touch()
+        if not self._await(lambda: self._count(cell.target) < players):
+            return Strike(f"no {cell.target} has gone")
+        scale(RunDirectory(self._run), f"generators={players}")
+        return Strike("")
 
     def _await_phase(self, phase: str, number: int) -> dict:
         """What the process says that opened the phase for plan `number`; empty where none has in time. One that had
@@ -100,26 +118,32 @@ class Campaign:
             (self._directory / "opened.json").unlink(missing_ok=True)
         return {}
 
-    def _let_go_on(self) -> None:
-        """By UPDATES_A_CELL updates, less two that a restart may take back."""
+    def _let_go_on(self, updates: int) -> None:
+        """By so many from what is saved now, less what a restart may take back."""
         brake = self._directory / "brake.new"
-        brake.write_text(str(self._saved() + UPDATES_A_CELL - 2))
+        brake.write_text(str(self._saved() + updates - TAKEN_BACK // 2))
         brake.rename(self._directory / "brake")
 
     def _recover(self, outcome: Outcome, players: Counter[str]) -> None:
-        """The command itself goes on: whoever was struck is replaced, and something is saved after that."""
-        role, saved = outcome.cell.target, self._saved()
+        """The command itself goes on: whoever was struck is replaced and serves, and something is saved after that."""
+        role = outcome.cell.target
         outcome.ended = "went on"
-        whole = self._await(lambda: self._replaced(role, players[role]) and self._saved() > saved)
+        replaced = self._await(lambda: self._replaced(role, players[role]) and self._serves())
+        if replaced:
+            saved = self._saved()
+            self._let_go_on(UPDATES_AFTER)
+            whole = self._await(lambda: self._saved() > saved)
         if self._command.is_over():
             outcome.ended, outcome.said = "stopped", self._command.sentence
             outcome.problems.append(f"The command was to survive this, and ended: {outcome.said}")
+        elif not replaced:
+            outcome.problems.append(f"No other {role} served within {RECOVERY_S:.0f} s of the strike.")
         elif not whole:
-            outcome.problems.append(f"Nothing was saved with another {role} within {RECOVERY_S:.0f} s of the strike.")
+            outcome.problems.append(f"Nothing was saved within {RECOVERY_S:.0f} s of another {role}'s serving.")
 
     def _resume(self, outcome: Outcome, players: Counter[str]) -> None:
         """The command ends, with a sentence unless it was killed itself; the same command goes on."""
-        killed, saved = outcome.cell.role == "driver", self._saved()
+        killed = outcome.cell.role == "driver"
         code = self._command.wait()
         outcome.said, outcome.ended = self._command.sentence, "killed" if killed else "stopped"
         if code != (-signal.SIGKILL if killed else 1):
@@ -131,6 +155,8 @@ class Campaign:
             outcome.problems.append(f"{END_S:.0f} s after the command had ended, still there: {', '.join(left)}.")
         if code == 0:
             return
+        saved = self._saved()  # by now: a command that ends by itself saves what it has trained
+        self._let_go_on(UPDATES_AFTER)
         self._command = self._start()
         if self._await(lambda: self._saved() > saved):
             outcome.ended += ", resumed"
@@ -167,6 +193,13 @@ class Campaign:
         """Whether as many as before play `role`, none of whom is stopped."""
         playing = phases.registered(self._directory).get(role, [])
         return len(playing) >= as_before and not any(phases.is_stopped(each["pid"]) for each in playing)
+
+    def _serves(self) -> bool:
+        """Whether the conductor says of all workers that they are healthy, none waits, and as many generators as are
+        wanted are there."""
+        fleet = read_fleet(self._run / "round-01" / "ppo") or {}
+        workers: dict[str, str] = fleet.get("workers", {})  # pyright: ignore[reportAssignmentType]
+        return bool(workers) and set(workers.values()) == {"healthy"} and not fleet["waiting"]
 
     def _saved(self) -> int:
         """The newest whole checkpoint's update."""

@@ -8,7 +8,7 @@ WORKERS = ("generator", "scorer", "reference", "learner")
 """Roles that are replaced while the run goes on; every other one ends the command, and the same command continues."""
 ROLES = (*WORKERS, "stream", "conductor", "weight store", "driver")
 
-How = Literal["SIGKILL", "SIGSTOP", "full disk", "truncated shard", "wrong hash"]
+How = Literal["SIGKILL", "SIGSTOP", "scaled in", "full disk", "truncated shard", "wrong hash"]
 
 HOLDERS = {
     "idle": ("learner",),
@@ -27,6 +27,8 @@ class Cell:
     phase: str
     how: How
     engine: Literal["torch", "vLLM"] = "torch"
+    stale: bool = False
+    """Whether rollouts go on while weights are published (staleness 1), to two learner ranks (ZeRO 1)."""
 
     @property
     def name(self) -> str:
@@ -34,8 +36,10 @@ class Cell:
 
     @property
     def what(self) -> str:
-        """How, and on which engine where that is vLLM's."""
-        return self.how if self.engine == "torch" else f"{self.how}, {self.engine}"
+        """How, and on which engine and at which staleness where these are not the usual ones."""
+        usual = (self.engine == "torch", not self.stale)
+        named = (self.engine, "staleness 1")
+        return ", ".join([self.how, *(name for name, holds in zip(named, usual, strict=True) if not holds)])
 
     @property
     def holder(self) -> str:
@@ -63,9 +67,16 @@ OTHERS = [
     Cell("node", "generating", "SIGKILL"),
 ]
 REAL = [Cell(role, "generating", "SIGKILL", "vLLM") for role in ROLES]
-CAMPAIGNS = {"torch": [*KILLS, *STOPS], "vLLM": REAL}
-"""Cells that are played on one run, one after another, by the engine of its generators."""
-ALL = [*KILLS, *STOPS, *OTHERS, *REAL]
+STALE = [
+    *(Cell("generator", phase, "scaled in", stale=True) for phase in ("generating", "publishing")),
+    *(Cell(role, phase, "SIGKILL", stale=True) for role in ("generator", "learner") for phase in PHASES),
+    *(Cell(role, "publishing", "SIGKILL", stale=True) for role in ("scorer", "reference")),
+    *(Cell(role, "generating", "SIGSTOP", stale=True) for role in WORKERS),
+    *(Cell(role, "publishing", "SIGKILL", stale=True) for role in ("stream", "conductor", "weight store", "driver")),
+]
+CAMPAIGNS = {"torch": [*KILLS, *STOPS], "vLLM": REAL, "staleness 1": STALE}
+"""Cells that are played on one run, one after another: by its generators' engine, or its staleness."""
+ALL = [*KILLS, *STOPS, *OTHERS, *REAL, *STALE]
 
 FAST = [Cell("learner", "checkpointing", "SIGKILL")]
 """What `make test` plays: the command goes on."""

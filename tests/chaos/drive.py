@@ -2,7 +2,7 @@
 
 `python drive.py RUN` ends as `amenable run` does: exit code 0, or a sentence on standard error and its exit code.
 With `--nodes` the Ray session is a cluster that may lose a node; `--updates=N` makes the run as long, with a budget of
-restarts that is never spent.
+restarts that is never spent; `--stale` has staleness 1 and two learner ranks.
 """
 
 import subprocess
@@ -35,13 +35,13 @@ ENDLESS = 1_000_000
 """Restarts that nothing comes to."""
 
 
-def drive(root: Path, address: str | None, updates: int | None) -> None:
+def drive(root: Path, address: str | None, updates: int | None, stale: bool) -> None:
     """Runs the PPO stage of the run in `root`, or goes on with it."""
     phases.register("driver")
     players.enter()
     train_loop.train_ppo = learner.train
     ppo.PUBLICATION_DEADLINE_S = 60.0
-    recipe = recipe_of(root) if updates is None else recipe_of(root, updates, ENDLESS)
+    recipe = recipe_of(root, stale=stale) if updates is None else recipe_of(root, updates, ENDLESS, stale)
     run = RunDirectory(root)
     reads = {"seed": recipe.seed, "ppo": recipe.ppo.model_dump(mode="json")}
     stage = Stage("ppo", StageSpec("ppo", run.round(1).ppo, reads), ppo.run)
@@ -91,7 +91,7 @@ def main() -> int:
     nodes = cluster_that_loses_a_node() if "--nodes" in sys.argv else nullcontext(None)
     try:
         with nodes as address, interruption.listening(), ending(False, lambda: "ppo"):
-            drive(Path(sys.argv[1]), address, updates)
+            drive(Path(sys.argv[1]), address, updates, "--stale" in sys.argv)
     except typer.Exit as end:
         return end.exit_code
     return 0

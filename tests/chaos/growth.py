@@ -39,7 +39,7 @@ class Growth:
 
 
 def growth_of(samples: Sequence[Sample], duration_s: float) -> list[Growth]:
-    """By role; one without a grown process in the first and in the last third is left out."""
+    """By role; one without a grown process in the first and in the last third is left out (see `not_judged`)."""
     found = []
     for role in sorted({each.role for each in samples}):
         grown = [each for each in samples if each.role == role and each.age >= YOUNG_S]
@@ -49,3 +49,8 @@ def growth_of(samples: Sequence[Sample], duration_s: float) -> list[Growth]:
             peak = max(each.bytes / MIB for each in grown)
             found.append(Growth(role, median(first), median(last), peak, len(grown)))
     return found
+
+
+def not_judged(growth: Sequence[Growth], roles: Sequence[str]) -> list[str]:
+    """Those of `roles` that had no grown process in the first or in the last third: nothing is known of them."""
+    return [role for role in roles if role not in {each.role for each in growth}]

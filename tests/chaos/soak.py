@@ -20,7 +20,7 @@ from pathlib import Path
 import phases
 from campaign import newest_checkpoint
 from cells import ROLES, WORKERS
-from growth import Growth, Sample, growth_of
+from growth import YOUNG_S, Growth, Sample, growth_of, not_judged
 from harness import END_S, Command, end_processes, processes
 from striking import had_effect
 
@@ -35,6 +35,9 @@ STANDSTILL_S = 300.0
 
 ENDLESS = "--updates=1000000"
 """More than half an hour has."""
+
+JUDGED = (*ROLES, "raylet", "gcs_server", "object store")
+"""Whose memory must be known."""
 
 STRIKES = [(role, signal.SIGKILL) for role in ROLES] + [(role, signal.SIGSTOP) for role in WORKERS]
 
@@ -82,6 +85,10 @@ class _Soaking:
         self._audit()
         outcome.growth = growth_of(self._samples, outcome.seconds)
         outcome.problems += [f"The memory of {each.role} grew: {each}." for each in outcome.growth if not each.bounded]
+        outcome.problems += [
+            f"No {role} older than {YOUNG_S:.0f} s was there at the beginning and at the end: give more --minutes."
+            for role in not_judged(outcome.growth, JUDGED)
+        ]
         return outcome
 
     def _until_time_is_up(self, command: Command) -> Command:

@@ -10,20 +10,24 @@ import campaign
 import phases
 import pytest
 from campaign import Campaign
-from cells import CAMPAIGNS, KILLS, REAL, STOPS, Cell
+from cells import CAMPAIGNS, KILLS, REAL, STALE, STOPS, Cell
 from harness import end_processes
 
 RUN = """
 import os, subprocess, sys, time, phases
-# The command: a worker, which is made anew if `recovers`, and a checkpoint now and then.
-role, recovers = sys.argv[1], sys.argv[2] == "yes"
+# The command: a worker, which is made anew if it "recovers", and a checkpoint now and then, one more where it ends. One
+# that "sticks" saves nothing when it is given again.
+role, recovers = sys.argv[1], sys.argv[2] == "recovers"
 worker = subprocess.Popen([sys.executable, "-c", sys.argv[3], role])
 phases.register("driver")
 checkpoints = phases.cell_directory() / "saved"
 saved = int(checkpoints.read_text()) if checkpoints.exists() else 2
+if checkpoints.exists() and sys.argv[2] == "sticks":
+    time.sleep(60)
 while saved < 400:
     if worker.poll() is not None or phases.is_stopped(worker.pid):
         if not recovers:
+            checkpoints.write_text(str(saved + 1))
             sys.exit("The worker is gone. [run/process-died]")
         worker.kill()
         worker.wait()
@@ -43,14 +47,14 @@ while True:
 
 
 class StandIn:
-    """A command whose one worker is replaced where it is gone, or which ends then, with a sentence."""
+    """A command whose one worker is replaced where it is gone ("recovers"), or which ends then, with a sentence."""
 
     started: ClassVar[list["StandIn"]] = []
 
-    def __init__(self, directory: Path, role: str, recovers: bool) -> None:
+    def __init__(self, directory: Path, role: str, does: str) -> None:
         path = os.pathsep.join([str(Path(__file__).parent), os.getcwd()])
         given = {**os.environ, phases.VARIABLE: str(directory), "PYTHONPATH": path}
-        line = [sys.executable, "-c", RUN, role, "yes" if recovers else "no", WORKER]
+        line = [sys.executable, "-c", RUN, role, does, WORKER]
         self._process = subprocess.Popen(line, env=given, stderr=subprocess.PIPE, text=True)
         self.said = self.sentence = "The worker is gone. [run/process-died]"
         self.started.append(self)
@@ -64,19 +68,19 @@ class StandIn:
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """Plays cells on a stand-in."""
+    """Plays cells on a stand-in, whose workers serve if `serves`."""
     (tmp_path / "template").mkdir()
     saved = tmp_path / "campaign" / "saved"
     monkeypatch.setattr(campaign, "RECOVERY_S", 6.0)
     monkeypatch.setattr(campaign, "audit", lambda *given: None)
     monkeypatch.setattr(campaign, "newest_checkpoint", lambda run: int(saved.read_text() or 0) if saved.exists() else 0)
 
-    def played(cells: list[Cell], recovers: bool):
-        start = lambda self: StandIn(self._directory, cells[0].role, recovers)  # noqa: E731
+    def played(cells: list[Cell], does: str, serves: bool = True):
+        start = lambda self: StandIn(self._directory, cells[0].role, does)  # noqa: E731
+        monkeypatch.setattr(Campaign, "_serves", lambda self: serves)
         monkeypatch.setattr(Campaign, "_start", start)
         monkeypatch.setattr(campaign, "end_processes", lambda directory: [])
         made = Campaign(cells, tmp_path / "template", tmp_path / "campaign")
-        monkeypatch.setattr(made._command, "wait", lambda: 0, raising=False)
         try:
             for outcome in made._outcomes:
                 made._play(outcome)
@@ -90,18 +94,34 @@ def play(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_is_replaced_is_recovered_from_strike_after_strike(play):
-    outcomes = play([Cell("scorer", "generating", "SIGKILL"), Cell("scorer", "generating", "SIGSTOP")], recovers=True)
+    outcomes = play([Cell("scorer", "generating", "SIGKILL"), Cell("scorer", "generating", "SIGSTOP")], "recovers")
     assert [(each.landed, each.ended, each.problems) for each in outcomes] == [(True, "went on", [])] * 2
 
 
 def test_a_command_that_ends_by_a_worker_s_death_has_failed_the_cell(play):
-    [outcome] = play([Cell("scorer", "generating", "SIGKILL")], recovers=False)
+    [outcome] = play([Cell("scorer", "generating", "SIGKILL")], "ends")
     assert (outcome.landed, outcome.ended) == (True, "stopped")
     assert outcome.problems == ["The command was to survive this, and ended: The worker is gone. [run/process-died]"]
 
 
+def test_a_worker_that_is_there_again_and_does_not_serve_has_failed_the_cell(play):
+    [outcome] = play([Cell("scorer", "generating", "SIGKILL")], "recovers", serves=False)
+    assert outcome.problems == ["No other scorer served within 6 s of the strike."]
+
+
+def test_a_command_that_ends_and_goes_on_when_it_is_given_again_is_resumed(play):
+    [outcome] = play([Cell("stream", "generating", "SIGKILL")], "ends")
+    assert (outcome.landed, outcome.ended, outcome.problems) == (True, "stopped, resumed", [])
+
+
+def test_what_the_command_that_ends_still_saves_does_not_count_as_going_on(play):
+    [outcome] = play([Cell("stream", "generating", "SIGKILL")], "sticks")
+    assert outcome.landed
+    assert [each.partition(":")[0] for each in outcome.problems] == ["The same command again saved nothing"]
+
+
 def test_a_phase_that_is_never_open_fails_its_cell(play):
-    [outcome] = play([Cell("scorer", "publishing", "SIGKILL")], recovers=True)
+    [outcome] = play([Cell("scorer", "publishing", "SIGKILL")], "recovers")
     assert outcome.problems[0] == "The strike did not land: the phase was never open."
 
 
@@ -111,11 +131,13 @@ def test_a_process_that_comes_late_to_an_earlier_plan_opens_nothing(play, monkey
     monkeypatch.setattr(
         Campaign,
         "_let_go_on",
-        lambda self: (start(self), phases.write_new(self._directory / "opened.json", late)),
+        lambda self, updates: (start(self, updates), phases.write_new(self._directory / "opened.json", late)),
     )
-    [outcome] = play([Cell("scorer", "generating", "SIGKILL")], recovers=True)
+    [outcome] = play([Cell("scorer", "generating", "SIGKILL")], "recovers")
     assert (outcome.landed, outcome.problems) == (True, [])
 
 
 def test_campaigns_play_every_kill_and_stop_once():
-    assert {"torch": [*KILLS, *STOPS], "vLLM": REAL} == CAMPAIGNS
+    assert {"torch": [*KILLS, *STOPS], "vLLM": REAL, "staleness 1": STALE} == CAMPAIGNS
+    assert all(cell.stale for cell in STALE)
+    assert {cell.role for cell in STALE} == {cell.role for cell in KILLS}

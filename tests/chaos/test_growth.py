@@ -1,6 +1,6 @@
 """A soak must see memory that grows, and nothing in memory that does not."""
 
-from growth import FACTOR, MIB, SLACK_MIB, YOUNG_S, Sample, growth_of
+from growth import FACTOR, MIB, SLACK_MIB, YOUNG_S, Sample, growth_of, not_judged
 
 
 def samples(held_mib, role="stream", age=1000.0):
@@ -30,3 +30,9 @@ def test_processes_that_still_load_and_roles_without_a_beginning_or_an_end_are_l
     young = samples(lambda at: 10.0, "conductor", YOUNG_S - 1)
     late = [each for each in samples(lambda at: 10.0, "late") if each.at > 700]
     assert growth_of(young + late, 900.0) == []
+
+
+def test_a_role_of_which_nothing_is_known_is_named():
+    growth = growth_of(samples(lambda at: 100.0) + samples(lambda at: 10.0, "conductor", YOUNG_S - 1), 900.0)
+    assert not_judged(growth, ["stream"]) == []
+    assert not_judged(growth, ["stream", "conductor", "driver"]) == ["conductor", "driver"]

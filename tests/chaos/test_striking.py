@@ -135,7 +135,7 @@ def test_a_cell_whose_strike_did_not_land_fails_though_the_run_is_finished(tmp_p
 
 
 def test_every_cell_has_a_holder_and_a_name_of_its_own():
-    assert len({cell.name for cell in ALL}) == len(ALL) == 32 + 16 + 5 + 8
+    assert len({cell.name for cell in ALL}) == len(ALL) == 32 + 16 + 5 + 8 + 20
     assert set(FAST) <= set(ALL)
     assert {cell.holder in HOLDERS[cell.phase] for cell in ALL} == {True}
 

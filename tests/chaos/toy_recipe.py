@@ -14,9 +14,10 @@ from learners.ppo_settings import PpoSettings
 UPDATES, BATCH_SIZE = 4, 8
 
 
-def recipe_of(root: Path, updates: int = UPDATES, restarts: int = 5) -> Recipe:
+def recipe_of(root: Path, updates: int = UPDATES, restarts: int = 5, stale: bool = False) -> Recipe:
     """Updates of eight episodes with a checkpoint after each, two generators, a scorer and a reference; whoever is
-    silent is found in seconds. `restarts` is the budget of each role."""
+    silent is found in seconds. `restarts` is the budget of each role. `stale`: staleness 1, and two learner ranks with
+    ZeRO 1."""
     optimizer = OptimizerSettings(peak_lr=1e-2, schedule="constant", eps=1e-5)
     return Recipe(
         name="chaos",
@@ -26,7 +27,11 @@ def recipe_of(root: Path, updates: int = UPDATES, restarts: int = 5) -> Recipe:
         corpus=FileCorpusSettings(path=str(root / "data")),
         tokens=TokenLimits(max_prompt_tokens=6, max_response_tokens=5, context_tokens=16),
         learners=LearnerSettings(
-            max_restarts=restarts, silence_s=15, stall_s=120, engine=EngineSettings(tokens_per_microbatch=64)
+            workers=2 if stale else 1,
+            max_restarts=restarts,
+            silence_s=15,
+            stall_s=120,
+            engine=EngineSettings(tokens_per_microbatch=64, zero_stage=1 if stale else 0),
         ),
         rollouts=RolloutSettings(generators=2, max_concurrent=8),
         scoring=ScoringSettings(fused=False),
@@ -38,6 +43,7 @@ def recipe_of(root: Path, updates: int = UPDATES, restarts: int = 5) -> Recipe:
         ppo=PpoSettings(
             updates=updates,
             batch_size=BATCH_SIZE,
+            max_staleness=1 if stale else 0,
             minibatches=2,
             chunk_size=2,
             ptx_coefficient=0.5,

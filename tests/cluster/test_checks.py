@@ -146,6 +146,20 @@ def test_processes_without_a_gpu_share_their_nodes_memory():
     assert check_memory(needs, {0: "n1", 1: "new"}, FACTS).state == "unknown"
 
 
+def test_memory_that_no_node_has_is_missing_for_good_and_that_of_an_unlucky_place_is_not():
+    larger = replace(SOUND, memory_bytes=128 << 30)
+    facts = {"n1": SOUND, "n2": larger}
+    on_small = {0: "n1"}
+    assert check_memory([Need("learner", 100 << 30)], on_small, facts).for_good is False
+    assert check_memory([Need("learner", 100 << 30)], on_small, facts).state == "failed"
+    assert check_memory([Need("learner", 129 << 30)], on_small, facts).for_good is True
+    assert check_memory([Need("generator", 41 << 30, 0, 0.5)], on_small, facts).for_good is True
+    assert check_memory([Need("generator", 41 << 30, 0, 1.0)], on_small, facts).for_good is False
+    assert check_memory([Need("generator", 1 << 30, 129 << 30, 1.0)], on_small, facts).for_good is True
+    together = [Need("learner", 40 << 30), Need("generator", 30 << 30)]
+    assert check_memory(together, {0: "n1", 1: "n1"}, facts).for_good is False
+
+
 def test_facts_are_gathered_here_and_a_module_that_ends_the_process_is_a_fact(monkeypatch, tmp_path):
     (tmp_path / "ends_all.py").write_text("raise SystemExit(3)")
     monkeypatch.syspath_prepend(tmp_path)

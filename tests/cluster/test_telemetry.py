@@ -19,7 +19,7 @@ from cluster.working_directory import travelling
 from corpus.telemetry import TELEMETRY_OFF, switch_telemetry_off
 
 ROOT = Path(__file__).parents[2]
-BASE = sorted((ROOT / "cluster" / "k8s" / "base").glob("ray*.yaml"))
+BASE = sorted((ROOT / "cluster" / "k8s").glob("*/ray*.yaml"))
 
 # What each library makes of its variables, asked of the library itself.
 ASKS = {

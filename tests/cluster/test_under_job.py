@@ -1,6 +1,7 @@
 """Whether this is a Ray job's driver, and what follows: where it runs, and where its run may be kept."""
 
 import json
+import shlex
 
 import pytest
 
@@ -33,6 +34,27 @@ def test_a_place_in_the_working_directory_of_a_job_is_refused_and_fine_elsewhere
     ):
         check_run_directory(place, JOB)
     check_run_directory(place, {})
+
+
+@pytest.mark.parametrize(
+    ("place", "given", "right"),
+    [
+        ("runs/demo", "run recipes/demo.yaml", "run recipes/demo.yaml --run /MOUNTED/demo"),
+        (
+            "runs/demo",
+            "run recipes/demo.yaml 'a.b=c d' --json",
+            "run recipes/demo.yaml 'a.b=c d' --json --run /MOUNTED/demo",
+        ),
+        ("mine/", "sft --run mine/ recipes/demo.yaml", "sft recipes/demo.yaml --run /MOUNTED/mine"),
+        ("mine", "sft recipes/demo.yaml --run=mine", "sft recipes/demo.yaml --run /MOUNTED/mine"),
+    ],
+)
+def test_the_refusal_says_the_command_that_is_right(place, given, right):
+    with pytest.raises(UsageProblem) as refused:
+        check_run_directory(place, JOB, shlex.split(given))
+    command = str(refused.value).partition("The job's command is then: python -m amenable ")[2]
+    assert command == right
+    check_run_directory(shlex.split(command)[-1], JOB)
 
 
 @pytest.mark.parametrize("place", ["/mnt/runs/x", "s3://bucket/runs/x", "gs://bucket/x"])

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,7 @@ ASK = "import json, sys; from corpus.hub import hub_card; print(json.dumps(vars(
 def hub() -> Iterator[str]:
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            name = self.path.removeprefix("/api/datasets/").partition("?")[0]
+            name = re.sub("^/api/(datasets|models)/", "", self.path).partition("?")[0]
             told = {"id": name, "sha": "c0ffee" * 6, "cardData": CARDS.get(name), "tags": [], "siblings": []}
             body = json.dumps(told if name in CARDS else {"error": "Repository not found"}).encode()
             self.send_response(200 if name in CARDS else 404)
@@ -47,10 +49,13 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def card(name: str, endpoint: str, **environment: str) -> dict:
-    """What `hub_card` says in a process whose Hub is at `endpoint`."""
+ASK_COMMIT = "import json, sys; from corpus.hub import model_commit; print(json.dumps(model_commit(sys.argv[1])))"
+
+
+def card(name: str, endpoint: str, ask: str = ASK, **environment: str) -> Any:
+    """What `hub_card` says in a process whose Hub is at `endpoint`; or what else `ask` asks."""
     ended = subprocess.run(
-        [sys.executable, "-c", ASK, name],
+        [sys.executable, "-c", ask, name],
         cwd=ROOT,
         env=os.environ | {"HF_ENDPOINT": endpoint} | environment,
         capture_output=True,
@@ -83,6 +88,17 @@ def test_a_data_set_that_the_hub_does_not_tell_of_has_nothing_but_the_reason(hub
     ):
         assert (found["commit"], found["licence"]) == (None, None)
         assert found["why"]
+
+
+def test_a_model_has_the_commit_that_the_hub_tells_or_that_of_the_copy_in_the_cache(hub: str, tmp_path: Path):
+    environment = {"HF_HUB_CACHE": str(tmp_path)}
+    assert card("one/licence", hub, ASK_COMMIT, **environment) == "c0ffee" * 6
+    assert card("one/licence", "http://127.0.0.1:9", ASK_COMMIT, **environment) is None
+    (tmp_path / "models--one--licence" / "refs").mkdir(parents=True)
+    (tmp_path / "models--one--licence" / "refs" / "main").write_text("decade")
+    assert card("one/licence", "http://127.0.0.1:9", ASK_COMMIT, **environment) == "decade"
+    assert card("one/licence", hub, ASK_COMMIT, HF_HUB_OFFLINE="1", **environment) == "decade"
+    assert card("one/licence", hub, ASK_COMMIT, **environment) == "c0ffee" * 6
 
 
 def test_an_address_names_a_data_set_and_a_split():

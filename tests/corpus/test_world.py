@@ -1,5 +1,6 @@
 """The built-in world: the same seed gives the same world, held-out prompts stay held out, gold and labelers judge."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -7,7 +8,7 @@ from pydantic import ValidationError
 
 from corpus.problems import UsageProblem
 from corpus.world import World, WorldSettings, build_world, gold, write_tokenizer
-from corpus.world.build import is_heldout
+from corpus.world.build import side_of
 from corpus.world.lexicon import WORDS
 
 SMALL = WorldSettings(
@@ -54,7 +55,8 @@ def test_parts_have_the_sizes_asked_for(world: World) -> None:
     ("changed", "message"),
     [
         ({"heldout_share": 1e-9}, r"heldout_share 1e-09 leaves too few instructions for held-out prompts: .*raise it"),
-        ({"heldout_share": 1 - 1e-9}, r"heldout_share 1 leaves too few instructions for training: .*lower it"),
+        ({"heldout_share": 1 - 1e-9}, r"heldout_share 1 .* leave too few instructions for training: .*lower one"),
+        ({"validation_share": 1e-9}, r"validation_share 1e-09 leaves too few instructions for validation: .*raise it"),
         (
             {"heldout_share": 3e-3, "prompts_heldout": 10**6, "pretraining_train": 1},
             r"raise it or lower world.prompts_heldout \(1000000\)",
@@ -87,6 +89,11 @@ def test_no_user_is_in_two_splits_and_ids_are_unique(world: World) -> None:
     assert max(Counter(row.user_id for part in parts for row in part).values()) <= 200
 
 
+def test_shares_that_leave_nothing_for_training_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"heldout_share 0.5 and validation_share 0.5 leave no instructions"):
+        WorldSettings.model_validate({"heldout_share": 0.5, "validation_share": 0.5})
+
+
 def _bag(prompt: str) -> str:
     """The prompt without order, courtesy and the constraint on its first word: equal for reworded prompts."""
     words = prompt.removeprefix("please ").removeprefix("hey , ").split(" start with ")[0].split()
@@ -112,9 +119,57 @@ def test_the_search_for_heldout_prompts_would_find_one(world: World) -> None:
     assert any(text.startswith("question : ") and " answer : " in text for text in world.pretraining_train)
 
 
-def test_about_the_stated_share_of_instructions_is_held_out() -> None:
-    share = sum(is_heldout(SMALL, f"kind/{number}") for number in range(5000)) / 5000
-    assert share == pytest.approx(SMALL.heldout_share, abs=0.02)
+def test_about_the_stated_share_of_instructions_is_on_each_side() -> None:
+    sides = Counter(side_of(SMALL, f"kind/{number}") for number in range(5000))
+    assert sides["held-out"] / 5000 == pytest.approx(SMALL.heldout_share, abs=0.02)
+    assert sides["validation"] / 5000 == pytest.approx(SMALL.validation_share, abs=0.02)
+
+
+CONSTRAINTS = re.compile(r" (start with \S+|make it \S+|set it in the \S+) \.")
+
+
+def _instruction(prompt: str) -> str:
+    """The prompt without courtesy and constraints, but for "without", which makes another instruction of a list."""
+    return CONSTRAINTS.sub("", prompt.removeprefix("please ").removeprefix("hey , "))
+
+
+def _validates(user_id: str) -> bool:
+    return int(user_id[-1]) in (3, 7)
+
+
+def _instructions_of_validation_and_training(validates) -> tuple[list[str], set[str]]:
+    """What validation asks, of demonstrations and comparisons, and what anything that is trained on asks; of a world
+    whose collected prompts are split by `validates`, their users in `_validates` being those that are held out."""
+    world = build_world(SMALL, validates)
+    collected = {
+        side: [row for row in world.prompts_collect if _validates(row.user_id) is side] for side in (False, True)
+    }
+    asked = [row.prompt for row in (*world.demonstrations_train, *collected[False], *world.prompts_ppo)]
+    asked += [text.split(" answer : ")[0] for text in world.pretraining_train if text.startswith("question : ")]
+    asked += [text.split(" reply : ")[0] for text in world.pretraining_train if text.startswith("ask : ")]
+    training = {_instruction(prompt.removeprefix("question : ").removeprefix("ask : ")) for prompt in asked}
+    validation = [*world.demonstrations_valid, *collected[True]]
+    assert len(collected[True]) == 2 * SMALL.prompts_per_user
+    return [_instruction(row.prompt) for row in validation], training
+
+
+def test_no_training_row_asks_what_validation_asks_in_any_wording() -> None:
+    validation, training = _instructions_of_validation_and_training(_validates)
+    assert len(training) > 800
+    assert len(set(validation)) > 50
+    assert not training & set(validation)
+
+
+def test_the_search_for_shared_instructions_would_find_some() -> None:
+    validation, training = _instructions_of_validation_and_training(lambda user: False)
+    assert any(each in training for each in validation)
+
+
+def test_validation_prompts_are_all_different() -> None:
+    world = build_world(SMALL, _validates)
+    assert len({row.prompt for row in world.demonstrations_valid}) == SMALL.demonstrations_valid
+    collected = [row.prompt for row in world.prompts_collect if _validates(row.user_id)]
+    assert len(set(collected)) == len(collected)
 
 
 def test_every_kind_of_instruction_and_constraint_is_asked(world: World) -> None:

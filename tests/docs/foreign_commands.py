@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from cluster.manifests import base_documents
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "cluster" / "docker" / "Dockerfile"
 TAKEN_AS_SHOWN = frozenset({"cd", "cp", "curl", "export", "git", "kind", "lm_eval", "printf", "prometheus", "source"})
@@ -32,6 +34,9 @@ KUBECTL: dict[str, frozenset[str]] = {
 }
 """kubectl's verbs that the pages use, and their options; -n goes with each."""
 
+BASE_RUN, RUN = "demo", "my-run"
+"""The run whose manifests are packaged, and the one that the pages walk through."""
+
 OF_KUBERNETES = frozenset(
     {"job", "namespace", "networkpolicy", "node", "pod", "pvc", "secret", "service", "storageclass", "svc"}
 )
@@ -50,9 +55,27 @@ def problem_with_foreign(words: list[str], inner: Callable[[list[str]], str | No
 def kinds() -> set[str]:
     """The kinds of object that a page may name to kubectl: Kubernetes' own, and those of the manifests."""
     found = set(OF_KUBERNETES)
-    for path in (ROOT / "cluster" / "k8s" / "base").glob("*.yaml"):
+    for path in (ROOT / "cluster" / "k8s").glob("*/*.yaml"):
         found |= {str(each["kind"]).lower() for each in yaml.safe_load_all(path.read_text()) if each}
     return found
+
+
+def names() -> dict[str, set[str]]:
+    """What the objects of the run that the pages walk through are called, by kind: those of the manifests, and those
+    that KubeRay makes of them (ray-operator/controllers/ray/utils/util.go: GenerateHeadServiceName and
+    GenerateServeServiceName; the submitter's Job has the RayJob's name)."""
+    found: dict[str, set[str]] = {}
+    for document in base_documents():
+        name = re.sub(rf"^{BASE_RUN}\b", RUN, document["metadata"]["name"])
+        found.setdefault(document["kind"].lower(), set()).add(name)
+    services, clusters = found["rayservice"], found["raycluster"]
+    return {
+        "rayjob": found["rayjob"],
+        "rayservice": services,
+        "raycluster": clusters,
+        "job": found["rayjob"],
+        "service": {f"{name}-serve-svc" for name in services} | {f"{name}-head-svc" for name in services | clusters},
+    }
 
 
 def _kubectl(words: list[str], inner: Callable[[list[str]], str | None]) -> str | None:
@@ -72,6 +95,12 @@ def _kubectl(words: list[str], inner: Callable[[list[str]], str | None]) -> str 
         wrong = [kind for kind in named_kinds if not {kind, kind.removesuffix("s")} & kinds()]
         if wrong:
             return f"there is no kind {wrong[0]!r}"
+    objects = [word.split("/") for word in words[1:] if re.fullmatch(r"[a-z]+/[a-z0-9.-]+", word)]
+    if len(words) > 2 and not words[1].startswith("-") and not words[2].startswith("-"):
+        objects.append(words[1:3])
+    for kind, name in objects:
+        if name not in names().get(kind, {name}):
+            return f"there is no {kind} {name}; a run called {RUN} has {sorted(names()[kind])}"
     return inner(within) if within else None
 
 

@@ -139,6 +139,11 @@ def test_every_command_shown_exists(page):
         "kubectl aply -f run.yaml",
         "kubectl apply --file run.yaml",
         "kubectl get rayjobz",
+        "kubectl get rayservice my-run",
+        "kubectl delete rayjob my-run-train",
+        "kubectl logs -f job/my-run-submit",
+        "kubectl port-forward service/my-run-serve-svc 8000:8000",
+        "kubectl wait --for=condition=Ready rayjob/my-job --timeout=30m",
         "kubectl apply -k cluster/k8s/overlays/nothing",
         "kubectl exec POD -- amenable rum demo",
         "ray job submitt --working-dir . -- python -m amenable run demo",
@@ -164,6 +169,10 @@ def test_right_commands_pass():
         "amenable manifests demo --parts train > run.yaml",
         "kubectl get rayjob,pod -l amenable-run=demo",
         "kubectl exec POD -- amenable report /shared/runs/demo",
+        "kubectl get rayservice my-run-serve",
+        "kubectl port-forward service/my-run-serve-serve-svc 8000:8000",
+        "kubectl port-forward service/RAYCLUSTER-head-svc 8265:8265",
+        "kubectl get pods -l amenable-run=my-run",
         "docker build --target cuda --build-arg BASE=x -f cluster/docker/Dockerfile .",
     ):
         assert problem_with(line) is None

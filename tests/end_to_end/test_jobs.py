@@ -3,7 +3,9 @@ stopped within the grace, resumed to the end."""
 
 import json
 import os
+import re
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,10 +17,16 @@ from pathlib import Path
 
 import pytest
 
+from corpus import audit_log
+
 pytestmark = [pytest.mark.slow, pytest.mark.jobs, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "tests/end_to_end/tiny.yaml"
+DOCS = ROOT / "docs" / "cluster.md"
+PLAIN = "python -m amenable run recipes/demo.yaml --run /mounted/runs/demo"
+"""What the docs' plain `ray job submit` runs."""
+
 START_LIMIT_S = 180
 CANARY = "zq7-canary-4b1f-secret"
 
@@ -140,21 +148,47 @@ def test_the_doctor_finds_the_head_sound_and_a_recipe_that_is_too_large_not(head
     assert "no room beside the other roles" in failed["says"]
 
 
-def test_a_plain_job_with_a_relative_run_directory_is_refused_before_any_work(head: Head):
-    words = ["job", "submit", "--address", head.dashboard, "--working-dir", "."]
-    ended = subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", *words, "--", "python", "-m", "amenable", "run", RECIPE],
+def ray_job_submit(head: Head, *command: str, limit_s: float) -> "subprocess.CompletedProcess[str]":
+    """Gives the docs' plain `ray job submit`, with another command of ours than theirs, as they do: from the checkout,
+    the cluster named by the environment."""
+    [line] = re.findall(r"^ray job submit .*$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    given, dashes, theirs = line.partition(" -- ")
+    assert dashes
+    assert theirs == PLAIN
+    return subprocess.run(
+        [*shlex.split(given), "--", *command],
         cwd=ROOT,
-        env=head.environment,
+        env=head.environment | {"RAY_API_SERVER_ADDRESS": head.dashboard},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=limit_s,
         check=False,
     )
+
+
+def test_a_plain_job_with_a_relative_run_directory_is_refused_before_any_work_with_the_command_that_is_right(
+    head: Head,
+):
+    ended = ray_job_submit(head, "python", "-m", "amenable", "run", RECIPE, limit_s=300)
     assert ended.returncode == 1
-    said = ended.stdout + ended.stderr
+    said = " ".join((ended.stdout + ended.stderr).split())
     assert "runs/tiny would be in the working directory of the Ray job raysubmit_" in said
+    assert f"The job's command is then: python -m amenable run {RECIPE} --run /MOUNTED/tiny" in said
     assert "exit code 2" in said
+
+
+def test_a_plain_job_with_a_run_directory_that_all_nodes_see_succeeds(head: Head):
+    """The docs' command, of a recipe that is small, and as far as its second model."""
+    run = head.storage / "plain"
+    words = shlex.split(PLAIN.replace("recipes/demo.yaml", RECIPE).replace("/mounted/runs/demo", str(run)))
+    words[words.index("run")] = "sft"
+    ended = ray_job_submit(head, *words, limit_s=900)
+    assert ended.returncode == 0, (ended.stdout[-3000:], ended.stderr[-3000:])
+    assert "succeeded" in ended.stdout
+    assert {path.parent.name for path in run.glob("*/stage.json")} == {"base", "data", "sft"}
+    entries, _ = audit_log.read(run)
+    assert [(entry.action, entry.outcome) for entry in entries] == [("began", "done"), ("ended", "done")]
+    assert entries[0].asked["submission_id"].startswith("raysubmit_")
 
 
 def test_a_job_is_followed_refuses_a_second_is_stopped_with_a_checkpoint_and_resumed_to_the_end(head: Head):

@@ -157,6 +157,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from(run_directory: Path):
                 "versions": {HOSTILE: HOSTILE},
                 "data": {HOSTILE: HOSTILE},
                 "data_sets": {HOSTILE: {"licence": HOSTILE, "licence_from": HOSTILE, "commit": HOSTILE}},
+                "models": {HOSTILE: {HOSTILE: HOSTILE}},
                 "stages": {HOSTILE: {"hash": HOSTILE, "parents": {HOSTILE: HOSTILE}, "seconds": 1.0}},
             }
         )
@@ -288,3 +289,24 @@ def test_a_baseline_that_was_left_out_is_named_with_its_reason(run_directory: Pa
     page = build_report(run_directory).read_text()
     assert "Baseline left out: bag of words: too few words." in page
     assert "simpler baselines" not in page
+
+
+def test_the_data_section_says_what_the_limits_of_length_took(run_directory: Path):
+    assert "prompt too long" not in page_of(run_directory).text
+    values = {"comparisons-train": 1198, "comparisons-train-long-prompts": 236, "prompts-ppo": 4000, "vocabulary": "x"}
+    (run_directory / "data").mkdir(exist_ok=True)
+    (run_directory / "data" / "stage.json").write_text(json.dumps({"values": {**values, "prompts-left-out": 3}}))
+    text = page_of(run_directory).text
+    assert "Left out: prompt too long" in text
+    assert "comparisons-train 1,198 236 prompts-ppo 4,000 0" in " ".join(text.split())
+    assert "Responses cut" not in text
+    assert "because their prompt is held out: 3 of prompts." in text
+
+
+def test_the_data_section_says_which_models_were_given(run_directory: Path):
+    lineage = json.loads((run_directory / "lineage.json").read_text())
+    lineage["models"] = {"a/judge": {"commit on the Hub": "c0ffee"}, "my/base": {"config.json": "ef" * 32}}
+    (run_directory / "lineage.json").write_text(json.dumps(lineage))
+    text = " ".join(page_of(run_directory).text.split())
+    assert "a/judge: commit on the Hub c0ffee" in text
+    assert f"my/base: config.json {'ef' * 32}" in text

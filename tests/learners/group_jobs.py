@@ -114,3 +114,11 @@ def is_stuck_once(job: Path, worker: Worker) -> dict[str, Any]:
         time.sleep(120)
     worker.report(Progress("toy", 1, 1, "steps"))
     return {"done": True}
+
+
+def has_a_problem_on_the_first_rank(job: float, worker: Worker) -> dict[str, Any]:
+    """The others sit in something else for `job` seconds, as a rank does that waits in vain."""
+    if worker.rank == 0:
+        raise RunProblem("The first rank has a problem.", "run/unexpected")
+    time.sleep(job)
+    return {}

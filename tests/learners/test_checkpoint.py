@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from corpus.problems import RunProblem
+from learners import checkpoint_place
 from learners.checkpoint import list_complete, load_newest, write_checkpoint
 from learners.checkpoint_place import CheckpointPlace
 
@@ -67,14 +69,108 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path, caplog, file, dam
     assert file in caplog.text
 
 
-@pytest.mark.parametrize("manifest", [None, "{", '{"schema_version": 99, "files": {}}', "[]"])
-def test_a_checkpoint_without_a_manifest_that_can_be_read_is_none(tmp_path, caplog, manifest):
+@pytest.mark.parametrize("file", ["policy.safetensors", "manifest.json"])
+def test_a_file_that_the_disk_does_not_read_is_passed_over_too(tmp_path, monkeypatch, caplog, file):
+    write(tmp_path, 1)
+    newest = write(tmp_path, 2)
+    sha256_of, manifest = checkpoint_place.sha256_of, CheckpointPlace._manifest
+    broken = [newest]
+
+    def failing(path):
+        if path in [directory / file for directory in broken]:
+            raise OSError(errno.EIO, "Input/output error")
+        return sha256_of(path)
+
+    class Disk:
+        """A file system that does not read what is broken."""
+
+        def __init__(self, real):
+            self._real = real
+
+        def open_input_stream(self, inner, compression):
+            failing(Path(inner))
+            return self._real.open_input_stream(inner, compression=compression)
+
+    def reading(place, name):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place, "_filesystem", Disk(place._filesystem))
+            return manifest(place, name)
+
+    monkeypatch.setattr(checkpoint_place, "sha256_of", failing)
+    monkeypatch.setattr(CheckpointPlace, "_manifest", reading)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert found.passed_over == {newest.name}
+    assert f"{newest.name} is passed over: {file} cannot be read ([Errno 5] Input/output error)" in caplog.text
+    broken.append(tmp_path / "step-00000001-1")
+    with pytest.raises(RunProblem, match="there are checkpoints, but none"):
+        load_newest(tmp_path)
+
+
+def test_one_whose_content_is_wrong_does_not_displace_the_last_good_one(tmp_path):
+    write(tmp_path, 1)
+    damaged = write(tmp_path, 2) / "data.json"
+    damaged.write_text(damaged.read_text().replace("2", "3"))
+    found = load_newest(tmp_path)
+    assert found is not None
+    write(tmp_path, 3, unreadable=found.passed_over)
+    assert steps(tmp_path) == [1, 3]
+    pinned = write(tmp_path, 4, keep=3)
+    (pinned / "pinned").touch()
+    write(tmp_path, 9, keep=3)
+    write(tmp_path, 5, keep=3)
+    assert steps(tmp_path) == [1, 3, 4, 5, 9], "neither a pinned one nor a later one counts"
+
+
+@pytest.mark.parametrize("manifest", [None, ""])
+def test_a_checkpoint_that_was_never_finished_is_none(tmp_path, caplog, manifest):
     newest = write(tmp_path, 1)
     (newest / "manifest.json").unlink()
     if manifest is not None:
         (newest / "manifest.json").write_text(manifest)
     assert load_newest(tmp_path) is None
     assert newest.name in caplog.text
+
+
+OTHER_SCHEMA = '{"schema_version": 99, "files": {}}'
+
+
+@pytest.mark.parametrize("manifest", ["{", OTHER_SCHEMA, "[]"])
+def test_where_no_checkpoint_can_be_read_that_is_told_and_nothing_is_removed(tmp_path, manifest):
+    paths = [write(tmp_path, step) for step in (1, 2)]
+    for path in paths:
+        (path / "manifest.json").write_text(manifest)
+    for identity in (None, "one"):
+        with pytest.raises(RunProblem, match=rf"none that .* step-00000001-1: its .* remove {tmp_path} first") as found:
+            load_newest(tmp_path, identity)
+        assert found.value.code == "checkpoint/unreadable"
+    assert all(path.exists() for path in paths)
+
+
+def test_a_checkpoint_of_another_version_is_passed_over_and_never_removed(tmp_path, caplog):
+    others = [write(tmp_path, step, keep=3) for step in (1, 2, 9)]
+    for path in others:
+        (path / "manifest.json").write_text(OTHER_SCHEMA)
+    for step in (4, 5, 6):
+        write(tmp_path, step)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.step == 6
+    assert "its schema version is 99" in caplog.text
+    assert steps(tmp_path) == [5, 6]
+    CheckpointPlace(tmp_path).remove_all()
+    assert [path for path in tmp_path.iterdir() if path not in others] == []
+    assert all(path.exists() for path in others)
+
+
+def test_of_checkpoints_of_several_identities_the_newest_of_the_wanted_one_is_read(tmp_path):
+    for step, identity in ((1, "one"), (2, "other")):
+        write_checkpoint(tmp_path, step, TENSORS, {"identity": identity})
+    found = load_newest(tmp_path, "one")
+    assert found is not None
+    assert found.step == 1
+    assert load_newest(tmp_path, "third") is None
 
 
 def test_only_the_newest_and_the_pinned_are_kept(tmp_path):
@@ -93,6 +189,17 @@ def test_the_same_step_again_is_a_new_directory_and_the_later_wins(tmp_path):
     found = load_newest(tmp_path)
     assert found is not None
     assert found.data == {"later": True}
+
+
+def test_who_comes_late_to_a_name_harms_nothing_of_the_checkpoint_that_has_it(tmp_path, monkeypatch):
+    """As a holder that stood still between looking for a name and taking it, and was succeeded meanwhile."""
+    first = write(tmp_path, 5)
+    monkeypatch.setattr(CheckpointPlace, "fresh", lambda place, step: first.name)
+    with pytest.raises(RunProblem, match=r"the checkpoint of step 5 was not written: .*File exists"):
+        write_checkpoint(tmp_path, 5, TENSORS, {"later": True})
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.data == {"step": 5, "beta": 0.02}
 
 
 def test_remains_of_a_crash_do_not_count_towards_those_kept_and_go_when_they_are_old(tmp_path):
@@ -170,8 +277,9 @@ def test_one_that_a_person_pinned_is_spared(tmp_path):
     for step in range(2, 5):
         write(tmp_path, step, keep=1)
     assert steps(tmp_path) == [1, 4]
-    CheckpointPlace(tmp_path).remove_all(but_pinned=True)
+    CheckpointPlace(tmp_path).remove_all()
     assert steps(tmp_path) == [1]
+    (tmp_path / "step-00000001-1" / "pinned").unlink()
     CheckpointPlace(tmp_path).remove_all()
     assert not tmp_path.exists()
 

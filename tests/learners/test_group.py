@@ -136,6 +136,15 @@ def test_a_rank_that_is_killed_is_named_where_the_group_may_not_restart(storage)
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_a_rank_that_still_sits_in_a_job_is_not_left_to_the_end_of_the_session(storage):
+    with LearnerGroup(Ranks(2, 1), str(storage), Patience(300)) as group:
+        group.wait_until_ready(never)
+        with pytest.raises(RunProblem, match="The first rank has a problem"):
+            group.run(group_jobs.has_a_problem_on_the_first_rank, 900.0, silent, never)
+    assert not group._thread.is_alive(), "Ray Train's fit() still waits"
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_a_desk_that_does_not_answer_is_named_at_its_deadline():
     desk = new_desk()
     with pytest.raises(RunProblem, match=r"Waited 0 s for the learners' desk"):

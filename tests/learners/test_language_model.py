@@ -8,8 +8,8 @@ from toy_data import demonstration_rows, write_counting, write_demonstrations
 from transformers import AutoModelForCausalLM
 
 from corpus.problems import RunProblem, UsageProblem
-from learners import language_model
-from learners.engine import EngineSettings
+from learners import language_model, supervised
+from learners.engine import Engine, EngineSettings
 from learners.language_model import LanguageModelJob, LanguageModelSettings, train_language_model
 from learners.metrics import read_metrics
 from learners.optimizer import OptimizerSettings
@@ -211,6 +211,65 @@ def test_a_loss_that_is_not_finite_names_stage_and_step_and_keeps_what_is_export
         train_language_model(job, worker)
     assert weights_of(job.directory / "epoch-01")
     assert not (job.directory / "epoch-02").exists()
+
+
+def spoilt_gradient(monkeypatch, at_step: int) -> None:
+    """The gradients of one step are not finite, and its loss is."""
+    real, steps = Engine.backward, [0]
+
+    def backward(engine, loss):
+        steps[0] += 1
+        real(engine, loss * (float("inf") if steps[0] == at_step else 1.0))
+
+    monkeypatch.setattr(Engine, "backward", backward)
+
+
+def spoilt_loss(monkeypatch, at_step: int) -> None:
+    real, steps = language_model.token_cross_entropy, [0]
+
+    def loss(*arguments):
+        steps[0] += torch.is_grad_enabled()
+        return real(*arguments) * (float("nan") if steps[0] == at_step else 1.0)
+
+    monkeypatch.setattr(language_model, "token_cross_entropy", loss)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [(spoilt_loss, "the loss is nan at step 8"), (spoilt_gradient, "gradient norm is not finite")],
+)
+def test_what_was_trained_before_a_loss_or_gradient_that_is_not_finite_is_kept(
+    sft, worker, tmp_path, monkeypatch, spoil, sentence
+):
+    whole = sft(directory=tmp_path / "whole")
+    expected = train_language_model(whole, RecordingWorker())
+    job = sft()
+    with monkeypatch.context() as patch:
+        spoil(patch, 8)
+        with pytest.raises(RunProblem, match=sentence):
+            train_language_model(job, worker)
+    [kept] = (job.directory / "checkpoints").iterdir()
+    with monkeypatch.context() as patch:
+        spoil(patch, 1)
+        with pytest.raises(RunProblem, match=r"not finite|nan"):
+            train_language_model(job, RecordingWorker())
+    assert list((job.directory / "checkpoints").iterdir()) == [kept], "there is nothing new to keep"
+    found = train_language_model(job, RecordingWorker())
+    assert found["steps"] == 3
+    assert found["exports"] == expected["exports"]
+    for ours, theirs in zip(exports_of(job, found), exports_of(whole, expected), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_hide_why_the_training_ends(sft, worker, monkeypatch, caplog):
+    def full(*arguments, **named):
+        raise RunProblem("the disk is full", "storage/full")
+
+    monkeypatch.setattr(supervised, "write_checkpoint", full)
+    spoilt_loss(monkeypatch, 3)
+    with pytest.raises(RunProblem, match="the loss is nan at step 3"):
+        train_language_model(sft(), worker)
+    assert "no checkpoint could be written at step 2: the disk is full" in caplog.text
 
 
 def test_a_disk_that_fills_while_exporting_is_one_sentence_and_earlier_epochs_stay(sft, monkeypatch, worker):

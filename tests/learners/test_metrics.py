@@ -51,3 +51,27 @@ def test_a_number_that_is_not_finite_is_null_so_the_file_stays_json(tmp_path):
         metrics.log(1, {"loss": math.nan, "lr": 0.1})
     [row] = read_metrics(tmp_path / "metrics.jsonl")
     assert (row["loss"], row["lr"]) == (None, 0.1)
+
+
+class Tracker:
+    def __init__(self) -> None:
+        self.told: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, step, values):
+        self.told.append((step, dict(values)))
+
+    def close(self):
+        pass
+
+
+def test_an_evaluation_is_drawn_at_its_own_step_and_metrics_keep_one_line_a_step(tmp_path):
+    tracker = Tracker()
+    with MetricsLog(tmp_path, tracker=tracker) as metrics:  # pyright: ignore[reportArgumentType]
+        for step in (1, 2, 3):
+            metrics.log(step, {"loss": 1.0})
+        metrics.evaluated(2, {"eval/scores": 0.5, "eval/gold": None, "eval/kl": math.nan})
+    assert [row.keys() for row in read_metrics(tmp_path / "metrics.jsonl")] == [{"step", "time", "loss"}] * 3
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("eval/scores")] == [(2, 0.5)]
+    assert sorted(events.Tags()["scalars"]) == ["eval/scores", "loss"]
+    assert tracker.told[-1] == (3, {"eval/update": 2.0, "eval/scores": 0.5})

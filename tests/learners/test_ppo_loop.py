@@ -13,8 +13,9 @@ import pytest
 import torch
 from recording_worker import RecordingWorker
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_ppo import OPTIMIZER, TEMPERATURE, job_of, plan_of, settings_of, write_given
-from toy_rollouts import DirectRay, Handle, ToyConductor, stream_of
+from toy_rollouts import DirectRay, Handle, Late, ToyConductor, stream_of
 
 from corpus.problems import RunProblem
 from evaluation.audit import audit_run
@@ -130,6 +131,23 @@ def test_a_run_leaves_exports_episodes_metrics_and_evaluations(whole):
     assert [report.done for report in whole.worker.reports][-1] == 4
 
 
+def test_the_time_of_a_checkpoint_is_told_with_the_updates_after_it(run):
+    each = run(updates=4, checkpoint_every=2)
+    each.train()
+    told = [row.get("time/checkpoint") for row in each.metrics()]
+    assert told[:2] == [None, None]
+    assert told[2] == told[3] > 0
+
+
+def test_tensorboard_has_the_held_out_evaluations_the_last_one_included(whole):
+    lines = [json.loads(line) for line in (whole.directory / "evaluations.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(whole.directory / "tensorboard")).Reload()
+    for name, key in (("eval/scores", "reward"), ("eval/kl", "kl"), ("eval/length_mean", "length")):
+        drawn = [(event.step, event.value) for event in events.Scalars(name)]
+        assert drawn == [(line["update"], pytest.approx(line[key])) for line in lines]
+    assert [row["step"] for row in whole.metrics()] == [1, 2, 3, 4]
+
+
 def test_engine_and_learner_agree_and_the_policy_starts_at_its_reference(whole):
     for row in whole.metrics():
         assert row["mismatch/max_abs_log_ratio"] <= 1e-4
@@ -155,6 +173,71 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights_bit_for_bit(run, whol
     assert [{key: slots[slot][key] for key in TOLD} for slot in range(32)] == [
         {key: others[slot][key] for key in TOLD} for slot in range(32)
     ]
+
+
+def wait_at(batch: int, evaluations: bool = True) -> Callable[[Run], None]:
+    """A spoiler: half of batch `batch` never comes, and, without `evaluations`, no held-out evaluation ends."""
+
+    def spoil(run: Run) -> None:
+        take, publish = run.stream.take, run.conductor.publish
+
+        async def late(number: int, timeout_s: float, attempt: int):
+            return Late() if number == batch else await take(number, timeout_s, attempt)
+
+        async def filling_half(attempt: int, update: int, *rest):
+            if update == batch:
+                run.conductor.chunks = 1
+            return await publish(attempt, update, *rest)
+
+        async def never(*_):
+            return Late()
+
+        run.stream.take, run.conductor.publish = late, filling_half
+        if not evaluations:
+            run.conductor.evaluate = never
+
+    return spoil
+
+
+@pytest.mark.parametrize("batch", [0, 2, 3])
+@pytest.mark.parametrize("questions", [1, 3])
+def test_a_stop_while_a_batch_is_waited_for_saves_at_once_and_costs_no_bit(run, whole, batch, questions):
+    stopped = run(checkpoint_every=100)
+    with pytest.raises(Interrupted, match=f"ppo, update {batch} of 4"):
+        stopped.train(stop_after=batch + questions, spoil=wait_at(batch, evaluations=False))
+    [saved] = (stopped.directory / "checkpoints").iterdir()
+    assert saved.name == f"step-{batch:08d}-1"
+    assert pq.read_table(saved / "episodes.parquet").num_rows == 4  # half a batch waits
+    stopped.train()
+    assert [row["step"] for row in stopped.metrics()] == [1, 2, 3, 4]
+    assert stopped.evaluated() == [2, 4]  # that of update 2 was under way each time
+    for name in ("policy", "ema", "value", "best"):
+        assert equal(stopped.weights(name), whole.weights(name)), name
+    slots, others = stopped.episodes(), whole.episodes()
+    assert [{key: slots[slot][key] for key in TOLD} for slot in range(32)] == [
+        {key: others[slot][key] for key in TOLD} for slot in range(32)
+    ]
+
+
+def test_a_stop_does_not_wait_for_held_out_evaluations_and_they_are_made_again_under_their_own_weights(run, whole):
+    stopped = run(checkpoint_every=4)
+    with pytest.raises(Interrupted, match="ppo, update 3 of 4"):
+        stopped.train(stop_after=3, spoil=wait_at(9, evaluations=False))
+    assert not (stopped.directory / "evaluations.jsonl").exists()
+    stopped.train()
+    assert stopped.evaluated() == [2, 4]
+    for update in (2, 4):
+        assert equal(stopped.conductor.averages[update], whole.conductor.averages[update])
+    assert equal(stopped.weights("best"), whole.weights("best"))
+
+
+def test_a_stop_is_heeded_while_a_checkpoint_waits_for_an_evaluation(run, whole):
+    stopped = run()
+    with pytest.raises(Interrupted, match="ppo, update 2 of 4"):
+        stopped.train(stop_after=4, spoil=wait_at(9, evaluations=False))
+    stopped.train()
+    assert stopped.evaluated() == [2, 4]
+    assert equal(stopped.weights("policy"), whole.weights("policy"))
 
 
 @pytest.mark.slow
@@ -330,13 +413,27 @@ def test_where_the_newest_checkpoint_is_damaged_and_the_best_went_with_it_anothe
     assert each.weights("best")
 
 
+def test_a_checkpoint_that_could_not_be_read_does_not_displace_the_one_that_was_gone_on_from(run):
+    each = run(checkpoint_every=1, evaluate_every=100)
+    with pytest.raises(RunProblem, match="the power went out"):
+        each.train(spoil=die_at(2, checkpoints=2))
+    shard = each.directory / "checkpoints" / "step-00000002-1" / "ema.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(RunProblem, match="the power went out"):
+        each.train(spoil=die_at(2, checkpoints=1))
+    kept = checkpoint.list_complete(each.directory / "checkpoints")
+    assert [path.name for path in kept] == ["step-00000001-1", "step-00000002-2"]
+
+
 def test_an_evaluation_that_is_no_number_ends_the_run(run):
     each = run(updates=2, evaluate_every=1)
     for _ in range(2):  # the checkpoint that it leaves does not take the evaluation for made
         with pytest.raises(RunProblem, match=r"EMA policy of update 1 has a held-out reward of nan and a KL"):
             each.train(spoil=found({1: float("nan"), 2: 1.0}))
     assert each.train(spoil=found({1: 0.5, 2: 1.0}))["best"] == {"update": 2, "objective": 1.0}
-    assert each.evaluated() == [2]  # what is no number was never written down
+    assert each.evaluated() == [1, 2]  # what is no number was never written down
 
 
 @pytest.mark.parametrize("where", ["the last evaluation", "the export"])
@@ -433,6 +530,16 @@ def test_an_engine_that_disagrees_with_the_learner_ends_the_run_beyond_the_bound
         run().train(skew=0.02)
     assert run().metrics() == []
     run(updates=1, mismatch_bound_nats=0.05).train(skew=0.02)
+
+
+def test_in_float32_at_staleness_0_the_first_minibatch_is_held_to_a_ten_thousandth_of_a_nat(run):
+    with pytest.raises(
+        RunProblem, match=r"at update 1 engine and learner disagree .* by 0\.000\d+ nats, beyond .* 0\.0001"
+    ):
+        run(updates=1).train(skew=5e-4)
+    run(updates=1, max_staleness=1).train(skew=5e-4)
+    run(updates=1, old_logprobs="recomputed").train(skew=5e-4)
+    run(updates=1, mismatch_bound_nats=1e-3).train(skew=5e-4)
 
 
 @pytest.mark.parametrize(("source", "difference"), [("recomputed", 0.0), ("behaviour", 0.1)])
@@ -534,6 +641,39 @@ def test_activation_checkpointing_computes_each_layer_twice_for_a_gradient(run, 
     run(updates=1).train(engine=EngineSettings(tokens_per_microbatch=32, activation_checkpointing=checkpointing))
     assert len(gradients) > 2
     assert len(forwards) == passes * len(gradients)
+
+
+@pytest.mark.parametrize("version", [1, 99])
+def test_where_no_checkpoint_can_be_read_the_run_stops_and_removes_nothing(run, whole, version):
+    lost = run(checkpoint_every=1)
+    with pytest.raises(Interrupted):
+        lost.train(stop_after=2)
+    manifests = sorted(lost.directory.glob("checkpoints/*/manifest.json"))
+    assert len(manifests) == 2
+    contents = [manifest.read_text() for manifest in manifests]
+    for manifest in manifests:
+        manifest.write_text(json.dumps({"schema_version": version}))
+    with pytest.raises(RunProblem, match=r"none that can be gone on from .* to begin the stage anew on purpose"):
+        lost.train()
+    for manifest, content in zip(manifests, contents, strict=True):
+        manifest.write_text(content)
+    lost.train()
+    assert [row["step"] for row in lost.metrics()] == [1, 2, 3, 4]
+    assert equal(lost.weights("policy"), whole.weights("policy"))
+
+
+def test_a_pinned_checkpoint_of_other_inputs_is_neither_continued_nor_removed_nor_in_the_way(run, whole):
+    changed = run()
+    with pytest.raises(Interrupted):
+        changed.train(stop_after=3, identity="before the change")
+    [*_, pinned] = checkpoint.list_complete(changed.directory / "checkpoints")
+    (pinned / "pinned").touch()
+    with pytest.raises(Interrupted):
+        changed.train(stop_after=1)
+    assert [path.name for path in checkpoint.list_complete(pinned.parent)] == ["step-00000001-1", pinned.name]
+    assert changed.train()["attempt"] == 1
+    assert [row["step"] for row in changed.metrics()] == [1, 2, 3, 4]
+    assert equal(changed.weights("policy"), whole.weights("policy"))
 
 
 def test_a_checkpoint_of_other_inputs_is_not_continued(run, whole):

@@ -16,6 +16,7 @@ from learners.checkpoint import load_newest
 from learners.engine import EngineSettings
 from learners.language_model import LanguageModelJob, LanguageModelSettings, train_language_model
 from learners.optimizer import OptimizerSettings
+from learners.worker import Interrupted
 from models.build import TinyLlamaSettings
 
 HERE = Path(__file__).parent
@@ -46,15 +47,18 @@ def job_of(directory: Path, data: Path, tokenizer: Path) -> LanguageModelJob:
     )
 
 
-def run_ranks(job: LanguageModelJob, stage: Literal[0, 3], world: int, stop_after: int, scratch: Path) -> str:
-    """Trains on `world` ranks with ZeRO `stage` until the question of number `stop_after`; returns what they print."""
+def run_ranks(
+    job: LanguageModelJob, stage: Literal[0, 3], world: int, stop_after: int, scratch: Path, unseen: str = ""
+) -> list[str]:
+    """Trains on `world` ranks with ZeRO `stage` until the question of number `stop_after`; returns what each prints.
+    The first alone sees a checkpoint of the name `unseen`."""
     path = scratch / f"job-{stop_after}.pickle"
     path.write_bytes(pickle.dumps(dataclasses.replace(job, engine=EngineSettings(zero_stage=stage))))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent.parent), str(HERE)])}
     command = [sys.executable, "-W", "ignore", str(HERE / "resume_ranks.py")]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(world), str(scratch / f"store-{stop_after}"), str(path), str(stop_after)],
+            [*command, str(rank), str(world), str(scratch / f"store-{stop_after}"), str(path), str(stop_after), unseen],
             env=environment | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -64,7 +68,7 @@ def run_ranks(job: LanguageModelJob, stage: Literal[0, 3], world: int, stop_afte
     ]
     outputs = [rank.communicate(timeout=280)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(outputs)
-    return outputs[0]
+    return outputs
 
 
 @pytest.mark.usefixtures("one_process")
@@ -73,9 +77,9 @@ def test_two_ranks_with_zero_3_go_on_as_one_with_zero_0_and_back(tmp_path, token
     train_language_model(alone, RecordingWorker())
 
     job = dataclasses.replace(alone, directory=tmp_path / "changing")
-    assert "stopped at sft, step 4 of 12\nloaded []" in run_ranks(job, 3, 2, 4, tmp_path)
-    assert "stopped at sft, step 7 of 12\nloaded [4]" in run_ranks(job, 0, 1, 3, tmp_path)
-    assert "loaded [7]" in run_ranks(job, 3, 2, 100, tmp_path)
+    assert "stopped at sft, step 4 of 12\nloaded []" in run_ranks(job, 3, 2, 4, tmp_path)[0]
+    assert "stopped at sft, step 7 of 12\nloaded [4]" in run_ranks(job, 0, 1, 3, tmp_path)[0]
+    assert "loaded [7]" in run_ranks(job, 3, 2, 100, tmp_path)[0]
 
     first, second = (load_newest(each.directory / "checkpoints") for each in (alone, job))
     assert first is not None
@@ -86,3 +90,18 @@ def test_two_ranks_with_zero_3_go_on_as_one_with_zero_0_and_back(tmp_path, token
         scale = max(tensor.abs().max().item() for tensor in tensors.values())
         assert apart < 1e-5 * max(scale, 1e-3), (part, apart, scale)
     assert first.tensors["exp_avg_sq"].keys() == first.tensors["weights"].keys()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_ranks_that_find_different_checkpoints_load_none_and_say_who_found_which(tmp_path, tokenizer_directory):
+    job = job_of(tmp_path / "lm", tmp_path, tokenizer_directory)
+    for step in (4, 7):
+        with pytest.raises(Interrupted, match=f"step {step} of 12"):
+            train_language_model(job, RecordingWorker(4 if step == 4 else 3))
+    newest = "step-00000007-1"
+    before = [(path, path.read_bytes()) for path in sorted(job.directory.rglob("*.*")) if path.is_file()]
+    for output in run_ranks(job, 3, 2, 1, tmp_path, unseen=newest):
+        assert f"would go on from {job.directory / 'checkpoints' / newest}, rank 1 from {job.directory}" in output
+        assert "step-00000004-1; all nodes must see the same files" in output
+        assert output.endswith("loaded []\n")
+    assert [(path, path.read_bytes()) for path in sorted(job.directory.rglob("*.*")) if path.is_file()] == before

@@ -151,6 +151,22 @@ def test_who_may_not_commit_any_more_leaves_no_manifest_and_removes_nothing(root
     assert there == [name for name in FILES if name != "manifest.json"]
 
 
+def test_whose_upload_fails_after_the_run_was_taken_over_removes_nothing(root, monkeypatch, keys_in):
+    write(root, 1)
+    monkeypatch.setattr(CheckpointPlace, "fresh", lambda place, step: "step-00000001-1")  # the successor's, by now
+
+    def fails(*_):
+        raise OSError("no connection")
+
+    def taken_over():
+        raise RunProblem("taken over", "run/unexpected")
+
+    monkeypatch.setattr(checkpoint_place, "send", fails)
+    with pytest.raises(RunProblem, match="taken over"):
+        write(root, 1, may_commit=taken_over)
+    assert len(keys_in("runs/one/checkpoints/step-00000001-1/")) == len(FILES)
+
+
 def test_a_store_that_refuses_is_told_in_one_sentence(store, query):
     with pytest.raises(RunProblem, match=r"^s3://nowhere/a: the checkpoint of step 1 was not written: .*NO_SUCH"):
         write(f"s3://nowhere/a{query}", 1)
@@ -218,8 +234,9 @@ def test_the_newest_the_named_and_the_pinned_are_kept(store, root, keys_in):
         if step == 3:
             store.put_object(Bucket="bucket", Key="runs/one/checkpoints/step-00000003-1/pinned", Body=b"")
     assert steps(root) == [2, 3, 5, 6]
-    CheckpointPlace(root).remove_all(but_pinned=True)
+    CheckpointPlace(root).remove_all()
     assert steps(root) == [3]
+    store.delete_object(Bucket="bucket", Key="runs/one/checkpoints/step-00000003-1/pinned")
     CheckpointPlace(root).remove_all()
     assert keys_in() == []
 

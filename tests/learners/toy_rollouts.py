@@ -22,6 +22,10 @@ from models.snapshot import unpack
 EOS = 14
 
 
+class Late:
+    """The value of an answer that does not come."""
+
+
 @dataclass
 class Answer:
     value: Any = None
@@ -39,7 +43,8 @@ class DirectRay:
 
     @staticmethod
     def wait(answers: list[Answer], timeout: float | None = None) -> tuple[list[Answer], list[Answer]]:
-        return answers, []
+        late = [answer for answer in answers if isinstance(answer.value, Late)]
+        return [answer for answer in answers if not isinstance(answer.value, Late)], late
 
 
 class Handle:
@@ -80,6 +85,8 @@ class ToyConductor:
         self.reference = PolicyModel(load_causal_lm(policy_directory)).eval()
         self.version = (0, 0)
         self.leasing = self.finished = False
+        self.chunks = 99
+        """How many it fills at a publication."""
         self.rewards = {1: 1.0, 2: 3.0, 3: 2.0}
         self.probed: list[int] = []
         self.kl: dict[int, float] = {}
@@ -128,7 +135,7 @@ class ToyConductor:
         return response_logprobs(policy, batch.tokens, batch.attention_mask, batch.response_mask, temperature)
 
     async def _fill(self) -> None:
-        for chunk in await self.stream.lease("toy", 99, 0.0):
+        for chunk in await self.stream.lease("toy", self.chunks, 0.0):
             episodes = self._generate(chunk)
             responses = episodes.column("response_tokens").to_pylist()
             batch = sequence_batch(episodes.column("prompt_tokens").to_pylist(), responses)

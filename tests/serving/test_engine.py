@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ import torch
 
 from corpus.problems import RunProblem
 from serving.engine import EngineSlot
+from serving.errors import ApiError
 from serving.gateway import ROUTES, _own_scope
 from serving.names import Names
 from serving.settings import ServingSettings
+from serving.versions import FAILED
 from tests.serving.run_on_disk import CONTEXT, alive, descendants, make_llama, publish, write_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(900)]
@@ -263,6 +266,42 @@ def test_the_heart_beats_while_the_engine_works_and_not_while_it_hangs(running):
     while time.monotonic() - running.slot.beat_at > 2:
         assert time.monotonic() < deadline, "the heart does not beat again"
         time.sleep(0.1)
+
+
+def test_what_vllm_says_of_an_engine_that_has_died_is_not_sent():
+    """vLLM's own handlers before an engine that is a stand-in: an answer, and an event of a stream."""
+    from fastapi import FastAPI
+    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+    from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    slot, app = EngineSlot(0, SETTINGS, CONTEXT), FastAPI()
+    engine = SimpleNamespace(errored=False, is_running=True)
+    init_exception_handler(app)
+    app.state.args = SimpleNamespace(log_error_stack=False)
+    app.state.server, app.state.engine_client = SimpleNamespace(should_exit=False), engine
+    slot._app, slot._engine = app, engine
+    dies = True
+
+    @app.post("/v1/completions")
+    async def completions() -> None:
+        engine.errored, engine.is_running = dies, not dies
+        raise EngineDeadError
+
+    def ask(answered: Answered) -> None:
+        asyncio.run(slot.handle(_own_scope({}, "/v1/completions"), b"{}", answered, 1, []))
+
+    answered = Answered()
+    with pytest.raises(ApiError) as caught:
+        ask(answered)
+    assert (caught.value.code, answered.status) == ("engine_lost", 0)
+    engine.errored, dies = False, False
+    ask(answered)
+    assert answered.status == 500  # what is kept back above
+    serving: Any = SimpleNamespace(create_error_response=create_error_response)
+    event = GenerateBaseServing.create_streaming_error_response(serving, EngineDeadError())
+    assert f"data: {event}".encode().startswith(FAILED)
 
 
 ORPHAN = """

@@ -352,6 +352,75 @@ def test_a_request_that_takes_too_long_is_ended_in_the_engine_too(tmp_path):
     assert service.models.slot.in_flight == 0
 
 
+class DyingApp:
+    """What vLLM's application answers where its engine dies in the midst of a request. `dies` may be told not to."""
+
+    def __init__(self, slot: EngineSlot, dies: bool = True, raises: bool = False) -> None:
+        self._slot, self._dies, self._raises = slot, dies, raises
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        streams = json.loads((await receive())["body"]).get("stream", False)
+        error = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}
+        body = json.dumps({"error": error}).encode()
+        kind = b"text/event-stream; charset=utf-8" if streams else b"application/json"
+        if streams:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+            await send({"type": "http.response.body", "body": b'data: {"text":"a"}\n\n', "more_body": True})
+        self._slot._engine = SimpleNamespace(errored=self._dies)
+        if not streams:
+            await send({"type": "http.response.start", "status": 500, "headers": [(b"content-type", kind)]})
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await send({"type": "http.response.body", "body": b"data: " + body + b"\n\n", "more_body": True})
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if self._raises:  # as Starlette does behind the answer to what nobody has foreseen
+            raise RuntimeError("the engine is gone")
+
+
+def is_told_of_the_engine(response: httpx.Response) -> bool:
+    return (response.status_code, response.headers.get("retry-after"), error_of(response)["code"]) == (
+        503,
+        "5",
+        "engine_lost",
+    )
+
+
+def test_an_engine_that_has_died_is_told_of_before_its_heart_stops(service):
+    service.models.slot._engine = SimpleNamespace(errored=True)
+    for stream in (False, True):
+        assert is_told_of_the_engine(service.post(body={**BODY, "stream": stream}))
+    assert service.app.scopes == []
+    service.models.slot._engine = SimpleNamespace(errored=False)
+    assert service.post().status_code == 200
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_engine_that_dies_in_the_midst_of_a_request_is_no_internal_error(service, raises):
+    slot = service.models.slot
+    slot._app = DyingApp(slot, raises=raises)
+    response = service.post()
+    assert is_told_of_the_engine(response)
+    assert error_of(response)["type"] == "service_unavailable_error"
+    assert slot.in_flight == 0
+    text = service.ask("GET", "/metrics").text
+    assert 'amenable_requests_total{model="policy",route="/v1/completions",status="503"} 1.0' in text
+
+
+def test_a_stream_whose_engine_dies_ends_with_the_same_error(service):
+    service.models.slot._app = DyingApp(service.models.slot)
+    events = service.post(body={**BODY, "stream": True}).text.split("\n\n")
+    assert events[0] == 'data: {"text":"a"}'
+    assert json.loads(events[1].removeprefix("data: "))["error"]["code"] == "engine_lost"
+    assert events[2:] == ["data: [DONE]", ""]
+
+
+def test_an_error_of_an_engine_that_lives_stays_what_it_is(service):
+    service.models.slot._app = DyingApp(service.models.slot, dies=False)
+    assert service.post().status_code == 500
+    assert "InternalServerError" in service.post(body={**BODY, "stream": True}).text
+
+
 def test_scores_keep_the_shape_of_what_was_asked(service):
     pairs = [{"prompt": "a", "response": "bc"}, {"prompt": "a", "response": "bcd"}]
     answer = service.post("/v1/score", {"model": "rm", "pairs": pairs}).json()

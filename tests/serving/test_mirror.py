@@ -182,6 +182,81 @@ def test_another_process_that_does_not_end_is_named(trained, served, monkeypatch
         served.look()
 
 
+def damage(path: Path) -> bytes:
+    """Other bytes of the same length; returns what was there."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return content
+
+
+@pytest.mark.parametrize("name", ["policy@1", "sft"])
+def test_what_the_disk_has_damaged_is_fetched_anew_once(trained, served, address, fetched, name):
+    publish(trained, address, 1)
+    served.look()
+    weights = served.names.find(name)
+    weights.check()
+    [path] = weights.files()
+    whole = damage(path)
+    fetched.clear()
+    weights.check()
+    assert path.read_bytes() == whole
+    assert fetched == [path.relative_to(served.root).as_posix()]
+    weights.check()
+    assert len(fetched) == 1
+
+
+def test_a_disk_that_damages_whatever_comes_is_told_of(trained, served, monkeypatch):
+    served.look()
+    weights = served.names.find("sft")
+    real, turns = mirror_module.Mirror._bring, []
+
+    def bring(self: Mirror, name: str, sha256: str | None = None) -> None:
+        real(self, name, sha256)
+        turns.append(name)
+        damage(self.root / name)
+
+    monkeypatch.setattr(Mirror, "_bring", bring)
+    with pytest.raises(RunProblem, match=r"is damaged: .* It was fetched a moment ago: look at the disk of this"):
+        weights.check()
+    assert len(turns) == 2
+
+
+def test_what_is_damaged_here_and_in_the_store_has_no_name_here(trained, served, store):
+    served.look()
+    weights = served.names.find("sft")
+    weights.check()
+    damage(weights.files()[0])
+    store.put_object(Bucket="bucket", Key="runs/one/sft/epoch-01/model.safetensors", Body=b"sfx")
+    with pytest.raises(RunProblem, match=r"^s3://bucket/runs/one/sft/epoch-01/model\.safetensors is damaged"):
+        weights.check()
+    assert weights.files() == []
+
+
+def test_who_finds_a_file_damaged_that_another_has_fetched_meanwhile_leaves_it(trained, served, address, fetched):
+    served.look()
+    weights = served.names.find("sft")
+    weights.check()
+    [path] = weights.files()
+    damage(path)
+    weights.check()
+    fetched.clear()
+    [(_, sha256)] = weights.hashes
+    served.mirror.fetch(path, sha256, damaged=True)
+    assert fetched == []
+
+
+def test_a_model_that_engines_begin_from_or_that_scores_is_checked_too(trained, served, address, fetched):
+    write_weights(trained / "round-01" / "rm" / "export", b"rm")
+    commit(trained / "round-01" / "rm")
+    push(trained, address)
+    served.look()
+    for directory in (served.names.whole_skeleton, served.names.whole_reward_model):
+        path = directory() / "model.safetensors"
+        whole = damage(path)
+        assert directory() == path.parent
+        assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "gone"])
 def test_a_damaged_snapshot_is_told_of_and_has_no_name_here(trained, served, address, store, damage):
     publish(trained, address, 1)

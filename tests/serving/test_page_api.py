@@ -1,18 +1,24 @@
 """The page's routes: who may, what is sent with what headers, and the sentence for everything that is refused."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from fastapi.testclient import TestClient
 
 from corpus.schemas import read_table
+from serving.application import Replica
+from serving.page import run_view
 from serving.page.api import CONTENT_SECURITY_POLICY, PAGE_ROUTES, STATIC_FILES
 from serving.page.backend import CSRF_HEADER, SESSION_COOKIE, Visitor, Wish
 from serving.page.run_view import PageRun
+from serving.served_run import ServedRun
 from tests.serving.page_stand_in import COMPARISON, OPERATOR, READER, StandIn, application, made_up_run, write_metrics
 
 STATIC = Path("serving/page/static")
@@ -229,6 +235,37 @@ def test_curves_are_read_anew_while_the_run_goes_on_and_a_run_that_has_begun_has
         assert len(longer["x"]) == 120
         (tmp_path / "round-01/ppo/metrics.jsonl").write_text("{}\n")
         assert refusal(client.get("/page/curves")) == (400, "not_possible")
+
+
+def test_what_a_visit_begins_with_is_not_read_again_once_it_is_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from transformers import AutoTokenizer
+
+    run, cold = made_up_run(tmp_path), PageRun(tmp_path, "cold")
+    run.warm()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a visitor waits for this")
+
+    monkeypatch.setattr(run_view, "read_table", refuse)
+    monkeypatch.setattr(run_view, "read_metrics", refuse)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    for begin in (lambda of: of.prompts(), lambda of: of.curves(), lambda of: of.encode("hi")):
+        asyncio.run(begin(run))
+        with pytest.raises(AssertionError):
+            asyncio.run(begin(cold))
+
+
+def test_a_replica_reads_it_before_it_is_ready_and_serves_without_what_is_damaged(tmp_path: Path, caplog: Any):
+    made_up_run(tmp_path)
+    replica: Any = SimpleNamespace(_run=ServedRun(tmp_path, tmp_path, None))
+    with patch.object(PageRun, "warm", autospec=True) as warm:
+        assert asyncio.run(Replica._page(replica)).routes
+    [call] = warm.call_args_list
+    assert call.args[0].directory == tmp_path
+    (tmp_path / "data" / "prompts-heldout.parquet").write_bytes(b"no table")
+    assert asyncio.run(Replica._page(replica)).routes
+    assert "the page will lack something" in caplog.text
+    assert "prompts-heldout.parquet" in caplog.text
 
 
 def test_the_policy_is_held_by_those_who_operate_and_by_compare_and_set(client: TestClient, service: StandIn):

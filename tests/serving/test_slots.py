@@ -135,6 +135,21 @@ def test_a_model_that_was_just_put_in_stays_until_it_was_used(tmp_path):
     asyncio.run(scene())
 
 
+def test_without_an_engine_that_lives_nothing_is_said_to_be_loading(tmp_path):
+    async def scene() -> None:
+        each = [StandInSlot(0, "policy"), StandInSlot(1, "sft")]
+        slots = slots_of(tmp_path, each, StandInNames(policy="old", sft="old", base="b"))
+        each[0].broken = "it has died"
+        assert await refusal(slots, "policy") == "model_loading"
+        await until(lambda: each[1].holds == "policy")
+        assert await slots.holding("policy") is each[1]
+        each[1].broken = "it has died"
+        assert await refusal(slots, "policy") == "engine_lost"
+        assert await refusal(slots, "base") == "engine_lost"
+
+    asyncio.run(scene())
+
+
 def test_what_is_no_model_is_not_found_and_changes_nothing(tmp_path):
     async def scene() -> None:
         slot = StandInSlot(0, "policy")

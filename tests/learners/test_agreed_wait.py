@@ -1,0 +1,34 @@
+"""Two real ranks that wait: whatever either meets, both leave the wait at the same look."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+def test_two_ranks_leave_a_wait_together(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent.parent), str(HERE)])}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(HERE / "waiting_ranks.py"), str(rank), str(tmp_path / "store")],
+            env=environment | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    first, second = (rank.communicate(timeout=120)[0].splitlines() for rank in ranks)
+    together = [
+        "both come, one late: came",
+        "who has its answer waits for a stop of the other: stopped",
+        "a stop of one ends both: stopped",
+    ]
+    together += ["one fails: its desk is gone", "one is late: late"]  # on both: either may be heard first
+    assert first == together
+    assert second == together
