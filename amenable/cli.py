@@ -256,6 +256,8 @@ def serve(
             if not as_json:
                 who = "this machine alone, without a token" if found["open"] else "whoever has a token"
                 typer.echo(f"Serving {_short(found['run'])} at {found['url']} to {who}. Ctrl-C ends it.")
+                if found["no_haproxy"] is not None:
+                    typer.echo(f"Requests pass Ray Serve's slower proxy in Python: {found['no_haproxy']}.")
 
         served(served_run(run), host, port, address, token_file, ready)
 

@@ -4,7 +4,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -24,12 +24,16 @@ SERVE_ENVIRONMENT = {
     # place where every message has to wait.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # What Ray Serve does by itself, ten times a second unless it is told otherwise: for one service on one machine that
+    # is time taken from its engines.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
 }
 """Set before Ray starts, unless the person has set them."""
 
 ENDING = "Ending the service when the requests under way are answered; once more to end it at once."
 
-LOOK_S = 1.0
+LOOK_S = 5.0
 """Seconds between two looks at whether the service is still there."""
 
 
@@ -72,17 +76,31 @@ def serve(
     token_file: Path | None,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Serves the run until a stop is asked for. `ready` is told where, once every replica has generated a token.
+    """Serves the run until a stop is asked for. `ready` is told where, once every replica has generated a token, and
+    why HAProxy does not stand before the replicas, where it could.
 
     Raises UsageProblem where it cannot be served so, RunProblem where it does not start or does not go on.
     """
-    from serving.access import TOKENS_VARIABLE, Access
+    from serving.access import Access
 
     access = Access(run.root, token_file, run.sessions)  # a file that is none is told of at once
     check_listening(host, port, not access.open)
     for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    from serving.front import fronted
+
+    # What stands before the replicas of a cluster is said by the environment of its processes.
+    with fronted(host) if address is None else nullcontext() as no_haproxy:
+        listens = {"url": _url(host, port), "open": access.open, "no_haproxy": no_haproxy}
+        _serve(run, host, port, address, token_file, lambda: ready({"run": run.name, **listens}))
+
+
+def _serve(
+    run: "ServedRun", host: str, port: int, address: str | None, token_file: Path | None, ready: Callable[[], None]
+) -> None:
+    """See `serve`. Ray Serve reads its environment when it is imported, which is here."""
     from cluster.session import session
+    from serving.access import TOKENS_VARIABLE
     from serving.application import APPLICATION, Arguments, ServingSettings, build
 
     run.look()
@@ -101,14 +119,17 @@ def serve(
 
         interruption.listen()  # ray.init has taken SIGTERM for itself
         _start(build(arguments.model_dump(mode="json")), run.name, settings.start_deadline_s)
-        shown = f"[{host}]" if ":" in host else host
-        ready({"run": run.name, "url": f"http://{shown}:{port}", "open": access.open})
+        ready()
         while not interruption.wait(LOOK_S):
             status = ray_serve.status().applications.get(APPLICATION)
             if status is None or str(status.status.value) in ("DEPLOY_FAILED", "DELETING", "NOT_STARTED"):
                 raise RunProblem(
                     f"The service of {run.name} has ended: {_reason(APPLICATION) or 'it was removed'}", "serving/start"
                 )
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _start(application: Any, run: str, deadline_s: float) -> None:

@@ -60,7 +60,10 @@ async def run_load(target: Target, prompts: Sequence[Sequence[int]], clients: in
             while time.perf_counter() - start < seconds:
                 begun = time.perf_counter() - start
                 writer.write(target.request(prompts[(number + turn * clients) % len(prompts)], number + turn * clients))
-                failure = await _answered(reader)
+                failure, closes = await _answered(reader)
+                if closes:
+                    writer.close()
+                    reader, writer = await asyncio.open_connection(target.host, target.port)
                 if failure is not None:
                     load.failures.append(failure)
                     if len(load.failures) > 100:
@@ -77,8 +80,9 @@ async def run_load(target: Target, prompts: Sequence[Sequence[int]], clients: in
     return load
 
 
-async def _answered(reader: asyncio.StreamReader) -> str | None:
-    """Read one response; what was wrong with it, None where it was whole."""
+async def _answered(reader: asyncio.StreamReader) -> tuple[str | None, bool]:
+    """Read one response. What was wrong with it, None where it was whole; and whether the server closes the connection
+    after it."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     status = head.split(b" ", 2)[1]
     if b"transfer-encoding: chunked" in head:
@@ -94,4 +98,5 @@ async def _answered(reader: asyncio.StreamReader) -> str | None:
         length = int(head.partition(b"content-length:")[2].split(b"\r", 1)[0])
         last = await reader.readexactly(length)
         whole = True
-    return None if status == b"200" and whole else f"{status.decode()}: {last[:200]!r}"
+    failure = None if status == b"200" and whole else f"{status.decode()}: {last[:200]!r}"
+    return failure, b"connection: close" in head

@@ -30,6 +30,7 @@ from serving.access import Access
 from serving.desired import Place, WishOvertaken, read_reports, remove_report, write_report, write_wish
 from serving.engine import EngineSlot
 from serving.feeds import NewestOf, PublishedFeed, StoreFeed
+from serving.front import check_guarded
 from serving.gateway import Gateway
 from serving.metrics import Metrics
 from serving.names import POLICY, TITLES, Names, Weights
@@ -111,6 +112,8 @@ class Replica:
         self._engines = engines
         token_file = Path(told.token_file) if told.token_file is not None else None
         self._access = await asyncio.to_thread(Access, self._run.root, token_file, self._run.sessions)
+        if self._access.open:
+            check_guarded()
         await self._start_engines()
         await self._slots.catch_up()  # with what was published while the engines started
         page = await self._page() if told.page else None

@@ -308,6 +308,7 @@ def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -
     from vllm.config import WeightTransferConfig
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     from serving.worker import BACKEND
 
@@ -331,6 +332,9 @@ def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -
         "disable_fastapi_docs": True,
         "trust_remote_code": False,
         "allowed_origins": [],
+        # On a CPU vLLM gives the worker a process of its own, so that it can set OpenMP there, and the engine's loop
+        # waits for it by spinning on a core. OpenMP is set by the environment here, and one process does.
+        "distributed_executor_backend": UniProcExecutor if settings.gpus == 0 else None,
         "worker_extension_cls": "serving.worker.Extension",
         "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
     }

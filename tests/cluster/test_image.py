@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster" / "docker"
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 IGNORED = (FOLDER / "Dockerfile.dockerignore").read_text()
+SCRIPTS = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]\n")[2].partition("\n\n")[0].splitlines()
 DEADLINE_S = 280
 INSTALL_LIMIT_S = 1500
 """Seconds for pip: about 1 GB to download, 4 GB to write and to compile."""
@@ -128,6 +129,9 @@ def test_an_image_runs_as_a_user_with_a_health_check_and_without_telemetry():
         "HF_HUB_DISABLE_TELEMETRY=1",
     ):
         assert variable in environment
+    program, _, entry = next(line for line in SCRIPTS if "haproxy" in line).partition(" = ")
+    assert entry == '"serving.front:main"'
+    assert f"RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_HAPROXY_BINARY_PATH=/opt/amenable/bin/{program}" in environment
     assert not any(word == "USER" for name in ("cpu", "cuda") for word, _ in stages(DOCKERFILE)[name])
 
 

@@ -1,5 +1,6 @@
 """`amenable serve` as a process of its own, for tests."""
 
+import http.client
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from openai import OpenAI
 
 from serving.access import new_token
 from serving.desired import Place, read_reports
+from serving.front import ENABLED
 from tests.serving.run_on_disk import alive, descendants, publish, write_run
 
 ALL = frozenset({"read", "score", "operate"})
@@ -56,6 +58,14 @@ class Service:
                 return response.status, dict(response.headers), response.read()
         except urllib.error.HTTPError as error:
             return error.code, dict(error.headers), error.read()
+
+    def answers_http(self, port: int) -> bool:
+        """Whether a port of this machine answers the service's health in HTTP."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as response:
+                return response.status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
     def replica(self) -> int:
         """The process of the one replica."""
@@ -151,6 +161,7 @@ def serve(run: Place, directory: Path) -> Iterator[Service]:
             said += line
         answer = json.loads(said)
         assert answer.get("url") == f"http://127.0.0.1:{port}", answer
+        assert answer["no_haproxy"] == (f"{ENABLED} is 0" if os.environ.get(ENABLED) == "0" else None)
         service = Service(run, port, token, logs, process, tokens)
         yield service
         below = descendants(process.pid)

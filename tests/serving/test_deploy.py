@@ -21,6 +21,7 @@ from openai import OpenAI
 
 from serving.access import new_token
 from serving.desired import read_reports
+from serving.front import fronted
 from tests.serving.run_on_disk import alive, descendants, publish, write_run
 from tests.serving.served import ALL, ROOT, until
 
@@ -36,7 +37,8 @@ def free_ports(count: int) -> list[int]:
 
 
 class Head:
-    """A Ray head that runs until it is ended, and what is deployed there."""
+    """A Ray head that runs until it is ended, and what is deployed there. HAProxy is before the replicas, as in the
+    image."""
 
     def __init__(self, directory: Path) -> None:
         self.run = write_run(directory / "run", kv_cache_mib=16, max_concurrent=32, follow_s=0.1, loaded=["policy"])
@@ -98,6 +100,9 @@ class Head:
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"http://127.0.0.1:{self._port}/v1", api_key=self._token, max_retries=20, timeout=120)
 
+    def has_haproxy(self) -> bool:
+        return any(b"haproxy.cfg" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(self._head.pid))
+
     def end(self) -> None:
         below = descendants(self._head.pid)
         self._head.send_signal(signal.SIGTERM)
@@ -120,9 +125,11 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    head = Head(tmp_path_factory.mktemp("head"))
-    yield head
-    head.end()
+    with fronted("127.0.0.1") as reason:
+        assert reason is None
+        head = Head(tmp_path_factory.mktemp("head"))
+        yield head
+        head.end()
 
 
 def replicas(head: Head) -> set[str]:
@@ -138,6 +145,7 @@ def test_it_is_deployed_and_another_channel_is_no_new_replica(head):
     head.deploy("policy@1", max_replicas=1)
     until(lambda: answered(head) == "0.1", "the weights of the other channel", 120)
     assert replicas(head) == {replica}
+    assert head.has_haproxy()
 
 
 def test_more_clients_are_more_replicas_within_the_bounds(head):

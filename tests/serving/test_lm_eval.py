@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from serving.front import ENABLED
 from tests.serving.run_on_disk import CONTEXT, make_llama, make_tokenizer
 from tests.serving.served import Service, serving
 
@@ -55,8 +56,11 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with serving(tmp_path_factory.mktemp("service")) as service:
-        yield service
+    """Behind Ray Serve's own proxy: the other tests have HAProxy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENABLED, "0")
+        with serving(tmp_path_factory.mktemp("service")) as service:
+            yield service
 
 
 def log_likelihood(model: Any, tokenizer: Any, prompt: str, continuation: str) -> float:

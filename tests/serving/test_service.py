@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from openai import APIStatusError
@@ -254,6 +257,40 @@ def test_the_page_is_there_and_its_login_opens_the_api_to_a_browser(service):
     assert json.loads(body)["limits"] == {"max_tokens": 24, "prompt_tokens": CONTEXT - 1}
 
 
+def listening(process: psutil.Process) -> set[tuple[str, int]]:
+    return {(each.laddr.ip, each.laddr.port) for each in process.net_connections("inet") if each.status == "LISTEN"}
+
+
+def test_haproxy_stands_before_the_replica_and_both_listen_to_this_machine_alone(service):
+    below = [psutil.Process(pid) for pid in descendants(service.process.pid)]
+    proxies = [each for each in below if "haproxy.cfg" in " ".join(each.cmdline())]
+    assert {port for each in proxies for port in listening(each)} == {("127.0.0.1", service.port)}
+    ports = listening(psutil.Process(service.replica()))
+    assert [host for host, port in ports if service.answers_http(port)] == ["127.0.0.1"]
+
+
+def test_a_client_that_leaves_has_its_request_ended(service):
+    """And no other is: a client that leaves is counted as 499."""
+
+    def left() -> float:
+        text = service.ask("GET", "/metrics")[2].decode()
+        return sum(float(value) for value in re.findall(r'amenable_requests_total{.*status="499"} (\S+)', text))
+
+    before = left()
+    body = json.dumps({"prompt": [5], "max_tokens": 24, "n": 8, "ignore_eos": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {service.token}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    def leave() -> bool:
+        with socket.create_connection(("127.0.0.1", service.port), 10) as client:
+            client.sendall(head.encode() + body)
+            time.sleep(0.02)
+        return left() > before
+
+    until(leave, "a request whose client has left", 60)
+    until(lambda: "amenable_requests_in_flight 0.0" in service.ask("GET", "/metrics")[2].decode(), "its end", 30)
+
+
 def test_metrics_tell_what_is_served(service):
     echoed(service, "policy")
     text = until(
@@ -268,7 +305,7 @@ def test_a_replica_that_is_killed_comes_back_with_the_newest_weights_and_leaves_
     echoed(service, "policy")
     replica = service.replica()
     engines = [pid for pid in descendants(replica) if b"VLLM" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(engines) >= 4  # loop and worker of two engines
+    assert len(engines) >= 2
     clients = Clients(service, 4, retries=60)
     until(lambda: clients.versions, "the first response")
     publish(service.run, 7, seed=27)

