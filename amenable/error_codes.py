@@ -263,6 +263,11 @@ SYMPTOMS = (
             Code("storage/read", "A file cannot be read.", "Check that it exists, and its rights."),
             Code("storage/write", "A file cannot be written.", "Check room and rights."),
             Code(
+                "storage/audit-log",
+                "What was asked is done; only its entry in the audit log is missing.",
+                "Do not ask again. Check room and rights of the log.",
+            ),
+            Code(
                 "storage/unreachable",
                 "The object store does not answer or refuses.",
                 "Check keys, region and endpoint; the same command continues.",

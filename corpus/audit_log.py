@@ -80,7 +80,8 @@ def entry_now(
 
 def add(place: str | Path, entry: Entry, environment: Mapping[str, str] = os.environ) -> None:
     """Adds the entry to the log of the run at `place`, a directory that is there or an address in an object store,
-    without what is secret in it. Raises RunProblem where it cannot be written."""
+    without what is secret in it. Raises RunProblem where it cannot be written, whose sentence does not say whether what
+    the entry is of was done."""
     told = {"schema_version": SCHEMA_VERSION, **redacted(asdict(entry), environment)}
     line = json.dumps(told, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
@@ -91,7 +92,7 @@ def add(place: str | Path, entry: Entry, environment: Mapping[str, str] = os.env
     except (OSError, UsageProblem) as error:  # of a store that does not answer, too, which looks like a wrong address
         where = without_options(str(place)) if is_object_store(place) else str(place)
         raise RunProblem(
-            f"{where}: that the run was {entry.action} could not be written to its audit log ({one_line(error)}).",
+            f"{where}: the entry {entry.action!r} could not be written to its audit log ({one_line(error)}).",
             "storage/write",
         ) from error
 
@@ -109,7 +110,8 @@ def audited(
     place: str | Path, action: str, asked: Mapping[str, Any], token_name: str | None = None
 ) -> Iterator[Asking]:
     """Around what is done to the run at `place`: an entry of it is added at the end, also where it was refused or went
-    wrong. Raises what the block raises, and RunProblem where the entry of what was done cannot be written."""
+    wrong. Raises what the block raises, and RunProblem where the entry of what was done cannot be written, which says
+    that it was done."""
     asking = Asking(dict(asked))
     try:
         yield asking
@@ -120,7 +122,13 @@ def audited(
         except RunProblem as unwritten:  # what went wrong first is what a person must hear of
             problem.add_note(str(unwritten))
         raise
-    add(place, entry_now(action, asking.asked, asking.outcome, token_name))
+    try:
+        add(place, entry_now(action, asking.asked, asking.outcome, token_name))
+    except RunProblem as unwritten:
+        raise RunProblem(
+            f"The run was {action}, and need not be {action} again; only the entry of it is missing. {unwritten}",
+            "storage/audit-log",
+        ) from unwritten
 
 
 def read(place: str | Path) -> tuple[list[Entry], int]:
@@ -137,7 +145,8 @@ def read(place: str | Path) -> tuple[list[Entry], int]:
 
 
 def _append(path: Path, line: bytes) -> None:
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    # The umask decides: where it leaves the group its right to write, others of a shared directory append too.
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         _lock(handle)  # network file systems know no append of several machines at once
         if not _ends_whole(handle):  # what a machine that went down has written half stays a line of its own

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,21 @@ from corpus.audit_log import add, entry_now
 for number in range(int(sys.argv[3])):
     add(sys.argv[1], entry_now("scaled", {"writer": sys.argv[2], "number": number, "filler": "x" * 3000}))
 """
+
+GROUP = 64000
+AS_USER = """
+import os, sys
+from corpus.audit_log import add, entry_now
+user, group, umask, place = sys.argv[1:]
+os.umask(int(umask, 8))
+os.chdir(place)
+os.setgroups([])
+os.setgid(int(group))
+os.setuid(int(user))
+add(".", entry_now("scaled", {}))
+"""
+"""Adds an entry as USER of GROUP with UMASK to the log in PLACE. What it imports is read as root, and PLACE is entered
+as root, because what lies above it is root's alone."""
 
 
 def written_at_once(place: str, writers: int, each: int) -> None:
@@ -101,8 +117,54 @@ def test_what_is_no_secret_is_kept(tmp_path):
 
 
 def test_an_entry_that_cannot_be_written_is_told(tmp_path):
-    with pytest.raises(RunProblem, match="could not be written to its audit log"):
+    with pytest.raises(RunProblem, match="the entry 'scaled' could not be written to its audit log"):
         add(tmp_path / "nowhere", entry_now(SCALED, {}))
+
+
+@pytest.mark.parametrize("action", [PINNED, SCALED])
+def test_where_only_the_entry_is_missing_it_is_said_that_the_work_is_done(tmp_path, action):
+    os.mkdir(tmp_path / FILE)
+    is_done = False
+    with pytest.raises(RunProblem) as caught, audited(tmp_path, action, {}):
+        is_done = True
+    assert is_done
+    assert caught.value.code == "storage/audit-log"
+    told = f"The run was {action}, and need not be {action} again; only the entry of it is missing. {tmp_path}: "
+    assert str(caught.value).startswith(told)
+    assert "Is a directory" in str(caught.value)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644)])
+def test_the_umask_says_who_else_may_append(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        add(tmp_path, entry_now(SCALED, {}))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="to become two users of one group takes root")
+@pytest.mark.parametrize(("umask", "may"), [("002", True), ("022", False)])
+def test_a_second_user_of_a_shared_group_directory_appends_where_the_umask_lets_the_group(tmp_path, umask, may):
+    shared = tmp_path / "run"
+    shared.mkdir()
+    os.chown(shared, 0, GROUP)
+    shared.chmod(0o2775)
+    ends = [
+        subprocess.run(
+            [sys.executable, "-c", AS_USER, str(user), str(GROUP), umask, str(shared)],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        for user in (64001, 64002)
+    ]
+    assert ends[0].returncode == 0, ends[0].stderr
+    assert (ends[1].returncode == 0) == may, ends[1].stderr
+    assert ("Permission denied" in ends[1].stderr) != may
+    assert len(read(shared)[0]) == (2 if may else 1)
 
 
 def test_a_log_that_is_none_is_told_and_an_empty_one_is_empty(tmp_path):
@@ -131,7 +193,9 @@ def test_in_an_object_store_every_entry_is_an_object_that_stays(store, query, ke
 def test_where_neither_the_work_nor_its_entry_can_be_done_the_work_is_told_of(tmp_path):
     with pytest.raises(RunProblem, match=r"^The store is away\.") as caught, audited(tmp_path / "gone", "pinned", {}):
         raise RunProblem("The store is away.", "storage/write")
-    assert "could not be written to its audit log" in caught.value.__notes__[0]
+    (note,) = caught.value.__notes__
+    assert "the entry 'pinned' could not be written to its audit log" in note
+    assert "need not" not in note
 
 
 def test_a_lock_that_is_not_given_back_is_not_waited_for_for_ever(tmp_path, monkeypatch):
