@@ -65,6 +65,41 @@ class TrainedReward:
         return check_scores(scores, len(sequences), self._name)
 
 
+def check_classifier(model: str) -> None:
+    """Raises UsageProblem where a Hugging Face model could not be a reward, as far as can be told without loading its
+    weights: its kind and number of labels, the files of a local directory, its tokenizer."""
+    from transformers import AutoModelForSequenceClassification
+
+    from models.build import check_weight_files, load_config
+
+    config = load_config(model)
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise UsageProblem(
+            f"reward model {model}: it is of type {config.model_type}, for which Transformers has no sequence "
+            "classifier.",
+            "model/kind",
+        )
+    if config.num_labels != 1:
+        raise UsageProblem(
+            f"reward model {model}: it gives {config.num_labels} numbers; a reward is one.", "reward/labels"
+        )
+    check_weight_files(model)
+    _tokenizer_of(model)
+
+
+def _tokenizer_of(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from models.build import LOAD_ERRORS
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except LOAD_ERRORS as error:
+        raise UsageProblem(
+            f"reward model {model}: its tokenizer does not load ({error}).", "model/tokenizer"
+        ) from error
+
+
 class HuggingFaceReward:
     """A Hugging Face sequence classifier with one label, which reads the texts through its own tokenizer.
 
@@ -82,9 +117,9 @@ class HuggingFaceReward:
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        from models.build import LOAD_ERRORS, context_length, load_pretrained
+        from models.build import context_length, load_pretrained
 
         self._name = f"reward model {model}"
         classifier: Any = load_pretrained(AutoModelForSequenceClassification, model, getattr(torch, dtype))
@@ -92,10 +127,7 @@ class HuggingFaceReward:
             raise UsageProblem(
                 f"{self._name}: it gives {classifier.config.num_labels} numbers; a reward is one.", "reward/labels"
             )
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        except LOAD_ERRORS as error:
-            raise UsageProblem(f"{self._name}: its tokenizer does not load ({error}).", "model/tokenizer") from error
+        self._tokenizer = _tokenizer_of(model)
         self._tokenizer.truncation_side = "left"
         own = template == "auto" and self._tokenizer.chat_template is not None
         self._template = None if own else PLAIN_TEMPLATE if template == "plain" else DIALOGUE_TEMPLATE
@@ -108,15 +140,12 @@ class HuggingFaceReward:
         self._device = device
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
-        """The token ids that this model reads for each prompt with its response."""
-        texts = [
-            self._tokenizer.apply_chat_template(
-                [*messages_of(prompt), {"role": "assistant", "content": response.strip()}],
-                chat_template=self._template,
-                tokenize=False,
-            )
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
+        """The token ids that this model reads for each prompt with its response.
+
+        Raises UsageProblem where the chat template refuses a conversation (some take no system message, or want users
+        and assistants to alternate).
+        """
+        texts = [self._conversation(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         if not texts:
             return []
         encoded = self._tokenizer(
@@ -126,6 +155,19 @@ class HuggingFaceReward:
             max_length=self._longest,
         )
         return encoded["input_ids"]
+
+    def _conversation(self, prompt: str, response: str) -> str:
+        import jinja2
+
+        messages = [*messages_of(prompt), {"role": "assistant", "content": response.strip()}]
+        try:
+            return self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False)
+        except jinja2.TemplateError as error:
+            raise UsageProblem(
+                f"{self._name}: its chat template refuses the prompt that begins {prompt.strip()[:60]!r} ({error}); "
+                "give reward.template=dialogue, or leave such prompts out.",
+                "model/chat-template",
+            ) from error
 
     def score(
         self, prompts: list[str], responses: list[str], prompt_tokens: Tokens, response_tokens: Tokens

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.function_reward import FunctionReward
 from actors.http_reward import HTTPReward
-from actors.network_rewards import HuggingFaceReward, TrainedReward
+from actors.network_rewards import HuggingFaceReward, TrainedReward, check_classifier
 from actors.reward_protocol import Reward
 from corpus.problems import UsageProblem
 from corpus.templates import TemplateName
@@ -109,10 +109,4 @@ def check_reward(settings: RewardSettings, has_environment: bool = True) -> None
         token_variable = settings.token_variable if has_environment else None
         HTTPReward(settings.url, 1, settings.timeout_s, settings.deadline_s, token_variable)
     if settings.model is not None:
-        from models.build import load_config
-
-        labels = load_config(settings.model).num_labels
-        if labels != 1:
-            raise UsageProblem(
-                f"reward model {settings.model}: it gives {labels} numbers; a reward is one.", "reward/labels"
-            )
+        check_classifier(settings.model)

@@ -13,7 +13,7 @@ from corpus.files import FileCorpusSettings
 from corpus.tokenising import TokenLimits
 from corpus.world import WorldSettings
 from learners.engine_settings import EngineSettings
-from learners.language_model_settings import LanguageModelSettings
+from learners.language_model_settings import LanguageModelSettings, SftEpoch
 from learners.optimizer import OptimizerSettings
 from learners.ppo_settings import PpoSettings
 from learners.ranks import Placement
@@ -105,6 +105,11 @@ class CollectSettings(_Slice):
 
     min_responses: int = Field(default=4, ge=2, description="Smallest K. InstructGPT: K = 4 to 9.")
     max_responses: int = Field(default=9, ge=2, description="Largest K. InstructGPT: K = 4 to 9.")
+    sampled_epoch: SftEpoch = Field(
+        default="best_validation",
+        description="The SFT epoch that answers: the one with the lowest validation loss, or the last. InstructGPT "
+        "says the SFT policies and not which; house default.",
+    )
     held_out_fraction: float = Field(
         default=0.1,
         gt=0,

@@ -35,7 +35,9 @@ class Summary(_Documented):
     seconds: dict[str, float] = Field(default={}, description="Seconds by stage, and of this command as 'command'.")
     report: str | None = Field(default=None, description="Path of the report inside the run directory; null: none.")
     learned: bool | None = Field(
-        default=None, description="True where PPO beats SFT, raw and length-controlled, with intervals above 50 %."
+        default=None,
+        description="True where PPO beats SFT by the gold judge, raw and length-controlled, with intervals above 50 %; "
+        "false where it does not; null where the reward model alone says that it does.",
     )
     verdict: str | None = Field(default=None, description="The same as a sentence with its figures.")
     judge: str | None = Field(default=None, description="Whose scores decide: 'gold' or 'reward'.")

@@ -17,7 +17,8 @@ class Verdict:
 
     learned: bool | None
     """True: it wins, raw and length-controlled, with both 95 % intervals above 50 %, by the gold judge. False: it does
-    not. None: there was no comparison, or its only judge is the reward model, whose favour does not prove learning."""
+    not, by the gold judge or, without one, by the reward model. None: there was no comparison, or the only judge in its
+    favour is the reward model, which does not prove learning."""
 
     judge: Judge
     """Whose scores decide: the gold function where there is one."""

@@ -1,9 +1,14 @@
 """What a recipe says about one stage of language-model training. Kept apart from it, so that reading a recipe imports
 no torch."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from learners.optimizer import OptimizerSettings
+
+SftEpoch = Literal["best_validation", "last"]
+"""An epoch of SFT: the one with the lowest validation loss, or the last."""
 
 
 class LanguageModelSettings(BaseModel):
@@ -40,7 +45,7 @@ class LanguageModelSettings(BaseModel):
         ge=0,
         lt=1,
         description="Share of the sequences that are pretraining documents, mixed into every minibatch at random: "
-        "0.1 in InstructGPT's ppo-init (appendix C.4); counted in sequences, as the paper names no unit.",
+        "0.1 in InstructGPT's ppo-init (appendix C.3); counted in sequences, as the paper names no unit.",
     )
     keep_epochs: bool = Field(
         default=True,

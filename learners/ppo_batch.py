@@ -19,6 +19,7 @@ from objectives.kl import kl_per_token, sequence_kl
 from objectives.masks import masked_mean
 from objectives.normalise import Moments, whiten
 from objectives.rewards import scores_with_eos_rule, token_rewards
+from objectives.value import explained_variance
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,6 @@ def reward_batch(
     lengths = batch.response_lengths()
     penalty = rules.kl_coefficient * sequence_kl(kl, mask)
     errors, spread = Moments.of(returns - values, mask), Moments.of(returns, mask)
-    variance = spread.variance.item()
     return Rewards(
         advantages,
         returns,
@@ -168,7 +168,7 @@ def reward_batch(
             "response/length_std": lengths.std(correction=0).item(),
             "response/truncated_fraction": 1.0 - batch.ended.float().mean().item(),
             "val/num_eos_tokens": float(batch.ended.sum()),
-            "val/explained_variance": 1.0 - errors.variance.item() / variance if variance > 0 else float("nan"),
+            "val/explained_variance": explained_variance(errors, spread),
             "staleness/version_lag_mean": masked_mean(batch.version_lag, mask).item(),
             "staleness/version_lag_max": batch.version_lag[mask].max().item(),
         },

@@ -175,7 +175,11 @@ class _RewardModelTask:
         for batch in self._microbatches(minibatch):
             sequences, ranks, prompts = _flat(batch)
             scores = self._scorer.scores(sequences)
-            yield ranking_loss(scores, ranks, prompts, len(minibatch)) if batch else 0.0 * scores.sum()
+            yield self._loss(scores, ranks, prompts, len(minibatch)) if batch else 0.0 * scores.sum()
+
+    def _loss(self, scores: Tensor, ranks: Tensor, prompts: Tensor, rankings: int) -> Tensor:
+        ties_count = self._job.settings.normalised_by == "all_pairs"
+        return ranking_loss(scores, ranks, prompts, rankings, ties_count)
 
     def tokens(self, step: int) -> int:
         return sum(len(sequence) for ranking in self._minibatch(step) for sequence in ranking.sequences)
@@ -244,7 +248,7 @@ class _RewardModelTask:
                 counts = pair_counts(scores, ranks, prompts)
                 correct += float(counts.correct)
                 pairs += float(counts.pairs)
-                loss += float(ranking_loss(scores, ranks, prompts, len(self._validation)))
+                loss += float(self._loss(scores, ranks, prompts, len(self._validation)))
             done += len(batch) * self._worker.world_size
             reporter.report(done)
         correct, pairs, loss = sum_over_ranks(correct, pairs, loss)

@@ -103,7 +103,7 @@ def check_causal_lm(directory_or_name: str, context_tokens: int) -> None:
             "tokens.context_tokens and the stages' context_length.",
             "recipe/lengths",
         )
-    _check_weight_files(directory_or_name)
+    check_weight_files(directory_or_name)
     tokenizer = load_tokenizer(directory_or_name)
     rows, tokens = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
     if tokens > rows + (tokenizer.pad_token_id == rows):
@@ -253,8 +253,8 @@ def _residual_blocks(model: PreTrainedModel) -> Iterator[nn.Module]:
         yield from (attention[0], mlp[0])
 
 
-def _check_weight_files(directory_or_name: str) -> None:
-    """Of a local directory: there are safetensors files, and each is as long as its header says."""
+def check_weight_files(directory_or_name: str) -> None:
+    """Of a local directory: there are safetensors files, and each is as long as its header says; else UsageProblem."""
     directory = Path(directory_or_name)
     if not directory.is_dir():
         return

@@ -22,17 +22,21 @@ def ranking_loss(
     ranks: Int[Tensor, " rows"],
     prompts: Int[Tensor, " rows"],
     global_prompts: float,
+    ties_count: bool = True,
 ) -> Float[Tensor, ""]:
     """Σ over prompts of −1/C(K,2)·Σ log σ(r_better − r_worse), divided by the prompts of the GLOBAL batch.
 
     A row is a response: its score, its rank (0 best, equal is a tie), and which prompt it answers. All responses to a
-    prompt must be in the same call: its pairs are ONE batch element, whatever K. Tied pairs are dropped from the sum
-    but not from C(K,2): every untied pair of K responses weighs the same whatever else was tied, and a prompt whose
-    responses are all tied adds 0. (The paper drops ties and does not say how it then normalises.)
+    prompt must be in the same call: its pairs are ONE batch element, whatever K. Tied pairs are dropped from the sum,
+    and a prompt whose responses are all tied adds 0. The paper drops ties and does not say how it then normalises: with
+    `ties_count` C(K,2) still counts them, so that every untied pair of K responses weighs the same whatever else was
+    tied; without it the untied pairs alone are counted, so that every prompt that has one weighs the same.
     """
     better = _better(ranks, prompts)
-    responses = (prompts[:, None] == prompts[None, :]).sum(-1).to(scores.dtype)
-    pairs_of_prompt = (responses * (responses - 1) / 2).clamp(min=1.0)
+    together = (prompts[:, None] == prompts[None, :]).to(scores.dtype)
+    responses = together.sum(-1)
+    pairs = responses * (responses - 1) / 2 if ties_count else together @ better.to(scores.dtype).sum(-1)
+    pairs_of_prompt = pairs.clamp(min=1.0)
     losses = -F.logsigmoid(scores[:, None] - scores[None, :]) / pairs_of_prompt[:, None]
     return torch.where(better, losses, 0.0).sum() / global_prompts
 

@@ -9,7 +9,7 @@ from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
 from amenable.stages.data import validates
 from amenable.stages.sampling import load_into_generators, sample
-from amenable.stages.supervised import best_on_validation
+from amenable.stages.supervised import sft_epoch
 from corpus.world import Labeler, build_world
 
 
@@ -18,7 +18,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
     from corpus.schemas import read_table, write_table
 
     recipe = context.recipe
-    load_into_generators(context, best_on_validation(context), "sft")
+    load_into_generators(context, sft_epoch(context, recipe.collect.sampled_epoch), "sft")
     prompts = read_table(str(context.data("prompts-collect")), "prompts")
     rng = Random(f"{recipe.seed}/collect")
     sizes = [rng.randint(recipe.collect.min_responses, recipe.collect.max_responses) for _ in range(prompts.num_rows)]

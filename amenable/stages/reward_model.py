@@ -8,7 +8,7 @@ from amenable.json_files import write_json
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
 from amenable.stages.sampling import load_into_generators, load_reward, reward_scores, sample, start_actors
-from amenable.stages.supervised import LOGS, best_on_validation
+from amenable.stages.supervised import LOGS, sft_epoch
 
 
 def comparisons(context: Context, name: str) -> str:
@@ -34,7 +34,7 @@ def run_rm(context: Context, spec: StageSpec) -> Finished:
         directory=spec.directory,
         stored=context.run.stored,
         tracked=context.tracked(),
-        start=best_on_validation(context),
+        start=sft_epoch(context, recipe.rm.start_epoch),
         tokenizer=context.tokenizer,
         comparisons=Path(comparisons(context, "train")),
         comparisons_valid=Path(comparisons(context, "valid")),

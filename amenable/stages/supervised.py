@@ -3,7 +3,7 @@
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
 from amenable.stages.sampling import start_generators
-from learners.language_model_settings import LanguageModelSettings
+from learners.language_model_settings import LanguageModelSettings, SftEpoch
 from models.settings import TinyLlamaSettings
 
 LOGS = ("metrics.jsonl", "tensorboard")
@@ -61,8 +61,8 @@ def _train(
     return Finished([*exports, *(spec.directory / name for name in LOGS)], result)
 
 
-def best_on_validation(context: Context) -> str:
-    """The SFT epoch with the lowest validation loss: where the reward model starts and what collect samples from."""
+def sft_epoch(context: Context, which: SftEpoch) -> str:
+    """The directory of an SFT epoch that was exported."""
     exports = context.values(context.run.sft)["exports"]
     best = min(exports, key=lambda each: each.get("valid_loss", float("inf")))
-    return str(context.run.sft / best["directory"])
+    return str(context.run.sft / (best if which == "best_validation" else exports[-1])["directory"])

@@ -260,11 +260,3 @@ def constraint_wording(constraint: Constraint) -> str:
         "without": "without",
     }
     return f"{lead[constraint['type']]} {constraint['value']} ."
-
-
-_WORDINGS = {
-    "start": "start with",
-    "mood": "make it",
-    "place": "set it in the",
-    "without": "without",
-}

@@ -1,11 +1,14 @@
 """Networks that score: the numbers of transformers, whatever is scored beside, and what is refused."""
 
+import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from actors.network_rewards import HuggingFaceReward, TrainedReward
+from actors.network_rewards import HuggingFaceReward, TrainedReward, check_classifier
 from corpus.problems import UsageProblem
 from corpus.templates import encode_prompts, encode_responses
 from corpus.tokenising import train_bpe_tokenizer
@@ -121,3 +124,54 @@ def test_a_classifier_with_two_labels_is_refused(reward_export, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(UsageProblem, match="gives 2 numbers"):
         HuggingFaceReward(str(tmp_path), "auto", 4)
+
+
+def _without_weights(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def _cut_short(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _without_tokenizer(model: Path) -> None:
+    for file in model.glob("*token*"):
+        file.unlink()
+
+
+def _of_another_kind(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "clip_text_model", "num_labels": 1}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_without_weights, r"there is no \.safetensors file"),
+        (_cut_short, r"model\.safetensors is damaged"),
+        (_without_tokenizer, "its tokenizer does not load"),
+        (_of_another_kind, "has no sequence classifier"),
+    ],
+)
+def test_a_classifier_that_could_not_be_loaded_is_told_without_loading_it(reward_export, tmp_path, damage, says):
+    model = shutil.copytree(reward_export, tmp_path / "model")
+    check_classifier(str(model))
+    damage(model)
+    with pytest.raises(UsageProblem, match=says):
+        check_classifier(str(model))
+
+
+def test_a_chat_template_that_refuses_a_conversation_ends_in_a_sentence(reward_export, tmp_path):
+    model = shutil.copytree(reward_export, tmp_path / "model")
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system turn') }}"
+        "{% endif %}{{ message.content }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(model)
+    refused = "\n\nSystem: Be brief.\n\nHuman: hello\n\nAssistant:"
+    reward = HuggingFaceReward(str(model), "auto", 4)
+    assert reward.encode(["hello"], ["hi"])
+    with pytest.raises(UsageProblem, match=r"refuses the prompt that begins 'System: Be brief.* \(no system turn\)"):
+        reward.encode(["hello", refused], ["hi", "hi"])
+    assert HuggingFaceReward(str(model), "dialogue", 4).encode([refused], ["hi"])

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from actors.episodes import EPISODE
+from actors.role_reports import RoleReport, role_figures
 from amenable.summary import Summary
 from evaluation.results import SAMPLE_COLUMNS
 
@@ -30,10 +31,19 @@ def test_every_metric_that_is_written_is_listed_and_none_else():
     section = PAGE.partition("## metrics.jsonl")[2].partition("\n## ")[0]
     listed = {name for name in re.findall("`([^`]+)`", section) if METRIC.fullmatch(name)}
     written = written_metrics(path.read_text() for path in WRITERS)
-    # rm puts its names together: "valid/" and what _validate returns.
-    put_together = {"valid/accuracy", "valid/pairs"}
+    # rm puts its names together: "valid/" and what _validate returns; so do the figures of a role.
+    put_together = {"valid/accuracy", "valid/pairs", "memory/generators_bytes", "memory/scoring_bytes"}
     assert len(written) > 30
     assert listed - put_together == written
+
+
+def test_the_figures_of_each_role_are_listed():
+    began, now = RoleReport(0.0, 0.0, 0, 0.0, 0), RoleReport(1.0, 1.0, 1, 1.0, 1)
+    for role in ("generators", "scoring"):
+        names = role_figures(role, {"one": began}, {"one": now})
+        assert len(names) == 4
+        assert [name for name in names if f"`{name}`" not in PAGE] == []
+    assert [name for name in role_figures("players", {}, {"one": now}) if f"`{name}`" not in PAGE]
 
 
 def test_a_new_metric_would_be_seen():

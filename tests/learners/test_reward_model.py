@@ -81,6 +81,16 @@ def test_a_toy_ranking_is_learned_and_measured_on_held_out_comparisons(rm, worke
     json.dumps(results, allow_nan=False)
 
 
+def test_ties_count_in_the_loss_as_the_recipe_says(rm, worker):
+    losses = {}
+    for by in ("all_pairs", "untied_pairs"):
+        job = rm(directory=by, optimizer=OptimizerSettings(peak_lr=0.0), normalised_by=by)
+        train_reward_model(job, worker)
+        losses[by] = [row["loss"] for row in read_metrics(job.directory / "metrics.jsonl")]
+    assert all(untied >= counted - 1e-6 for counted, untied in zip(*losses.values(), strict=True))
+    assert sum(losses["untied_pairs"]) > sum(losses["all_pairs"]) + 1e-3
+
+
 def test_without_learning_it_stays_near_chance(rm, worker):
     results = train_reward_model(rm(optimizer=OptimizerSettings(peak_lr=0.0)), worker)
     assert 0.2 < results["valid_accuracy"] < 0.8

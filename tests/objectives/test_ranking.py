@@ -9,16 +9,20 @@ from hypothesis import strategies as st
 from objectives.ranking import pair_counts, ranking_loss
 
 
-def independent_loss(scores: list[float], ranks: list[int], prompts: list[int], global_prompts: int) -> float:
+def independent_loss(
+    scores: list[float], ranks: list[int], prompts: list[int], global_prompts: int, ties_count: bool
+) -> float:
     """The paper's formula prompt by prompt and pair by pair."""
     total = 0.0
     for prompt in set(prompts):
         rows = [i for i, p in enumerate(prompts) if p == prompt]
-        for i, j in itertools.combinations(rows, 2):
+        pairs = list(itertools.combinations(rows, 2))
+        counted = len(pairs) if ties_count else sum(ranks[i] != ranks[j] for i, j in pairs)
+        for i, j in pairs:
             if ranks[i] != ranks[j]:
                 better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
                 probability = 1 / (1 + math.exp(-(scores[better] - scores[worse])))
-                total -= math.log(probability) / math.comb(len(rows), 2)
+                total -= math.log(probability) / counted
     return total / global_prompts
 
 
@@ -37,12 +41,18 @@ def rankings(draw):
     return [[values[i] for i in order] for values in (scores, ranks, prompts)]
 
 
-@given(rankings())
+@given(rankings(), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_it_equals_an_independent_loop_over_pairs_ties_and_row_order_included(ranking):
+def test_it_equals_an_independent_loop_over_pairs_ties_and_row_order_included(ranking, ties_count):
     scores, ranks, prompts = ranking
-    loss = ranking_loss(torch.tensor(scores), torch.tensor(ranks), torch.tensor(prompts), 7)
-    assert loss.item() == pytest.approx(independent_loss(scores, ranks, prompts, 7), abs=1e-5)
+    loss = ranking_loss(torch.tensor(scores), torch.tensor(ranks), torch.tensor(prompts), 7, ties_count)
+    assert loss.item() == pytest.approx(independent_loss(scores, ranks, prompts, 7, ties_count), abs=1e-5)
+
+
+def test_without_tied_pairs_in_the_count_a_tie_makes_the_other_pairs_weigh_more():
+    scores, ranks, prompts = torch.tensor([2.0, 1.0, 1.0]), torch.tensor([0, 1, 1]), torch.zeros(3, dtype=torch.long)
+    counted, untied = (ranking_loss(scores, ranks, prompts, 1, ties_count).item() for ties_count in (True, False))
+    assert untied == pytest.approx(counted * 3 / 2)
 
 
 @given(rankings())
