@@ -153,8 +153,8 @@ class PpoSettings(BaseModel):
         default=None,
         gt=0,
         description="Most seconds from lease to acceptance of a batch's slowest episode; beyond it the run stops. "
-        "None: logged only, because a slow episode is no wrong one: lease_s has it generated again, and batch_deadline_s "
-        "ends a run whose batch never comes. House option; off.",
+        "None: logged only, because a slow episode is no wrong one: lease_s has it generated again, and "
+        "batch_deadline_s ends a run whose batch never comes. House option; off.",
     )
     evaluate_every: int = Field(
         default=25, ge=1, description="Updates between samples of held-out prompts under the EMA policy. House default."
