@@ -374,6 +374,16 @@ SYMPTOMS = (
                 "Use one dtype for both; see [reliability.md](reliability.md).",
             ),
             Code(
+                "ppo/off-policy",
+                "The weights that wrote a batch are too far from the learner's.",
+                "Lower `ppo.max_staleness` or the learning rate.",
+            ),
+            Code(
+                "ppo/straggler",
+                "An episode took longer than the bound that the recipe sets.",
+                "Look at the generator that wrote it.",
+            ),
+            Code(
                 "episodes/deadline",
                 "Episodes of a batch did not come in time.",
                 "The sentence says who owes them; raise `ppo.batch_deadline_s` where that is only slow.",

@@ -37,7 +37,7 @@ from learners.exported_figures import ExportedFigures
 from learners.metrics import MetricsLog
 from learners.ppo_batch import RewardRules, episode_batch, reward_batch
 from learners.ppo_held_out import HeldOutEvaluations
-from learners.ppo_mismatch import default_bound, mismatch, refuse_beyond
+from learners.ppo_mismatch import default_bound, mismatch, refuse_beyond, refuse_straggler
 from learners.ppo_networks import export_policy, export_value, load_policy, load_value
 from learners.ppo_publication import Publisher, made_up_sequence
 from learners.ppo_settings import PpoSettings
@@ -93,8 +93,9 @@ def train_ppo(job: PpoJob, worker: Worker) -> dict[str, Any]:
     Results are the same on every rank but for times and memory, its own, and `best`, which rank 0 alone knows.
 
     Raises Interrupted, after a checkpoint, where asked to stop; RunProblem, after a checkpoint too, where engine and
-    learner disagree, a batch or a publication is late, or held-out prompts are not answered; and RunProblem where a
-    loss is not finite: in the midst of an update there is nothing whole to save, so that the last checkpoint counts.
+    learner disagree or are too far apart, a batch, an episode or a publication is late, or held-out prompts are not
+    answered; and RunProblem where a loss is not finite: in the midst of an update there is nothing whole to save, so
+    that the last checkpoint counts.
     """
     with process_group():
         policy = Engine(PolicyModel(load_policy(job.policy)), job.engine, job.settings.policy, job.seed)
@@ -252,12 +253,13 @@ class _PpoLoop:
         mark = time.monotonic()
         table = self._take(progress.update)
         waited, mark = time.monotonic() - mark, time.monotonic()
-        batch = episode_batch(table, progress.attempt, progress.update)
+        batch, straggler_s = episode_batch(table, progress.update), _straggler_age(table)
         old_values = self._update.values(batch)
         old_logprobs = self._update.logprobs(batch) if settings.old_logprobs == "recomputed" else None
         apart = mismatch(self._update, batch, progress.update, old_logprobs, self._job.kv_kept)
         with self._saving_what_is_trained():
-            refuse_beyond(self._batch_bound, apart, progress.update)
+            refuse_beyond(self._batch_bound, settings.min_effective_sample_size, apart, progress.update)
+            refuse_straggler(settings.straggler_bound_s, straggler_s, progress.update)
         self._publisher.probe_with(table)
         old_logprobs = batch.behaviour_logprobs if old_logprobs is None else old_logprobs
         rewards = reward_batch(batch, old_logprobs, old_values, self._rules.with_coefficient(progress.kl_coefficient))
@@ -285,7 +287,7 @@ class _PpoLoop:
             "time/train": time.monotonic() - mark,
             "throughput/tokens_per_second": tokens / (time.monotonic() - mark + prepared),
             "memory/learner_bytes": float(peak_memory_bytes()),
-            "staleness/straggler_age_seconds": _straggler_age(table),
+            "staleness/straggler_age_seconds": straggler_s,
         }
 
     @contextmanager

@@ -56,8 +56,12 @@ class EpisodeBatch:
         return self.mask.sum(-1).float()
 
 
-def episode_batch(table: pa.Table, attempt: int, update: int) -> EpisodeBatch:
-    """The batch of an episode table, for a learner whose weights are version (`attempt`, `update`)."""
+def episode_batch(table: pa.Table, update: int) -> EpisodeBatch:
+    """The batch of an episode table, for a learner whose weights are those of `update`.
+
+    Weights of that update are the learner's own whichever attempt published them: an episode that was accepted before a
+    restart is of the checkpoint's weights, and the stream has none of weights that were rolled back.
+    """
     prompts = [row.tolist() for row in list_values(table["prompt_tokens"])]
     responses = [row.tolist() for row in list_values(table["response_tokens"])]
     sequences = sequence_batch(prompts, responses)
@@ -68,7 +72,7 @@ def episode_batch(table: pa.Table, attempt: int, update: int) -> EpisodeBatch:
     for row, (prompt, row_spans) in enumerate(zip(prompts, spans, strict=True)):
         for span in row_spans:
             columns = slice(len(prompt) - 1 + span["start"], len(prompt) - 1 + span["end"])
-            own[row, columns] = (span["attempt"], span["update"]) == (attempt, update)
+            own[row, columns] = span["update"] == update
             lag[row, columns] = update - span["update"]
     return EpisodeBatch(
         sequences=sequences,

@@ -141,6 +141,22 @@ class PpoSettings(BaseModel):
         "the run stops. None: in float32 1e-4 on an update's first minibatch at staleness 0 (measured: 4e-6 to 4e-5), "
         "1e-3 elsewhere (the probe; recomputed log-probs, of the whole batch), 1.0 where either computes in bfloat16.",
     )
+    min_effective_sample_size: float | None = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Least effective sample size of a batch, as a share of its tokens, before its first step "
+        "(staleness/effective_sample_size); below it the run stops. It is 1, up to rounding, where the learner's own "
+        "weights wrote the tokens; at 0.1 an update would rest on no more than a tenth of them. None: logged only. "
+        "House default.",
+    )
+    straggler_bound_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Most seconds from lease to acceptance of a batch's slowest episode; beyond it the run stops. "
+        "None: logged only, because a slow episode is no wrong one: lease_s has it generated again, and "
+        "batch_deadline_s ends a run whose batch never comes. House option; off.",
+    )
     evaluate_every: int = Field(
         default=25, ge=1, description="Updates between samples of held-out prompts under the EMA policy. House default."
     )

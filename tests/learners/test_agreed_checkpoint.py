@@ -41,7 +41,7 @@ def test_where_both_find_the_same_it_is_loaded(tmp_path, other):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (
+        (lambda own: (own[0], "another", False), "step-00000003-1, rank 1 from one of that name with other files"),
             lambda own: (own[0], "another", False),
             "from .*step-00000003-1, rank 1 from one of that name with other files",
         ),

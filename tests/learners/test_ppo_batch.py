@@ -62,7 +62,7 @@ def table(*episodes: dict) -> pa.Table:
 
 @pytest.fixture
 def batch() -> EpisodeBatch:
-    return episode_batch(table(*EPISODES), attempt=1, update=4)
+    return episode_batch(table(*EPISODES), update=4)
 
 
 def test_a_column_speaks_of_the_token_after_it(batch):
@@ -90,14 +90,15 @@ def test_version_lag_is_counted_token_by_token(batch):
     assert figures["staleness/version_lag_max"] == 1
 
 
-def test_weights_of_an_earlier_attempt_are_not_the_learners_own_though_their_update_is():
-    batch = episode_batch(table(*EPISODES), attempt=2, update=4)
-    assert not batch.own_version.any()
+def test_weights_of_an_update_are_the_learners_own_whichever_attempt_published_them(batch):
+    earlier = [{**row, "version_spans": [(0, *span[1:]) for span in row["version_spans"]]} for row in EPISODES]
+    assert batch.own_version.any()
+    assert torch.equal(episode_batch(table(*earlier), update=4).own_version, batch.own_version)
 
 
 def test_a_slice_of_a_longer_table_in_several_chunks_reads_the_same(batch):
     longer = pa.concat_tables([table(EPISODES[1], EPISODES[0]), table(EPISODES[1])])
-    cut = episode_batch(longer.slice(1, 2), attempt=1, update=4)
+    cut = episode_batch(longer.slice(1, 2), update=4)
     assert torch.equal(cut.sequences.tokens, batch.sequences.tokens)
     assert torch.equal(cut.behaviour_logprobs, batch.behaviour_logprobs)
     assert torch.equal(cut.version_lag, batch.version_lag)

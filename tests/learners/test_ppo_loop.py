@@ -514,6 +514,9 @@ def test_with_staleness_1_batches_are_one_update_old_and_never_older(run):
     # no token of such a batch is of the learner's own version: engine and learner are compared by the probe alone
     assert "mismatch/max_abs_log_ratio" in stale.metrics()[0]
     assert "mismatch/max_abs_log_ratio" not in stale.metrics()[1]
+    sizes = [row["staleness/effective_sample_size"] for row in stale.metrics()]
+    assert sizes[0] == pytest.approx(1, abs=1e-6)
+    assert all(0.1 < size < 1 - 1e-5 for size in sizes[1:])
     assert all(0 <= row["mismatch/probe_nats"] <= 1e-4 for row in stale.metrics())
 
 
@@ -523,6 +526,39 @@ def test_every_publication_is_probed_with_real_sequences_once_there_are_some_and
     each.train()
     assert each.conductor.probed == [1, 4, 4, 4]
     assert all("sync/publish_seconds" in row for row in each.metrics())
+
+
+def test_a_batch_too_far_from_the_learner_ends_the_run_before_it_is_trained(run):
+    stale = run(max_staleness=1, min_effective_sample_size=1.0 - 1e-5)
+    with pytest.raises(RunProblem, match="at update 2 the effective sample size is"):
+        stale.train()
+    assert [row["step"] for row in stale.metrics()] == [1]
+    [path] = checkpoint.list_complete(stale.directory / "checkpoints")
+    assert path.name == "step-00000001-1"
+
+
+def test_an_episode_slower_than_the_bound_ends_the_run(run):
+    with pytest.raises(RunProblem, match="the slowest episode of update 1 took"):
+        run(straggler_bound_s=1e-9).train()
+
+
+def test_what_was_accepted_before_a_stop_is_compared_after_it(run):
+    stopped = run()
+
+    def skewed_from_batch_2_on(each: Run) -> None:
+        wait_at(2)(each)
+        publish = each.conductor.publish
+
+        async def skewing(attempt: int, update: int, *rest):
+            each.conductor.skew = 0.02 if update == 2 else 0.0
+            return await publish(attempt, update, *rest)
+
+        each.conductor.publish = skewing
+
+    with pytest.raises(Interrupted, match="ppo, update 2 of 4"):
+        stopped.train(stop_after=3, spoil=skewed_from_batch_2_on)
+    with pytest.raises(RunProblem, match=r"at update 3 engine and learner disagree .* by 0\.02"):
+        stopped.train()  # the engine is right again, but half of the batch was written before
 
 
 def test_an_engine_that_disagrees_with_the_learner_ends_the_run_beyond_the_bound(run):

@@ -115,7 +115,7 @@ def learner(
     value = Engine(ScalarHeadModel(llama(1).model, seed=2), engine, optimizer, 1)
     order = PretrainingOrder(pretraining, 3, 8) if pretraining is not None else None
     update = PpoUpdate(policy, value, chosen, 0.7, budget, 5, order)
-    batch = episode_batch(episodes(rows), 0, 0)
+    batch = episode_batch(episodes(rows), 0)
     batch = dataclasses.replace(batch, behaviour_logprobs=update.logprobs(batch))
     old_values = update.values(batch)
     return Learner(update, batch, reward_batch(batch, batch.behaviour_logprobs, old_values, rules), old_values)
