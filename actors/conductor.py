@@ -35,6 +35,7 @@ from actors.failures import Problem, actor_names, dead_actor, plain_problem
 from actors.generator import ScoringPools, Work
 from actors.held_out import HeldOut, held_out_means
 from actors.publication import Probe, Publication, Published
+from actors.role_reports import peak_bytes
 from actors.settings import FleetSettings, SamplingSettings
 from actors.stage_fleet import REPORT_PATIENCE_S, Fellowship, StageFleet
 from actors.telemetry import Telemetry
@@ -93,6 +94,7 @@ class Conductor:
         self._refitting = asyncio.Lock()
         """Held by whoever loads weights into generators: nobody joins in the midst of a publication."""
         self._present: Published | None = None
+        self._driver_memory: dict[str, float] = {}
         self._evaluating = asyncio.Lock()
         self._sampled_until: dict[str, float] = {}
         """By generator: when it last came to the end of held-out samples (monotonic clock); infinite under way."""
@@ -129,6 +131,10 @@ class Conductor:
         failure = self._fleet.failure = self._fleet.failure or told
         self._fleet.notify()
         await self._within(self._stream.fail.remote(failure), "the episode stream", "take note of a failure")
+
+    async def hear_of_driver(self, memory_bytes: int) -> None:
+        """The driver says how much memory it has had at most."""
+        self._driver_memory = {"memory/driver_bytes": float(memory_bytes)}
 
     async def broke(self, name: str, problem: Problem) -> None:
         """The engine of a generator that calls itself `name` has failed for a reason that another process may not meet:
@@ -172,7 +178,8 @@ class Conductor:
         roles = await self._fleet.reports()
         stored = await of_each({"weight store": self._store.figures.remote()}, REPORT_PATIENCE_S)
         await self._fleet.tell_workers(attempt, update, seconds)
-        return present.outcome(seconds, roles | self._fleet.figures() | stored.found.get("weight store", {}))
+        memory = self._driver_memory | {"memory/conductor_bytes": float(peak_bytes())}
+        return present.outcome(seconds, roles | self._fleet.figures() | memory | stored.found.get("weight store", {}))
 
     def _refuse_older(self, attempt: int, update: int) -> None:
         present = self._present.version if self._present is not None else None

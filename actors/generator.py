@@ -45,6 +45,12 @@ log = logging.getLogger(__name__)
 LEASE_WAIT_S = 20.0
 """How long one lease call waits at the stream before it is renewed."""
 
+CALLS = 16
+"""Calls that are carried out at once."""
+
+COMMANDS = 2 * CALLS
+"""Commands that may wait for the engine: one of each call, and a lease that was granted. One more is a mistake."""
+
 ENGINE_DEADLINE_S = 1800.0
 """Seconds without the end of a step or a command after which whoever waits for the engine is told: above the longest
 start, load or step. Callers have deadlines of their own for the whole."""
@@ -53,7 +59,7 @@ FETCH_DEADLINE_S = 300.0
 """Seconds for a snapshot to come out of the object store."""
 
 
-@ray.remote(num_cpus=1, max_concurrency=16, concurrency_groups={"health": 1})  # pyright: ignore[reportCallIssue]
+@ray.remote(num_cpus=1, max_concurrency=CALLS, concurrency_groups={"health": 1})  # pyright: ignore[reportCallIssue]
 class RolloutGenerator:
     """One engine. Run-agnostic: weights and work are given to it."""
 
@@ -63,7 +69,7 @@ class RolloutGenerator:
         self._settings = settings
         self._engine: RolloutEngine | None = None
         self._tokenizer: Any = None
-        self._commands: queue.Queue[tuple[str, Callable[[], Any], Future[Any]]] = queue.Queue()
+        self._commands: queue.Queue[tuple[str, Callable[[], Any], Future[Any]]] = queue.Queue(COMMANDS)
         self._exclusive: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._work: Work | None = None
         self._delivery = Delivery(name)
@@ -153,7 +159,7 @@ class RolloutGenerator:
 
     def _do(self, kind: str, command: Callable[[], Any], what: str) -> Any:
         answer: Future[Any] = Future()
-        self._commands.put((kind, command, answer))
+        self._commands.put_nowait((kind, command, answer))
         return self._await(answer, what)
 
     def _await(self, answer: "Future[Any]", what: str) -> Any:
@@ -354,7 +360,9 @@ class RolloutGenerator:
             return
         self._leasing = True
         future = work.stream.lease.remote(self._name, chunks, LEASE_WAIT_S).future()
-        future.add_done_callback(lambda done: self._commands.put(("own", lambda: self._admit(done, work), Future())))
+        future.add_done_callback(
+            lambda done: self._commands.put_nowait(("own", lambda: self._admit(done, work), Future()))
+        )
 
     def _is_confirmed(self) -> bool:
         loaded = self._current[1] if self._current is not None else None

@@ -21,16 +21,21 @@ class RoleReport:
     peak_bytes: int
 
 
+def peak_bytes() -> int:
+    """The most memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def report_now(busy_s: float, tokens: int) -> RoleReport:
     """The report of this process, which has been at work for `busy_s` and has handled `tokens`, and of the processes
     below it, such as those of a divided engine; of those it has the memory of now for the peak."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s, peak_bytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    cpu_s, memory_bytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
     for each in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess), each.oneshot():
             times = each.cpu_times()
-            cpu_s, peak_bytes = cpu_s + times.user + times.system, peak_bytes + each.memory_info().rss
-    return RoleReport(time.time(), busy_s, tokens, cpu_s, peak_bytes)
+            cpu_s, memory_bytes = cpu_s + times.user + times.system, memory_bytes + each.memory_info().rss
+    return RoleReport(time.time(), busy_s, tokens, cpu_s, memory_bytes)
 
 
 def role_figures(role: str, before: Mapping[str, RoleReport], now: Mapping[str, RoleReport]) -> dict[str, float]:

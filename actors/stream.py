@@ -32,6 +32,7 @@ from actors.exported_metrics import (
 )
 from actors.failures import Problem
 from actors.ledger import Counts, Ledger
+from actors.role_reports import peak_bytes
 from actors.telemetry import Telemetry
 from corpus import logs
 from corpus.problems import RunProblem, code_in_traceback
@@ -286,7 +287,7 @@ class EpisodeStream:
         self._wake_learners()
 
     async def counts(self) -> dict[str, float]:
-        """The episodes that wait, and what the ledger has counted, in slots, over all attempts."""
+        """The episodes that wait, what the ledger has counted, in slots, over all attempts, and peak memory."""
         every = self._counted()
         for outcome in OUTCOMES:
             self._telemetry.count_to(STREAM_SLOTS, getattr(every, outcome), outcome=outcome)
@@ -304,6 +305,7 @@ class EpisodeStream:
             "stream/refused": every.refused,
             "stream/trained": every.trained,
             "stream/discarded": every.discarded,
+            "memory/stream_bytes": float(peak_bytes()),
         }
 
     def _counted(self) -> Counts:

@@ -16,6 +16,7 @@ import ray
 from actors.exported_metrics import STORE_SNAPSHOT, STORE_UPDATE, STORE_WRITE_FAILURES
 from actors.newest_only import NewestOnly
 from actors.published import PublishedFiles, PublishedSnapshot, read_published
+from actors.role_reports import peak_bytes
 from actors.snapshot_files import SnapshotFiles, Version
 from actors.stored_snapshots import StoredRun, StoredSnapshots
 from actors.stored_snapshots import told as told_of_store
@@ -102,11 +103,13 @@ class WeightStore:
         return not self._to_disk.is_busy and not (self._to_store is not None and self._to_store.is_busy)
 
     def figures(self) -> dict[str, float]:
-        """Metrics of the object store that keeps the run: snapshots that are there since the stage began, and those
-        that did not arrive; nothing of any other run."""
-        if self._stored is None or self._to_store is None:
-            return {}
-        return {"published/stored": float(self._stored.saved), "published/failed": float(self._to_store.failed)}
+        """Metrics: the memory of this process and, where an object store keeps the run, snapshots that are there since
+        the stage began, and those that did not arrive."""
+        figures = {"memory/weight_store_bytes": float(peak_bytes())}
+        if self._stored is not None and self._to_store is not None:
+            figures["published/stored"] = float(self._stored.saved)
+            figures["published/failed"] = float(self._to_store.failed)
+        return figures
 
     def _keep(self, snapshot: Snapshot) -> Any:
         reference = ray.put(snapshot)  # owned here: a learner's death would lose what it had put itself

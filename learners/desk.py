@@ -7,6 +7,7 @@ earlier one still says: a rank that was thought dead and lives on learns it ther
 import asyncio
 import contextlib
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,10 @@ from learners.worker import Progress
 
 DESK_DEADLINE_S = 120.0
 """Seconds in which the desk answers a call. It only passes things on, but its process has to start among all others."""
+
+
+PROGRESS_KEPT = 64
+"""Reports of progress, the newest, that wait for a driver which does not look."""
 
 
 class Superseded(RunProblem):
@@ -108,7 +113,7 @@ class Desk:
         self._job: Ordered | None = None
         self._closed = False
         self._stop = False
-        self._progress: list[Progress] = []
+        self._progress: deque[Progress] = deque(maxlen=PROGRESS_KEPT)
         self._outcome: Outcome | None = None
         self._outcome_of = 0
         self._held: Outcome | None = None
@@ -140,7 +145,7 @@ class Desk:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), wait_s)
         news = News(
-            self._progress,
+            list(self._progress),
             self._outcome,
             self._incarnation,
             dict(self._processes),
@@ -148,7 +153,8 @@ class Desk:
             self._losses,
             self._notes,
         )
-        self._progress, self._losses, self._notes = [], [], []
+        self._progress.clear()
+        self._losses, self._notes = [], []
         return news
 
     async def stop_job(self) -> None:
@@ -199,7 +205,8 @@ class Desk:
         """A new incarnation's number; called by its rank 0. From now on the one before is refused."""
         self._incarnation += 1
         self._is_lost = False
-        self._processes, self._beats, self._progress = {}, {}, []
+        self._processes, self._beats = {}, {}
+        self._progress.clear()
         self._held, self._saved_at = None, ""
         self._notify()
         return self._incarnation

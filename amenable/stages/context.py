@@ -84,8 +84,11 @@ class Context:
         """Context of the engines: the longest prompt and response together."""
         return self.recipe.tokens.max_prompt_tokens + self.recipe.sampling.max_response_tokens
 
-    def learn(self, run: Callable[..., dict[str, Any]], job: Any) -> dict[str, Any]:
-        """Run a job on the learner group, showing its progress; raises Interrupted where a stop was asked for."""
+    def learn(
+        self, run: Callable[..., dict[str, Any]], job: Any, meanwhile: Callable[[], object] = lambda: None
+    ) -> dict[str, Any]:
+        """Run a job on the learner group, showing its progress; `meanwhile` is called at every sign of it. Raises
+        Interrupted where a stop was asked for."""
         from learners.worker import Interrupted, Progress
 
         def show(progress: Progress) -> None:
@@ -93,6 +96,7 @@ class Context:
             self.progress.update(progress.done, progress.total, progress.unit, values)
             if SERVING in progress.values:
                 self.crew.generators_serve(round(progress.values[SERVING]))
+            meanwhile()
 
         try:
             return self.crew.ready_learners().run(run, job, show, interruption.requested)

@@ -31,6 +31,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
     from actors.fleet import share_of
     from actors.generator import Work
     from actors.recruits import Call
+    from actors.role_reports import peak_bytes
     from actors.stream import EpisodeStream, StreamPlan
     from actors.weight_store import WeightStore
     from corpus.schemas import read_table
@@ -122,7 +123,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
         held_out=HeldOut(held_out, 1, recipe.seed + 7, gold_total if recipe.synthetic else None),
     )
     try:
-        result = context.learn(train_ppo, job)
+        result = context.learn(train_ppo, job, lambda: conductor.hear_of_driver.remote(peak_bytes()))
         asked = {"the conductor": conductor.survivors.remote()}
         context.crew.keep_only(context.crew.wait_for(asked, "the conductor to say who is left")["the conductor"])
         settle(context, store)

@@ -43,6 +43,18 @@ def test_publications_do_not_overtake_each_other(play):
     assert each.stream.admitted == [(0, 0), (0, 1)]
 
 
+def test_a_publication_says_the_memory_of_conductor_weight_store_and_driver(play):
+    async def scene(each: Cast) -> None:
+        assert "memory/driver_bytes" not in (await each.publish(0)).roles
+        await each.conductor.hear_of_driver(7 << 20)
+        roles = (await each.publish(1)).roles
+        assert roles["memory/driver_bytes"] == 7 << 20
+        assert roles["memory/conductor_bytes"] > 10 << 20
+        assert roles["memory/weight_store_bytes"] > 10 << 20
+
+    play(scene)
+
+
 def test_a_publication_of_an_attempt_that_is_over_comes_into_no_engine(play):
     async def scene(each: Cast) -> None:
         newer = pack({"weight": torch.ones(3)}, (2, 0))

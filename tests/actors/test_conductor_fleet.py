@@ -212,7 +212,7 @@ def test_a_start_that_fails_for_a_reason_that_nobody_foresaw_is_made_again_once(
         assert each.stream.failures == []
         each.generators["two"].dead = True
         await until(lambda: each.stream.failures)
-        assert str(each.stream.failures[0]) == "two could not be made: MemoryError."
+        assert str(each.stream.failures[0]) == "two could not be made: MemoryError"
         assert len(spec.made["two"]) == 2
 
     play(scene, settings=QUICK, specs={"generators": spec})

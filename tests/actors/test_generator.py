@@ -1,5 +1,6 @@
 """The generator's thread with a stand-in engine: what may interrupt what, and what outlives what."""
 
+import queue
 import re
 import threading
 import time
@@ -427,6 +428,21 @@ def test_whoever_waits_for_an_engine_that_stands_still_is_told(made, monkeypatch
     with pytest.raises(RunProblem, match=r"^Waited for weights 0\.1 to be loaded of g, whose engine"):
         generator.load("weights", "0.1")
     assert time.monotonic() - began < 30
+    engine.stuck = False
+
+
+def test_commands_beyond_those_of_all_calls_are_refused(made):
+    generator, engine = made
+    engine.stuck = True
+    place = Place()
+    generator.work(work(place))
+    place.grant(chunk())
+    until(lambda: engine.pending == 2)
+    time.sleep(0.05)
+    for _ in range(module.COMMANDS):
+        generator._commands.put_nowait(("between", lambda: None, Future()))
+    with pytest.raises(queue.Full):
+        generator.load("weights", "0.1")
     engine.stuck = False
 
 

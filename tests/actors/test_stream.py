@@ -188,6 +188,7 @@ def test_a_second_delivery_changes_nothing(start):
     assert stream.deliver(one) == 0  # later still: its batch is in the weights
     counts = stream.counts()
     assert (counts["stream/duplicates"], counts["stream/accepted_waiting"]) == (4, 0)
+    assert counts["memory/stream_bytes"] > 10 << 20
 
 
 def test_an_expired_lease_is_given_to_another_and_the_first_to_deliver_counts(start):

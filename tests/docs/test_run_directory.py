@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "run-directory.md").read_text()
 KINDS = "published|objective|response|policy|loss|val|valid|staleness|mismatch|sync|time|throughput|memory|stream|eval"
 METRIC = re.compile(rf"(?:{KINDS})/[a-z_]+")
-WRITERS = [*(ROOT / "learners").glob("*.py"), *(ROOT / "actors" / name for name in ("stream.py", "weight_store.py"))]
+ACTORS = ("conductor.py", "stream.py", "weight_store.py")
+WRITERS = [*(ROOT / "learners").glob("*.py"), *(ROOT / "actors" / name for name in ACTORS)]
 
 
 def written_metrics(sources: Iterable[str]) -> set[str]:

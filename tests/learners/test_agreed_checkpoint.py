@@ -42,9 +42,6 @@ def test_where_both_find_the_same_it_is_loaded(tmp_path, other):
     ("change", "told"),
     [
         (lambda own: (own[0], "another", False), "step-00000003-1, rank 1 from one of that name with other files"),
-            lambda own: (own[0], "another", False),
-            "from .*step-00000003-1, rank 1 from one of that name with other files",
-        ),
         (lambda own: ("no checkpoint", "", False), "from .*step-00000003-1, rank 1 from no checkpoint"),
         (lambda own: ("no checkpoint", "", True), "Rank 1 of the learners could not read the checkpoints"),
     ],

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from learners.desk import Beat, Desk, Loss, News, Ordered, Outcome, Process, Superseded
+from learners.desk import PROGRESS_KEPT, Beat, Desk, Loss, News, Ordered, Outcome, Process, Superseded
 from learners.worker import Progress
 
 PROCESS = Process("node", 1, "100")
@@ -136,3 +136,14 @@ def test_a_job_that_went_on_elsewhere_is_not_ended_by_where_it_had_saved():
     assert news.outcome is None
     [note] = news.notes
     assert note.startswith("learners saved at ppo, update 3 of 9: their machine is about to be taken away")
+
+
+def test_of_progress_that_nobody_fetches_the_newest_is_kept():
+    async def story(desk: Any) -> None:
+        for done in range(PROGRESS_KEPT + 5):
+            await desk.report(1, Progress("toy", done, 100, "steps"))
+
+    desk = desk_of()
+    asyncio.run(story(desk))
+    assert [each.done for each in news_of(desk).progress] == list(range(5, PROGRESS_KEPT + 5))
+    assert news_of(desk).progress == []
