@@ -390,8 +390,9 @@ def test_the_job_of_the_manifest_finishes_with_its_roles_on_the_workers_and_is_a
     assert "succeeded" in state.stdout, (state.stdout, cluster.submitter.log.read_text()[-4000:])
 
     assert seen["driver"] == {HEAD}
-    working = [seen[role] for role in ("RayTrainWorker", "RolloutGenerator", "ScoringWorker")]
-    assert set.union(*working) == set(cluster.workers)
+    working = set.union(*(seen[role] for role in ("RayTrainWorker", "RolloutGenerator", "ScoringWorker")))
+    assert working <= set(cluster.workers)
+    assert len(working) > 1  # at work at once, with a CPU each: no pod has room for all three
     assert [entry.asked["submission_id"] for entry in audit_log.read(cluster.run)[0] if entry.action == "began"] == [
         JOB
     ]
