@@ -99,11 +99,6 @@ def parse_version(label: str) -> tuple[int, int]:
     return int(attempt), int(update)
 
 
-def oldest_updates(episodes: pa.RecordBatch | pa.Table) -> list[int]:
-    """The updates of `oldest_weights`."""
-    return [update for _, update in oldest_weights(episodes)]
-
-
 def oldest_weights(episodes: pa.RecordBatch | pa.Table) -> list[tuple[int, int]]:
     """(attempt, update) of the oldest weights that wrote a token of each episode (every response has a token)."""
     spans_of_each = episodes.column("version_spans").to_pylist()

@@ -114,6 +114,7 @@ def test_whoever_waits_for_a_batch_hears_why_it_cannot_be_scored(ray_session, ca
     taking = stream.take.remote(0, 600.0, 0)
     began = time.monotonic()
     generator.load("weights", "0.0")
+    generator.confirm("0.0")
     generator.work(work)
     problem = raised(ray_session, taking)
     assert time.monotonic() - began < WAIT_S / 2

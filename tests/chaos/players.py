@@ -8,7 +8,7 @@ import ray
 from torch_engine import TorchEngine
 
 from actors import conductor, generator, scoring, stream, weight_store
-from actors.episodes import oldest_updates
+from actors.episodes import oldest_weights
 
 
 def plain(actor: Any) -> Any:
@@ -49,11 +49,11 @@ def enter() -> None:
             super().load_reference(directory)
 
         def score(self, episodes: Any) -> list[float]:
-            phases.linger("scorer", "generating", max(oldest_updates(episodes)))
+            phases.linger("scorer", "generating", max(update for _, update in oldest_weights(episodes)))
             return super().score(episodes)
 
         def reference_logprobs(self, episodes: Any, temperature: float) -> list[list[float]]:
-            phases.linger("reference", "generating", max(oldest_updates(episodes)))
+            phases.linger("reference", "generating", max(update for _, update in oldest_weights(episodes)))
             return super().reference_logprobs(episodes, temperature)
 
     class EpisodeStream(plain(stream.EpisodeStream)):
@@ -62,7 +62,7 @@ def enter() -> None:
             super().__init__(plan)
 
         async def accept(self, episodes: Any, scores: Any, logprobs: Any) -> int:
-            phases.linger("stream", "generating", max(oldest_updates(episodes)))
+            phases.linger("stream", "generating", max(update for _, update in oldest_weights(episodes)))
             return await super().accept(episodes, scores, logprobs)
 
         async def advance(self, attempt: int, version: int) -> None:
