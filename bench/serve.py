@@ -1,9 +1,10 @@
 """`python -m bench.serve`: the service beside `vllm serve` alone, on the same model, by the same load, in the same run.
 
 Both serve a Llama of 3.7M parameters with random weights in float32, with the same engine settings but for how many
-processes an engine is; requests have 32 prompt tokens (ids) and always get 64 tokens. Each is measured with 1, 8, 32 and 128 clients that ask one after another,
-streaming and not; the two take turns, so that a machine whose pace drifts does not favour one. Then weights are
-published under load, and how long generation stood still and whether a request was lost is told.
+processes an engine is; requests have 32 prompt tokens (ids) and always get 64 tokens. Each is measured with 1, 8, 32
+and 128 clients that ask one after another, streaming and not; the two take turns, so that a machine whose pace drifts
+does not favour one. Then weights are published under load, and how long generation stood still and whether a request
+was lost is told.
 """
 
 import argparse
