@@ -10,7 +10,6 @@ from typing import Any
 
 from amenable import interruption
 from amenable.early_checks import check_early
-from amenable.permanent_failure import TOO_SMALL
 from amenable.plan import planned
 from amenable.progress import Progress
 from amenable.recipe import Recipe
@@ -159,10 +158,10 @@ def check_before_start(recipe: Recipe, variables: Sequence[str], progress: Progr
             wrong = failed([await_room(bundles, progress.note, _stop)])
     if wrong:
         told = " ".join(f"{each.check}: {each.says}." for each in wrong)
-        raise RunProblem(
-            f"The cluster cannot run this recipe. {told} (amenable doctor asks the same.)",
-            TOO_SMALL if any(each.for_good for each in wrong) else "cluster/not-fit",
-        )
+        sentence = f"The cluster cannot run this recipe. {told} (amenable doctor asks the same.)"
+        if any(each.for_good for each in wrong):
+            raise RunProblem(sentence, "cluster/too-small")
+        raise RunProblem(sentence, "cluster/not-fit")
 
 
 def _needed(recipe: Recipe | None, variables: Sequence[str]) -> list[str]:
