@@ -563,9 +563,7 @@ HTTP_CODES = (
     Code("too_many_requests", "429: as many requests as the service takes are under way.", "Wait for `Retry-After`."),
     Code("run_problem", "500: the run's files do not allow it.", "The message has the sentence of the problem."),
     Code("model_loading", "503: the model's weights are being loaded.", "Wait for `Retry-After`."),
-    Code(
-        "engine_lost", "503: the engine of this replica has died.", "Wait for `Retry-After`: its replica is replaced."
-    ),
+    Code("engine_lost", "503: this replica's engine has died.", "Wait for `Retry-After`: its replica is replaced."),
     Code("scorer_lost", "503: the reward model's process has died.", "Wait for `Retry-After`: it is replaced."),
     Code("unhealthy", "503: an engine does not answer.", "Wait for `Retry-After`: its replica is replaced."),
     Code("time_limit", "503: the request took longer than its limit.", "Ask for fewer tokens."),
