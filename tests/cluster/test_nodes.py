@@ -38,7 +38,6 @@ def cluster() -> Iterator[dict[str, str]]:
     from cluster.session import session
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_prestart_worker_first_driver", "0")  # processes that nothing here would use
         nodes, names = begun()
         try:
