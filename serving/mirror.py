@@ -7,7 +7,6 @@ Who reads them checks them again (`Weights.check`): a file that this machine's d
 The replicas of a machine share one mirror: locks in its directory keep them from fetching anything twice.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,14 +14,15 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyarrow import fs
 
 from actors.published import MANIFEST_FILE, PUBLISHED, VERSION_NAME
-from corpus.problems import RunProblem
+from corpus.file_lock import file_lock
+from corpus.problems import RunProblem, UsageProblem
 from corpus.storage import fetch, one_line, opened, send, without_options
 from serving.names import ROUND
 from serving.stored_sessions import ENDED
@@ -313,19 +313,14 @@ class Mirror:
         """A lock that processes of this machine share. Raises RunProblem where it is not free in time."""
         place = self.root / _OWN / _LOCKS / f"{name}.lock"
         place.parent.mkdir(parents=True, exist_ok=True)
-        give_up = time.monotonic() + deadline_s
-        with open(place, "a", encoding="utf-8") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > give_up:
-                        raise RunProblem(
-                            f"Waited {deadline_s:.0f} s for another process {what} into {self.root} and gave up.",
-                            "serving/mirror",
-                        ) from None
-                    time.sleep(0.05)
+        with ExitStack() as held:
+            try:
+                held.enter_context(file_lock(place, deadline_s))
+            except UsageProblem as late:
+                raise RunProblem(
+                    f"Waited {deadline_s:.0f} s for another process {what} into {self.root} and gave up. {late}",
+                    "serving/mirror",
+                ) from late
             yield
 
 
