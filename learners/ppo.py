@@ -423,43 +423,52 @@ class _PpoLoop:
                 self._held_out.begin(self._version(), self._average.weights)
 
     def _save(self) -> None:
-        """A checkpoint of learner and stream, and of the weights that held-out evaluations under way speak of."""
+        """A checkpoint of learner and stream, and of the weights that held-out evaluations under way speak of. Raises on
+        every rank what the first one, which writes it, meets: no rank is left in a collective that the others never
+        come to."""
         began = time.monotonic()
         states = {"policy": self._policy.state(), "value": self._value.state()}
+        problem: Exception | None = None
         if self._first:
-            kept = self._job.stream.state.remote(self._progress.attempt)
-            ledger, episodes = self._answers.of(kept, "the stream's state")
-            tensors = {
-                f"{name}-{part}": state[part] for name, state in states.items() for part in ("weights", *MOMENTS)
-            }
-            progress = self._progress
-            data = {
-                "identity": self._job.identity,
-                "attempt": progress.attempt,
-                "steps": {name: state["steps"] for name, state in states.items()},
-                "kl_coefficient": progress.kl_coefficient,
-                **self._held_out.state(),
-                "stopped_by": progress.stopped_by,
-                "ledger": ledger,
-            }
-            self._worker.check_lease()
-            if self._job.stored is not None:  # the episodes that the checkpoint calls trained, figures, candidates
-                self._job.stored.push(self._worker.check_lease)
-                self._worker.check_lease()
-            write_checkpoint(
-                self._checkpoints,
-                progress.update,
-                {**tensors, "ema": self._average.weights, **self._held_out.tensors()},
-                data,
-                {"episodes": episodes},
-                keep=self._settings.checkpoints_kept,
-                pinned=self._held_out.best.updates,
-                unreadable=self._unreadable,
-                may_commit=self._worker.check_lease,
-            )
-            self._held_out.best.forget_others()
-        sum_over_ranks(0.0)
+            try:
+                self._write_checkpoint(states)
+            except Exception as met:  # noqa: BLE001 - raised below, once the other ranks know
+                problem = met
+        if any_rank(problem is not None):
+            raise problem_of_ranks(problem)
         self._checkpoint_s = time.monotonic() - began
+
+    def _write_checkpoint(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Of the engines' states, by network, and what the stream has now; rank 0 alone writes it."""
+        kept = self._job.stream.state.remote(self._progress.attempt)
+        ledger, episodes = self._answers.of(kept, "the stream's state")
+        tensors = {f"{name}-{part}": state[part] for name, state in states.items() for part in ("weights", *MOMENTS)}
+        progress = self._progress
+        data = {
+            "identity": self._job.identity,
+            "attempt": progress.attempt,
+            "steps": {name: state["steps"] for name, state in states.items()},
+            "kl_coefficient": progress.kl_coefficient,
+            **self._held_out.state(),
+            "stopped_by": progress.stopped_by,
+            "ledger": ledger,
+        }
+        self._worker.check_lease()
+        if self._job.stored is not None:  # the episodes that the checkpoint calls trained, figures, candidates
+            self._job.stored.push(self._worker.check_lease)
+            self._worker.check_lease()
+        write_checkpoint(
+            self._checkpoints,
+            progress.update,
+            {**tensors, "ema": self._average.weights, **self._held_out.tensors()},
+            data,
+            {"episodes": episodes},
+            keep=self._settings.checkpoints_kept,
+            pinned=self._held_out.best.updates,
+            unreadable=self._unreadable,
+            may_commit=self._worker.check_lease,
+        )
+        self._held_out.best.forget_others()
 
     def _export(self) -> None:
         """Exports; every rank takes part, because sharded weights are gathered. `best` appears last."""
