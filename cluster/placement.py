@@ -14,7 +14,8 @@ from cluster.bundles import spoken_bundle
 
 @dataclass(frozen=True)
 class OwnPlacementGroup:
-    """One placement group of one bundle for each worker. A group ends with the process that asked for it."""
+    """One placement group of one bundle for each worker. A group that nobody releases ends with the job in which it was
+    asked for, also where an actor asked for it that dies before."""
 
     bundle: Mapping[str, float]
 
