@@ -35,7 +35,8 @@ def run(context: Context, spec: StageSpec) -> Finished:
     from actors.stream import EpisodeStream, StreamPlan
     from actors.weight_store import WeightStore
     from corpus.schemas import read_table
-    from learners.ppo import PpoJob, train_ppo
+    from learners.ppo import train_ppo
+    from learners.ppo_job import PpoJob
 
     recipe, settings = context.recipe, context.recipe.ppo
     initial = str(context.round.ppo_init / "export")
