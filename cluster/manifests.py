@@ -184,7 +184,7 @@ def _renamed(value: Any, name: str, key: str = "") -> Any:
         return {each: _renamed(inner, name, each) for each, inner in value.items()}
     if isinstance(value, list):
         return [_renamed(inner, name, key) for inner in value]
-    if key in ("name", "run", RUN_LABEL) and isinstance(value, str):
+    if key in ("name", "run", "serviceAccountName", RUN_LABEL) and isinstance(value, str):
         head, separator, rest = value.partition("-")
         return f"{name}{separator}{rest}" if head == BASE_RUN else value
     return value

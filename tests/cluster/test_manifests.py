@@ -145,6 +145,32 @@ def test_generators_alone_may_run_on_spot_nodes():
     assert keys(documents(spot=False))["generators"] == {gpu}
 
 
+def test_no_run_has_what_another_runs_pods_need_but_for_the_volume_and_the_secrets():
+    """So that deleting one run's documents leaves others in the same namespace whole."""
+
+    def named(found: list[dict[str, Any]]) -> set[tuple[str, str]]:
+        return {(each["kind"], each["metadata"]["name"]) for each in found}
+
+    def needed(found: list[dict[str, Any]]) -> set[tuple[str, str]]:
+        places = {"serviceAccountName", "configMap", "claimName"}
+        kinds = {"serviceAccountName": "ServiceAccount", "claimName": "PersistentVolumeClaim", "configMap": "ConfigMap"}
+        seen: set[tuple[str, str]] = set()
+
+        def look(value: Any) -> None:
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                if key in places:
+                    seen.add((kinds[key], inner["name"] if key == "configMap" else inner))
+                if isinstance(inner, dict | list):
+                    look(inner)
+
+        look(found)
+        return seen
+
+    mine, theirs = documents(run="mine"), documents(run="theirs")
+    assert needed(mine) <= named(mine)
+    assert named(mine) & named(theirs) == needed(mine) & needed(theirs) == {("PersistentVolumeClaim", "runs")}
+
+
 def test_drain_and_grace_are_above_the_time_of_a_checkpoint():
     for spec in clusters(documents()):
         for _, template in pods(spec):
