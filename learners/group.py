@@ -78,7 +78,7 @@ class LearnerGroup:
         note: Callable[[str], None] = lambda text: None,
         run_tag: str = "",
     ) -> None:
-        self._desk: Any = Desk.remote()
+        self._desk: Any = Desk.options(**ranks.beside()).remote()  # pyright: ignore[reportAttributeAccessIssue]
         self._number = 0
         self._workers = ranks.workers
         self._patience = patience

@@ -35,7 +35,8 @@ def run(context: Context, spec: StageSpec) -> Finished:
     from actors.stream import EpisodeStream, StreamPlan
     from actors.weight_store import WeightStore
     from corpus.schemas import read_table
-    from learners.ppo import PpoJob, train_ppo
+    from learners.ppo import train_ppo
+    from learners.ppo_job import PpoJob
 
     recipe, settings = context.recipe, context.recipe.ppo
     initial = str(context.round.ppo_init / "export")
@@ -61,13 +62,14 @@ def run(context: Context, spec: StageSpec) -> Finished:
         run=context.crew.run_tag,
     )
     # Actor handles are typed as their classes by Ray's decorator, which type checkers do not follow.
-    stream: Any = EpisodeStream.remote(plan)  # pyright: ignore[reportAttributeAccessIssue]
+    beside = context.crew.ranks().beside()
+    stream: Any = EpisodeStream.options(**beside).remote(plan)  # pyright: ignore[reportAttributeAccessIssue]
     store_name = f"weights-{uuid.uuid4().hex}"
-    store: Any = WeightStore.options(name=store_name).remote(  # pyright: ignore[reportAttributeAccessIssue]
+    store: Any = WeightStore.options(name=store_name, **beside).remote(  # pyright: ignore[reportAttributeAccessIssue]
         str(spec.directory / WEIGHTS), context.crew.run_tag
     )
     offer_weights(context, spec, store, store_name)
-    conductor: Any = Conductor.remote(  # pyright: ignore[reportAttributeAccessIssue]
+    conductor: Any = Conductor.options(**beside).remote(  # pyright: ignore[reportAttributeAccessIssue]
         stream,
         store,
         PUBLICATION_DEADLINE_S,

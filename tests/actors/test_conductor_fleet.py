@@ -20,6 +20,28 @@ def replaced(each: Cast, spec: Spec, name: str) -> Generator:
     return spec.made[name][-1]
 
 
+class Room:
+    """What generators are placed in: there once `comes` is set, for which `wait` waits up to `patience_s` seconds."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self.asked, self.comes = threading.Event(), threading.Event()
+        self.given_back: list[str] = []
+
+    def reserve(self, name: str) -> str:
+        return f"room of {name}"
+
+    def wait(self, reserved: str, timeout_s: float) -> bool:
+        self.asked.set()
+        return self.comes.wait(self._patience_s)
+
+    def release(self, reserved: str) -> None:
+        self.given_back.append(reserved)
+
+    def says(self) -> str:
+        return "1 CPU"
+
+
 def test_the_survivors_go_on_and_a_replacement_is_refit_before_it_serves(play):
     spec = Spec(lambda name: Generator())
 
@@ -415,24 +437,8 @@ def test_a_version_is_admitted_once_nothing_is_leased_to_a_generator_that_was_la
 
 
 def test_a_generator_without_room_is_told_of_and_comes_when_there_is(play, stage):
-    class Room:
-        def __init__(self) -> None:
-            self.free, self.given_back = False, []
-
-        def reserve(self, name: str) -> str:
-            return f"room of {name}"
-
-        def wait(self, reserved: str, timeout_s: float) -> bool:
-            return self.free
-
-        def release(self, reserved: str) -> None:
-            self.given_back.append(reserved)
-
-        def says(self) -> str:
-            return "1 CPU"
-
     spec = Spec(lambda name: Generator())
-    spec.placement = Room()  # pyright: ignore
+    spec.placement = Room(patience_s=0.0)  # pyright: ignore
 
     async def scene(each: Cast) -> None:
         await each.publish(0)
@@ -440,7 +446,7 @@ def test_a_generator_without_room_is_told_of_and_comes_when_there_is(play, stage
         told = "generator-1 waits for a bundle of 1 CPU, which the cluster has not free"
         await until(lambda: (read_fleet(stage) or {}).get("waiting") == [told])
         await each.publish(1)
-        spec.placement.free = True
+        spec.placement.comes.set()
         await until(lambda: each.conductor._fleet.figures()["fleet/generators_serving"] == 2)
         await until(lambda: (read_fleet(stage) or {}).get("waiting") == [])
         write_desired(stage, 1, 1, "a person", "later")
@@ -450,33 +456,16 @@ def test_a_generator_without_room_is_told_of_and_comes_when_there_is(play, stage
 
 
 def test_room_that_comes_as_its_generator_is_retired_is_given_back(play, stage):
-    class Room:
-        def __init__(self) -> None:
-            self.waiting, self.may_come, self.given_back = threading.Event(), threading.Event(), []
-
-        def reserve(self, name: str) -> str:
-            return f"room of {name}"
-
-        def wait(self, reserved: str, timeout_s: float) -> bool:
-            self.waiting.set()
-            return self.may_come.wait(30)
-
-        def release(self, reserved: str) -> None:
-            self.given_back.append(reserved)
-
-        def says(self) -> str:
-            return "1 CPU"
-
     spec = Spec(lambda name: Generator())
-    spec.placement = Room()  # pyright: ignore
+    spec.placement = Room(patience_s=30.0)  # pyright: ignore
 
     async def scene(each: Cast) -> None:
         await each.publish(0)
         write_desired(stage, 0, 2, "a person", "now")
-        await until(spec.placement.waiting.is_set)
+        await until(spec.placement.asked.is_set)
         write_desired(stage, 1, 1, "a person", "at once")
         await until(lambda: (read_fleet(stage) or {}).get("counter") == 2)
-        spec.placement.may_come.set()
+        spec.placement.comes.set()
         await until(lambda: spec.placement.given_back == ["room of generator-1"])
         assert spec.made == {}
 

@@ -1,5 +1,5 @@
-"""One of two ranks, run as `python failing_ranks.py RANK DIRECTORY`: trains PPO beside a stream that has died, and prints
-the problem that it ends with."""
+"""One of two ranks, run as `python failing_ranks.py RANK DIRECTORY`: trains PPO beside a stream that has died, and
+prints the problem that it ends with."""
 
 import dataclasses
 import pickle
