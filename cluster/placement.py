@@ -14,8 +14,8 @@ from cluster.bundles import spoken_bundle, spoken_labels
 
 @dataclass(frozen=True)
 class OwnPlacementGroup:
-    """One placement group of one bundle for each worker, on a node with the Ray labels `node_labels`. A group ends with
-    the process that asked for it."""
+    """One placement group of one bundle for each worker, on a node with the Ray labels `node_labels`. A group that
+    nobody releases ends with the job in which it was asked for, also where an actor asked for it that dies before."""
 
     bundle: Mapping[str, float]
     node_labels: Mapping[str, str] = field(default_factory=dict)
