@@ -175,6 +175,19 @@ def test_users_who_validate_the_reward_model_ask_what_no_other_user_asks(tmp_pat
     assert [data.validates(recipe, user) for user in everyone] != [data.validates(other, user) for user in everyone]
 
 
+@pytest.mark.parametrize(("prompts", "fraction", "says"), [(40, 0.01, "None of the 2"), (20, 0.999, "Each of the 1")])
+def test_a_world_that_would_leave_the_reward_model_without_a_side_is_told_before_any_training(
+    tmp_path, prompts, fraction, says
+):
+    sizes = {"pretraining_train": 10, "demonstrations_train": 10, "prompts_ppo": 10, "prompts_heldout": 10}
+    given = {"name": "w", "world": {**sizes, "prompts_collect": prompts}, "collect": {"held_out_fraction": fraction}}
+    with pytest.raises(UsageProblem, match=rf"{says} users .* validates the reward model, .*; give more prompts"):
+        data._world_tables(Recipe.model_validate(given), tmp_path)
+    given["collect"] = {"held_out_fraction": 0.5}
+    given["world"]["prompts_collect"] = 200
+    assert data._world_tables(Recipe.model_validate(given), tmp_path)["prompts-collect"].num_rows == 200
+
+
 def test_another_share_of_users_who_validate_makes_the_worlds_data_again_and_no_others():
     shares = [{"collect": {"held_out_fraction": share}} for share in (0.1, 0.2)]
     worlds = [data.reads(Recipe.model_validate({"name": "w", **share})) for share in shares]
