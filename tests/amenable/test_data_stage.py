@@ -11,7 +11,7 @@ from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.run_directory import RunDirectory
 from amenable.stage_reuse import StageSpec
-from amenable.stages import data
+from amenable.stages import data, evaluation
 from amenable.stages.context import Context
 from amenable.stages.evaluation import comparison_result
 from corpus.hub import HubCard
@@ -158,6 +158,19 @@ def test_comparisons_of_ones_own_are_not_put_to_the_worlds_judge(tmp_path, monke
     assert len(found.baselines) == 2
     with pytest.raises(json.JSONDecodeError):
         comparison_result(context, table, table, is_judged=True)
+
+
+@pytest.mark.parametrize(
+    ("reward", "loaded"), [({"kind": "function", "function": "some:function"}, ["trained"]), ({"kind": "trained"}, [])]
+)
+def test_the_accuracy_in_the_report_is_the_trained_models_whatever_rewards_ppo(tmp_path, monkeypatch, reward, loaded):
+    recipe = Recipe.model_validate({"name": "world", "reward": reward})
+    context = Context(recipe, RunDirectory(tmp_path), Progress(json=True), None)  # type: ignore[arg-type]
+    found: list[str] = []
+    monkeypatch.setattr(evaluation, "load_reward", lambda context, settings: found.append(settings.kind))
+    monkeypatch.setattr(evaluation, "comparison_result", lambda *given, is_judged: tuple(found))
+    monkeypatch.setattr("corpus.schemas.read_table", lambda path, name: path)
+    assert list(evaluation.reward_model_result(context)) == loaded
 
 
 def test_users_who_validate_the_reward_model_ask_what_no_other_user_asks(tmp_path):
