@@ -1,8 +1,33 @@
 """What a recipe says about generation and about the actors that generate and score."""
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+_NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_LABEL = re.compile(rf"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?{_NAME}={_NAME}")
+"""As Kubernetes and Ray write them, without Ray's operators, which the doctor's arithmetic does not know."""
+
+
+def _checked(labels: dict[str, str]) -> dict[str, str]:
+    for label in (f"{key}={value}" for key, value in labels.items()):
+        if not _LABEL.fullmatch(label):
+            raise ValueError(
+                f"{label} is no label: name and value begin and end with a letter or digit, have '.', '_' and '-' "
+                "between them and 63 characters at most; the name may have a prefix and '/' before it"
+            )
+    return labels
+
+
+NodeLabels = Annotated[dict[str, str], AfterValidator(_checked)]
+"""Ray's labels that a node must have, all of them and with these values."""
+
+LABELS = (
+    "Ray labels (`ray start --labels`) that a node must have for {} to be placed on it, each with its value. Empty: "
+    "any node. `amenable manifests RECIPE` gives each role those of its worker group.{} House default."
+)
+"""What the field that has them says, but for the role, and what else is true of that one."""
 
 
 class SamplingSettings(BaseModel):
@@ -35,6 +60,7 @@ class RolloutSettings(BaseModel):
         ge=0,
         description="GPUs of each generator (fractions share a GPU); 0 generates on the CPU. House default.",
     )
+    node_labels: NodeLabels = Field(default={}, description=LABELS.format("a generator", ""))
     tensor_parallel: int = Field(
         default=1,
         ge=1,
@@ -117,6 +143,7 @@ class ScoringSettings(BaseModel):
     gpus: float = Field(
         default=0, ge=0, description="GPUs of each scoring process; 0 scores on the CPU. House default."
     )
+    node_labels: NodeLabels = Field(default={}, description=LABELS.format("a scoring process", ""))
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Dtype of the reference and reward networks. float32 agrees with the engine's. House default.",

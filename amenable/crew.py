@@ -129,17 +129,23 @@ class Crew:
             + 1
         )
 
+    def ranks(self) -> Any:
+        """What the learner group is asked of Ray: a `learners.ranks.Ranks`."""
+        from learners.ranks import Ranks
+
+        settings = self._recipe.learners
+        return Ranks(settings.workers, settings.threads, settings.gpus, settings.placement, settings.node_labels)
+
     def learners(self) -> Any:
         """The learner group, started on the first call."""
         if self._learners is None:
             self._ray()
             from learners.group import LearnerGroup, Patience
-            from learners.ranks import Ranks
 
             settings = self._recipe.learners
             self._hold("learners", settings.workers * settings.gpus)
             self._learners = LearnerGroup(
-                Ranks(settings.workers, settings.threads, settings.gpus, settings.placement),
+                self.ranks(),
                 str(self._storage),
                 Patience(**{name: getattr(settings, name) for name in Patience.__dataclass_fields__}),
                 self._run_epoch,
@@ -173,7 +179,7 @@ class Crew:
             _resources(settings.threads, settings.gpus, self.run_tag),
             (settings,),
             (Call("start", (model_directory, tokenizer, max_sequence_tokens)),),
-            OwnPlacementGroup(bundle_of(settings.threads, settings.gpus)),
+            OwnPlacementGroup(bundle_of(settings.threads, settings.gpus), settings.node_labels),
         )
 
     def start_generators(self, model_directory: str, tokenizer: str, max_sequence_tokens: int) -> None:
@@ -218,7 +224,7 @@ class Crew:
         from cluster.placement import OwnPlacementGroup
 
         settings = self._recipe.rollouts
-        placement = OwnPlacementGroup(bundle_of(settings.threads, settings.gpus))
+        placement = OwnPlacementGroup(bundle_of(settings.threads, settings.gpus), settings.node_labels)
         waiting = [name for name, room in self._rooms.items() if not placement.wait(room, 0.0)]
         if not waiting:
             return problem
@@ -254,7 +260,10 @@ class Crew:
         from actors.scoring import ScoringWorker
 
         settings = self._recipe.scoring
-        return WorkerSpec(ScoringWorker, _resources(settings.threads, settings.gpus, self.run_tag), (settings,), start)
+        options = _resources(settings.threads, settings.gpus, self.run_tag)
+        if settings.node_labels:
+            options["label_selector"] = dict(settings.node_labels)
+        return WorkerSpec(ScoringWorker, options, (settings,), start)
 
     def scoring(self) -> dict[str, Any]:
         """The scoring processes by name: all fused, or scorers first and references after them."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from actors.settings import NodeLabels
 from amenable import interruption
 from amenable.early_checks import check_early
 from amenable.plan import planned
@@ -17,7 +18,7 @@ from amenable.recipe_loading import load_recipe
 from amenable.run_directory import RunDirectory
 from cluster.checks import Finding, Need, check_answers, check_memory, failed
 from cluster.node_facts import MODULES, Device, NodeFacts
-from cluster.packing import Bundle, Room, pack, places_of_processes
+from cluster.packing import Bundle, Labels, Room, pack, places_of_processes
 from cluster.room import check_room, spoken
 from cluster.secrecy import check_variable
 from cluster.supported import STACK, supported
@@ -54,10 +55,16 @@ def bundles_of(recipe: Recipe) -> list[Bundle]:
         hosts = ("reward",) * scoring.scorers + ("reference",) * scoring.references
     together = learners.workers if learners.placement == "strict_pack" else 1
     return [
-        *[Bundle("learner", learners.threads, learners.gpus, together)] * (learners.workers // together),
-        *[Bundle("generator", rollouts.threads, rollouts.gpus)] * rollouts.generators,
-        *(Bundle(role, scoring.threads, scoring.gpus) for role in hosts),
+        *[Bundle("learner", learners.threads, learners.gpus, together, _labels(learners.node_labels))]
+        * (learners.workers // together),
+        *[Bundle("generator", rollouts.threads, rollouts.gpus, labels=_labels(rollouts.node_labels))]
+        * rollouts.generators,
+        *(Bundle(role, scoring.threads, scoring.gpus, labels=_labels(scoring.node_labels)) for role in hosts),
     ]
+
+
+def _labels(node_labels: NodeLabels) -> Labels:
+    return frozenset(node_labels.items())
 
 
 def needs_of(recipe: Recipe) -> list[Need]:
@@ -117,7 +124,7 @@ def examine_here(recipe: Recipe | None, variables: Sequence[str], progress: Prog
             # A local session offers the CPUs that the roles ask for, and they take turns on the cores there are.
             bundles = bundles_of(recipe)
             cpus = sum(bundle.all_cpus for bundle in bundles)
-            room = Room(HERE, cpus, gpus, cpus, gpus)
+            room = Room(HERE, cpus, gpus, cpus, gpus)  # without labels, as a local session
             findings.append(check_room(bundles, [room], None))
             findings.append(
                 check_memory(needs_of(recipe), places_of_processes(bundles, pack(bundles, [room])), {HERE: facts})

@@ -1,8 +1,8 @@
 """`amenable manifests`: a recipe's Kubernetes manifests for KubeRay, made from its plan."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,12 @@ LEAST_DEADLINE_S = 24 * 3600
 DEADLINE_OVER_PLAN = 4
 """The job is ended after so many times the hours that the plan gives PPO: the other stages, retries and what a plan
 does not know. House default."""
+
+SLICES = {"learners": "learners", "generators": "rollouts", "scoring": "scoring"}
+"""The slice of a recipe that each worker group's role reads."""
+
+RAYS_OWN = "ray.io/"
+"""How the labels begin that Ray gives nodes itself."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ def rendered(
     _check_places(recipe)
     if recipe.reward.url is not None:
         check_reward(recipe.reward, has_environment=False)
+    recipe = _bound(recipe)
     found = planned(recipe, measured, hardware, model)
     shares = found.shares
     nodes = found.hardware[0].devices_per_node
@@ -85,7 +92,10 @@ def rendered(
         image=image or f"amenable:{version('amenable')}-{'cuda' if recipe.gpus else 'cpu'}",
         run_directory=below(storage if stored else storage.rstrip("/"), recipe.name),
         claim=claim,
-        groups=worker_groups(found.plan, shares, nodes, recipe.fleet.max_generators),
+        groups=[
+            replace(group, labels=_labels_given(getattr(recipe, SLICES[group.name]).node_labels))
+            for group in worker_groups(found.plan, shares, nodes, recipe.fleet.max_generators)
+        ],
         serving=serving_group(found.plan, recipe.serving, shares.scorers),
         replicas=(recipe.serving.min_replicas, recipe.serving.max_replicas),
         concurrent_requests=recipe.serving.limits.concurrent,
@@ -110,6 +120,23 @@ def rendered(
     Dumper.add_representer(str, block)
     text = yaml.dump_all(render(asked, parts), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
     return Rendered(text, tuple(_remarks(found, recipe.learners.stop_grace_s, deadline_s)) if "train" in parts else ())
+
+
+def _bound(recipe: "Recipe") -> "Recipe":
+    """The recipe with each role on the pods of its own worker group, where it names no labels itself."""
+    from cluster.manifests import ROLE_LABEL
+
+    bound = {
+        slice_: getattr(recipe, slice_).model_copy(update={"node_labels": {ROLE_LABEL: group}})
+        for group, slice_ in SLICES.items()
+        if not getattr(recipe, slice_).node_labels
+    }
+    return recipe.model_copy(update=bound)
+
+
+def _labels_given(asked: Mapping[str, str]) -> dict[str, str]:
+    """The labels that a worker group is to give its pods, so that a role which asks for `asked` is placed there."""
+    return {key: value for key, value in asked.items() if not key.startswith(RAYS_OWN)}
 
 
 def _checkpoint_s(found: "Planned") -> float | None:

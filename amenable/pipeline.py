@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from amenable.doctor import check_before_start
 from amenable.early_checks import check_early, check_source, check_variables
 from amenable.gpu_budget import FILE as GPU_HOURS
 from amenable.gpu_budget import GpuBudget
-from amenable.permanent_failure import recorded
+from amenable.permanent_failure import is_automatic, recorded
 from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.recipe_loading import recipe_hash
 from amenable.run_directory import RunDirectory
 from amenable.run_history import recorded_work
+from amenable.run_lease import SUCCESSION_S, held
 from amenable.stage_reuse import StageSpec, begin, complete, done, read_record
 from amenable.stages import collect, data, evaluation, ppo, reward_model, supervised
 from amenable.stages.context import Context, Stage
@@ -31,6 +33,9 @@ from cluster.under_job import address_here, check_run_directory
 from corpus.problems import RunProblem, UsageProblem
 from learners.checkpoint_place import CHECKPOINTS, CheckpointPlace, checkpoints_of
 from learners.tracking import check_wandb
+
+HOLDER_LOOK_S = 5.0
+"""Seconds between two looks at a lease whose holder may be dead. House default."""
 
 ONLY_TO_CONTINUE = (CHECKPOINTS, ppo.WEIGHTS, SAMPLES_PARTIAL)
 """What a stage keeps in its directory to continue from: of no use once stage.json says that it is done."""
@@ -161,7 +166,8 @@ def run_pipeline(
     budget = GpuBudget(run.root / GPU_HOURS, recipe.limits.gpu_hours)
     asked = {"recipe": recipe.name, "recipe_hash": recipe_hash(recipe), "until": until, "address": address}
     with (
-        run.lease() as lease,
+        # After the loss of a head its successor may come before the lease shows that its holder is dead.
+        held(run.lease, SUCCESSION_S if is_automatic() else 0.0, partial(_wait_for_holder, progress)) as lease,
         recorded_work(run.place, {**asked, "holder": lease.epoch}),
         Crew(recipe, run.root / "ray-train", progress, address, lease.run_epoch, budget.hold) as crew,
     ):
@@ -180,6 +186,12 @@ def run_pipeline(
                 lease.check()
                 run.write_lineage(recipe.name, sources, _data_sets(context), models)
             return _finish(context, summaries, until, time.monotonic() - started)
+
+
+def _wait_for_holder(progress: Progress, held: UsageProblem) -> None:
+    with progress.waiting(f"a sign of life of whoever holds the run's lease ({held})"):
+        interruption.wait(HOLDER_LOOK_S)
+    interruption.stop_if_requested("the wait for the run's last holder")
 
 
 def _data_sets(context: Context) -> dict[str, dict[str, str]]:

@@ -128,7 +128,7 @@ def told(found: Planned) -> str:
     replicas = made.serving.replicas
     lines += [
         "",
-        "Conductor, episode stream, weight store and Ray Train's controller ask for no CPU, and run anywhere.",
+        "Conductor, episode stream and weight store ask for no CPU, and lie on any node with learners.node_labels.",
         f"ZeRO stage {made.zero_stage}; the lowest that fits: {'none' if stage is None else stage}.",
         f"Tensor parallelism {made.tensor_parallel} of each generator; the lowest that fits: "
         f"{'none' if ranks is None else ranks}.",

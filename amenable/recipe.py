@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from actors.rewards import RewardSettings
-from actors.settings import FleetSettings, RolloutSettings, SamplingSettings, ScoringSettings
+from actors.settings import LABELS, FleetSettings, NodeLabels, RolloutSettings, SamplingSettings, ScoringSettings
 from amenable.run_names import check_run_name
 from corpus.files import FileCorpusSettings
 from corpus.tokenising import TokenLimits
@@ -54,6 +54,9 @@ class ModelSettings(_Slice):
     )
 
 
+LIE_THERE_TOO = " The run's stream, conductor and weight store lie there too: their loss ends the command."
+
+
 class LearnerSettings(_Slice):
     """The learner group: Ray Train workers with DeepSpeed engines."""
 
@@ -68,6 +71,7 @@ class LearnerSettings(_Slice):
         "the fast links within a node. `strict_pack`: on one node, or the run does not start. `spread`: on as many as "
         "there are. Default: Ray Train's.",
     )
+    node_labels: NodeLabels = Field(default={}, description=LABELS.format("a rank", LIE_THERE_TOO))
     start_deadline_s: float = Field(
         default=300.0,
         gt=0,

@@ -13,12 +13,14 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from amenable.durations import spoken
 from amenable.json_files import write_json
@@ -31,9 +33,16 @@ LEASE_FILE = "run.lease"
 LOCK_FILE = ".run.lease.lock"
 SIGN_OF_LIFE_EVERY_S = 10.0
 DEAD_AFTER_S = 60.0
+SUCCESSION_S = DEAD_AFTER_S + 2 * SIGN_OF_LIFE_EVERY_S
+"""Seconds after which a holder elsewhere that has just died is known to be dead, whenever it last gave a sign."""
 LOCK_DEADLINE_S = 30.0
 """Seconds that the lock around the lease is waited for: it is held for a few small reads and writes. Below
 DEAD_AFTER_S, so that a holder can show its life again in time."""
+
+HELD = "lease/held"
+"""The code of the UsageProblem that a live holder makes."""
+
+Lease = TypeVar("Lease")
 
 
 @dataclass(frozen=True)
@@ -194,3 +203,22 @@ class RunLease:
                 ) from None
             os.utime(lock.name)
             yield os.stat(lock.name).st_mtime
+
+
+@contextmanager
+def held(
+    lease: Callable[[], AbstractContextManager[Lease]], patience_s: float, meanwhile: Callable[[UsageProblem], None]
+) -> Iterator[Lease]:
+    """What `lease` makes, held. For `patience_s` seconds a holder that may be dead is not believed to live: `meanwhile`
+    is called with what was said of it, and it is looked at again. Then UsageProblem says who holds the lease."""
+    give_up = time.monotonic() + patience_s
+    with ExitStack() as block:
+        while True:
+            try:
+                found = block.enter_context(lease())
+                break
+            except UsageProblem as problem:
+                if problem.code != HELD or time.monotonic() >= give_up:
+                    raise
+                meanwhile(problem)
+        yield found

@@ -53,7 +53,12 @@ def rooms_of(nodes: Sequence[Mapping[str, Any]], available: Mapping[str, Mapping
         total, free = node["Resources"], available.get(number, {})
         name = host if hosts[host] == 1 else f"{host}/{number[:6]}"
         found[number] = Room(
-            name, free.get("CPU", 0.0), free.get("GPU", 0.0), total.get("CPU", 0.0), total.get("GPU", 0.0)
+            name,
+            free.get("CPU", 0.0),
+            free.get("GPU", 0.0),
+            total.get("CPU", 0.0),
+            total.get("GPU", 0.0),
+            frozenset(node["Labels"].items()),
         )
     return found
 

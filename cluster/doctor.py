@@ -140,7 +140,7 @@ def await_room(
     freed_s: float = FREED_DEADLINE_S,
     scaled_s: float = SCALED_DEADLINE_S,
     look: Callable[[Meanwhile], Capacity] | None = None,
-    ask: Callable[[list[dict[str, float]]], None] | None = None,
+    ask: Callable[[Sequence[Bundle]], None] | None = None,
 ) -> Finding:
     """The placement of `bundles` once it is settled: `ok`, or `failed`.
 
@@ -159,7 +159,7 @@ def await_room(
             if finding.state == "ok" or (finding.state == "failed" and not is_busy):
                 return finding
             if finding.state == "unknown" and found.groups is not None and not asked:
-                ask([bundle_of(bundle.all_cpus, bundle.all_gpus) for bundle in bundles])
+                ask(bundles)
                 asked = True
             patience_s = freed_s if is_busy or found.groups is None else scaled_s
             if time.monotonic() - began > patience_s:
@@ -253,10 +253,13 @@ def _last_line(error: BaseException) -> str:
     return one_line(lines[-1]) if lines else type(error).__name__
 
 
-def _ask_autoscaler(bundles: list[dict[str, float]]) -> None:
+def _ask_autoscaler(bundles: Sequence[Bundle]) -> None:
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=bundles)
+    request_resources(
+        bundles=[bundle_of(bundle.all_cpus, bundle.all_gpus) for bundle in bundles],
+        bundle_label_selectors=[dict(bundle.labels) for bundle in bundles],
+    )
 
 
 def _sleep(meanwhile: Meanwhile) -> None:

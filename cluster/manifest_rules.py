@@ -202,6 +202,11 @@ def _hardened(name: str, template: Manifest) -> Iterator[str]:
         yield f"{name}: its pod should not share the node's namespaces"
     if any("hostPath" in volume for volume in spec.get("volumes", [])):
         yield f"{name}: its pod should mount nothing of the node (hostPath)"
+    if "fsGroup" in security and security.get("fsGroupChangePolicy") != "OnRootMismatch":
+        yield (
+            f"{name}: fsGroup should have fsGroupChangePolicy OnRootMismatch, or each pod would go through every file "
+            "of the volume before it starts"
+        )
     for container in [*spec["containers"], *spec.get("initContainers", [])]:
         own = container.get("securityContext", {})
         may_escalate = own.get("allowPrivilegeEscalation") is not False or own.get("privileged")

@@ -39,6 +39,8 @@ BASES: dict[Part, tuple[str, ...]] = {
 
 BASE_RUN = "demo"
 RUN_LABEL = "amenable-run"
+ROLE_LABEL = "amenable-role"
+"""Of pods in Kubernetes, and of the worker groups of training in Ray."""
 SHARED = "/shared"
 RECIPE_FILE = "/etc/amenable/recipe.yaml"
 TOKEN_FILE = "/etc/amenable-serving/tokens.json"
@@ -184,7 +186,7 @@ def _renamed(value: Any, name: str, key: str = "") -> Any:
         return {each: _renamed(inner, name, each) for each, inner in value.items()}
     if isinstance(value, list):
         return [_renamed(inner, name, key) for inner in value]
-    if key in ("name", "run", RUN_LABEL) and isinstance(value, str):
+    if key in ("name", "run", "serviceAccountName", RUN_LABEL) and isinstance(value, str):
         head, separator, rest = value.partition("-")
         return f"{name}{separator}{rest}" if head == BASE_RUN else value
     return value
@@ -323,7 +325,11 @@ def _worker_group(made: Document, asked: RunManifests, group: WorkerGroup) -> Do
     fewest = group.pods
     made |= {"groupName": group.name, "replicas": group.pods, "minReplicas": fewest, "maxReplicas": group.most_pods}
     made["rayStartParams"] = {"num-cpus": str(group.ray_cpus)}
-    made["template"]["metadata"]["labels"]["amenable-role"] = group.name
+    made["template"]["metadata"]["labels"][ROLE_LABEL] = group.name
+    # A base's group has the labels that its own role asks for.
+    made.pop("labels", None)
+    if group.labels:
+        made["labels"] = dict(group.labels)
     pod = made["template"]["spec"]
     _pod(pod, asked)
     [container] = pod["containers"]

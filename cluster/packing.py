@@ -5,13 +5,16 @@ them out. Ray places bundles as they come, so where bundles of several sizes fit
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 
 STEPS = 50_000
 """Placements that are tried before the question is left open. House default: a fraction of a second."""
 
 _EPSILON = 1e-6  # Ray counts resources to four digits
+
+Labels = frozenset[tuple[str, str]]
+"""Ray's labels of a node, or those that a bundle asks a node for: keys and values."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Bundle:
     cpus: float
     gpus: float = 0.0
     processes: int = 1
+    labels: Labels = frozenset()
+    """Those that its node must have."""
 
     @property
     def all_cpus(self) -> float:
@@ -43,10 +48,16 @@ class Room:
     gpus: float = 0.0
     total_cpus: float = 0.0
     total_gpus: float = 0.0
+    labels: Labels | None = frozenset()
+    """None where they are not known, and may be any."""
 
     def empty(self) -> "Room":
         """The same node with nothing on it."""
-        return Room(self.node, self.total_cpus, self.total_gpus, self.total_cpus, self.total_gpus)
+        return replace(self, cpus=self.total_cpus, gpus=self.total_gpus)
+
+    def is_meant_by(self, bundle: Bundle) -> bool:
+        """Whether it has the labels that the bundle asks for."""
+        return _has(self.labels, bundle.labels)
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,8 @@ def pack(bundles: Sequence[Bundle], rooms: Sequence[Room]) -> Packing:
     order = sorted(
         range(len(bundles)), key=lambda at: (-bundles[at].all_gpus, -bundles[at].all_cpus, bundles[at].role, at)
     )
-    free = [_Free(room.cpus, _instances(room.gpus)) for room in rooms]
+    asked = frozenset[tuple[str, str]]().union(*(bundle.labels for bundle in bundles))
+    free = [_free(room, asked) for room in rooms]
     first = _first_fit(bundles, order, rooms, free)
     if not first.left or _never(bundles, rooms):
         return first
@@ -88,26 +100,30 @@ def places_of_processes(bundles: Sequence[Bundle], packing: Packing) -> dict[int
 
 
 def nearest(bundle: Bundle, rooms: Sequence[Room]) -> Room | None:
-    """The node that lacks least of what the bundle needs; None without nodes."""
-    if not rooms:
+    """The node with its labels that lacks least of what the bundle needs; None without any."""
+    meant = [room for room in rooms if room.is_meant_by(bundle)]
+    if not meant:
         return None
-    return min(rooms, key=lambda room: (max(bundle.all_gpus - room.gpus, 0.0), max(bundle.all_cpus - room.cpus, 0.0)))
+    return min(meant, key=lambda room: (max(bundle.all_gpus - room.gpus, 0.0), max(bundle.all_cpus - room.cpus, 0.0)))
 
 
 def fits(bundle: Bundle, room: Room) -> bool:
     """Whether the bundle alone fits onto what the node has free."""
-    return _Free(room.cpus, _instances(room.gpus)).less(bundle) is not None
+    return _free(room, bundle.labels).less(bundle) is not None
 
 
 @dataclass(frozen=True)
 class _Free:
-    """What is free of a node: CPUs, and of each of its GPUs, the fullest first."""
+    """What is free of a node: CPUs, and of each of its GPUs, the fullest first; and its labels."""
 
     cpus: float
     gpus: tuple[float, ...]
+    labels: Labels | None = frozenset()
 
     def less(self, bundle: Bundle) -> "_Free | None":
         """What is left with the bundle on it; None where it does not fit."""
+        if not _has(self.labels, bundle.labels):
+            return None
         if bundle.all_cpus > self.cpus + _EPSILON:
             return None
         gpus: tuple[float, ...] | None = self.gpus
@@ -115,7 +131,17 @@ class _Free:
             gpus = _taken(gpus, bundle.gpus)
             if gpus is None:
                 return None
-        return _Free(self.cpus - bundle.all_cpus, gpus)
+        return _Free(self.cpus - bundle.all_cpus, gpus, self.labels)
+
+
+def _free(room: Room, asked: Labels) -> _Free:
+    """What is free of a node, with those of its labels that somebody asks for: by the others, of which Ray gives each
+    node its own, nodes with equal room would differ."""
+    return _Free(room.cpus, _instances(room.gpus), None if room.labels is None else room.labels & asked)
+
+
+def _has(labels: Labels | None, asked: Labels) -> bool:
+    return labels is None or asked <= labels
 
 
 def _instances(gpus: float) -> tuple[float, ...]:
@@ -195,4 +221,4 @@ class _Search:
 
 
 def _same(one: Bundle, other: Bundle) -> bool:
-    return (one.cpus, one.gpus, one.processes) == (other.cpus, other.gpus, other.processes)
+    return (one.cpus, one.gpus, one.processes, one.labels) == (other.cpus, other.gpus, other.processes, other.labels)

@@ -1,7 +1,7 @@
 """Room for single workers: each has a placement group of its own, so that one comes and goes without the others."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -9,18 +9,23 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.bundles import spoken_bundle
+from cluster.bundles import spoken_bundle, spoken_labels
 
 
 @dataclass(frozen=True)
 class OwnPlacementGroup:
-    """One placement group of one bundle for each worker. A group ends with the process that asked for it."""
+    """One placement group of one bundle for each worker, on a node with the Ray labels `node_labels`. A group that
+    nobody releases ends with the job in which it was asked for, also where an actor asked for it that dies before."""
 
     bundle: Mapping[str, float]
+    node_labels: Mapping[str, str] = field(default_factory=dict)
 
     def reserve(self, name: str) -> PlacementGroup:
         """Asks for room for the worker `name`; returns its placement group at once, whether there is room or not."""
-        return placement_group([dict(self.bundle)], strategy="PACK", name=f"amenable-{name}")
+        labels = [dict(self.node_labels)] if self.node_labels else []
+        return placement_group(
+            [dict(self.bundle)], strategy="PACK", name=f"amenable-{name}", bundle_label_selector=labels
+        )
 
     def wait(self, reserved: PlacementGroup, timeout_s: float) -> bool:
         """Whether there is room within `timeout_s`; blocks meanwhile."""
@@ -40,4 +45,4 @@ class OwnPlacementGroup:
 
     def says(self) -> str:
         """What is asked for, for a person."""
-        return spoken_bundle(self.bundle)
+        return spoken_bundle(self.bundle) + spoken_labels(self.node_labels)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.bundles import bundle_of, spoken_bundle
+from cluster.bundles import bundle_of, spoken_bundle, spoken_labels
 from cluster.checks import Finding
 from cluster.packing import Bundle, Room, fits, nearest, pack
 
@@ -55,7 +55,7 @@ def spoken(bundles: Sequence[Bundle]) -> str:
         number = count * bundle.processes
         each = spoken_bundle(bundle_of(bundle.cpus, bundle.gpus)) + (" each" if number > 1 else "")
         together = ", all on one node" if bundle.processes > 1 else ""
-        said.append(f"{number} {bundle.role} ({each}{together})")
+        said.append(f"{number} {bundle.role} ({each}{together}{spoken_labels(dict(bundle.labels))})")
     return ", ".join(said)
 
 
@@ -63,7 +63,7 @@ def _added(bundles: Sequence[Bundle], groups: Sequence[NodeGroup]) -> list[Room]
     """Nodes that the autoscaler could add; more of a group than there are bundles would stay empty."""
     most = min(len(bundles), MOST_ADDED)
     return [
-        Room(f"{group.name} {number}", group.cpus, group.gpus, group.cpus, group.gpus)
+        Room(f"{group.name} {number}", group.cpus, group.gpus, group.cpus, group.gpus, labels=None)
         for group in groups
         for number in range(most if group.at_most is None else min(group.at_most, most))
     ]
@@ -79,7 +79,7 @@ def _lacks(
         asks = spoken([bundle] * count)
         closest = nearest(bundle, rooms)
         if closest is None:
-            told[bundle] = f"{asks}: there is no node"
+            told[bundle] = f"{asks}: there is no {'such ' if rooms else ''}node"
         elif not any(fits(bundle, room) for room in empty):
             large = nearest(bundle, empty)
             assert large is not None

@@ -1,12 +1,13 @@
 """How a recipe's roles are packed into pods: one worker group a role, as many pods of it as its processes need.
 
 Learners are packed, as many ranks to a pod as a node has devices; a generator has a pod of its own, so that one can be
-lost without the others; scoring processes have one each. Ray places a role wherever its bundle fits: pods are cut
-to the bundles, and nothing else ties a role to its group.
+lost without the others; scoring processes have one each. A group's pods have Ray labels, which its role asks for:
+without them Ray places a role wherever its bundle fits, learners on spot nodes too.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cluster.memory import GIB
 from cluster.plan import Plan, RolePlan, Share, Shares
@@ -41,6 +42,8 @@ class WorkerGroup:
     memory_gib: int
     object_store_gib: int
     is_spot_allowed: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray's, of its pods."""
 
     @property
     def cpus(self) -> int:

@@ -245,6 +245,8 @@ def _kind(annotation: Any) -> str:
         return ", ".join(f"`{one}`" for one in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"list of {len(get_args(annotation))}"
+    if get_origin(annotation) is dict:
+        return "text by name"
     names = {int: "whole number", float: "number", bool: "true, false", str: "text", Path: "path", type(None): "null"}
     return names[annotation]
 

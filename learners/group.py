@@ -7,6 +7,7 @@ a job's manifest on storage is the truth.
 """
 
 import contextlib
+import math
 import pickle
 import threading
 import time
@@ -52,6 +53,13 @@ class Patience:
     max_restarts: int = 3
     """Restarts after deaths; those for the sake of machines that are taken away are not counted."""
 
+    @property
+    def collective_s(self) -> int:
+        """Seconds after which torch gives up a collective. Above the stall clock, which says which rank it was: the
+        others wait in one while the first alone writes a checkpoint or an export. Ray Train's own 1800 at least, since
+        the ranks meet within it, too."""
+        return max(1800, math.ceil(self.stall_s) + 60)
+
 
 class LearnerGroup:
     """A Ray Train group of `ranks` that runs the jobs it is given. Use as a context manager.
@@ -70,7 +78,7 @@ class LearnerGroup:
         note: Callable[[str], None] = lambda text: None,
         run_tag: str = "",
     ) -> None:
-        self._desk: Any = Desk.remote()
+        self._desk: Any = Desk.options(**ranks.beside()).remote()  # pyright: ignore[reportAttributeAccessIssue]
         self._number = 0
         self._workers = ranks.workers
         self._patience = patience
@@ -99,7 +107,9 @@ class LearnerGroup:
             TorchTrainer(
                 serve,
                 train_loop_config={"desk": self._desk, "threads": ranks.threads, "run": run_tag},
-                torch_config=TorchConfig(backend="nccl" if ranks.gpus else "gloo"),
+                torch_config=TorchConfig(
+                    backend="nccl" if ranks.gpus else "gloo", timeout_s=self._patience.collective_s
+                ),
                 scaling_config=ranks.scaling_config(),
                 run_config=RunConfig(
                     name="learners",

@@ -23,7 +23,7 @@ from learners.ppo_held_out import HeldOutEvaluations
 from learners.ppo_job import PpoJob
 from learners.ppo_mismatch import default_bound, mismatch, refuse_beyond, refuse_straggler
 from learners.ppo_networks import export_policy, export_value, load_policy, load_value
-from learners.ppo_publication import Publisher, made_up_sequence
+from learners.ppo_publication import ARRIVAL, Publisher, made_up_sequence
 from learners.ppo_recovery import Progress, RecoveryUnit
 from learners.ppo_update import PpoUpdate, PretrainingOrder
 from learners.process_group import any_rank, problem_of_ranks, process_group, sum_over_ranks
@@ -134,7 +134,7 @@ class _PpoLoop:
                 figures |= self._one_update()
                 progress.update += 1
                 with self._saving_what_is_trained():
-                    figures |= self._publisher.figures(wait=False)
+                    figures |= self._publisher.figures()
                 figures["time/publish"] = publishing
                 figures["time/update"] = time.monotonic() - began
                 figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
@@ -159,10 +159,13 @@ class _PpoLoop:
                     raise self._interrupted()
                 self._reporter.report(progress.update, figures, now=True)
             seconds = time.monotonic() - started
+            self._published()
             with self._saving_what_is_trained():  # for what it does on every rank: there is a checkpoint already
-                self._publisher.figures(wait=True)
                 if self._first and not self._held_out.is_known(progress.update):
                     self._held_out.begin(self._progress.version, self._average.weights)
+            if not self._evaluations_have_come():
+                raise self._interrupted()  # all is saved but what this evaluation finds: it is begun again
+            with self._saving_what_is_trained():
                 self._held_out.collect(wait=True)
         finally:
             if self._metrics is not None:
@@ -253,13 +256,31 @@ class _PpoLoop:
     # phases --------------------------------------------------------------------------------------------------------
 
     def _publish(self) -> dict[str, float]:
-        """Bring the present weights into the engines; returns the figures of a publication that came to its end."""
+        """Bring the present weights into the engines; returns the figures of a publication that came to its end. Raises
+        Interrupted, after a checkpoint, where any rank is asked to stop while one is waited for: what is saved is what
+        the last update has left, and whoever goes on from it publishes it again."""
         weights, probe = self._publisher.prepare()
-        figures: dict[str, float] = {}
+        figures = self._published()  # the one before this
         with self._saving_what_is_trained():
             if self._first:
-                figures = self._publisher.publish(self._progress.version, weights, probe)
+                self._publisher.begin(self._progress.version, weights, probe)
+        if self._publisher.is_awaited:
+            figures = self._published()
+        with self._saving_what_is_trained():
+            self._publisher.let_lease(self._first)
         return figures
+
+    def _published(self) -> dict[str, float]:
+        """The figures of the publication under way, once it has come to its end; a stop is heeded meanwhile."""
+        if not self._wait(
+            lambda within_s: not self._first or self._publisher.has_come(within_s),
+            self._answers.patience_s,
+            lambda: self._answers.late(ARRIVAL),
+        ):
+            self._unit.save()
+            raise self._interrupted()
+        with self._saving_what_is_trained():
+            return self._publisher.figures()
 
     def _take(self, batch: int) -> pa.Table:
         """Batch `batch` from the stream. While it is waited for nothing is under way in the networks, so that a stop is

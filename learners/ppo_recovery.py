@@ -5,7 +5,9 @@ Its manifest is the commit, and a restart returns both to it under a new attempt
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from actors.attempts import DIRECTORY as ATTEMPTS
 from actors.attempts import begin_attempt, read_attempts
@@ -19,7 +21,7 @@ from learners.ema import WeightAverage
 from learners.engine import MOMENTS, Engine
 from learners.ppo_held_out import HeldOutEvaluations
 from learners.ppo_job import PpoJob
-from learners.process_group import sum_over_ranks
+from learners.process_group import any_rank, problem_of_ranks, sum_over_ranks
 from learners.worker import Worker
 
 
@@ -85,43 +87,53 @@ class RecoveryUnit:
             self._answers.of(restored, "the stream to go back to the beginning")
 
     def save(self) -> None:
-        """A checkpoint of learner and stream, and of the weights that held-out evaluations under way speak of."""
+        """A checkpoint of learner and stream, and of the weights that held-out evaluations under way speak of.
+
+        Raises on every rank what the first one, which writes it, meets: none is left in a collective that the others
+        never come to."""
         began = time.monotonic()
         states = {"policy": self._policy.state(), "value": self._value.state()}
+        problem: Exception | None = None
         if self._first:
-            kept = self._job.stream.state.remote(self._progress.attempt)
-            ledger, episodes = self._answers.of(kept, "the stream's state")
-            tensors = {
-                f"{name}-{part}": state[part] for name, state in states.items() for part in ("weights", *MOMENTS)
-            }
-            progress = self._progress
-            data = {
-                "identity": self._job.identity,
-                "attempt": progress.attempt,
-                "steps": {name: state["steps"] for name, state in states.items()},
-                "kl_coefficient": progress.kl_coefficient,
-                **self._held_out.state(),
-                "stopped_by": progress.stopped_by,
-                "ledger": ledger,
-            }
-            self._worker.check_lease()
-            if self._job.stored is not None:  # the episodes that the checkpoint calls trained, figures, candidates
-                self._job.stored.push(self._worker.check_lease)
-                self._worker.check_lease()
-            write_checkpoint(
-                self._checkpoints,
-                progress.update,
-                {**tensors, "ema": self._average.weights, **self._held_out.tensors()},
-                data,
-                {"episodes": episodes},
-                keep=self._settings.checkpoints_kept,
-                pinned=self._held_out.best.updates,
-                unreadable=self._unreadable,
-                may_commit=self._worker.check_lease,
-            )
-            self._held_out.best.forget_others()
-        sum_over_ranks(0.0)
+            try:
+                self._write(states)
+            except Exception as met:  # noqa: BLE001 - raised below, once the other ranks know
+                problem = met
+        if any_rank(problem is not None):
+            raise problem_of_ranks(problem)
         self.checkpoint_s = time.monotonic() - began
+
+    def _write(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """A checkpoint of the engines' states, by network, and of what the stream has now; rank 0 alone writes it."""
+        kept = self._job.stream.state.remote(self._progress.attempt)
+        ledger, episodes = self._answers.of(kept, "the stream's state")
+        tensors = {f"{name}-{part}": state[part] for name, state in states.items() for part in ("weights", *MOMENTS)}
+        progress = self._progress
+        data = {
+            "identity": self._job.identity,
+            "attempt": progress.attempt,
+            "steps": {name: state["steps"] for name, state in states.items()},
+            "kl_coefficient": progress.kl_coefficient,
+            **self._held_out.state(),
+            "stopped_by": progress.stopped_by,
+            "ledger": ledger,
+        }
+        self._worker.check_lease()
+        if self._job.stored is not None:  # the episodes that the checkpoint calls trained, figures, candidates
+            self._job.stored.push(self._worker.check_lease)
+            self._worker.check_lease()
+        write_checkpoint(
+            self._checkpoints,
+            progress.update,
+            {**tensors, "ema": self._average.weights, **self._held_out.tensors()},
+            data,
+            {"episodes": episodes},
+            keep=self._settings.checkpoints_kept,
+            pinned=self._held_out.best.updates,
+            unreadable=self._unreadable,
+            may_commit=self._worker.check_lease,
+        )
+        self._held_out.best.forget_others()
 
     def _start_anew(self) -> None:
         """Remove what other inputs left, but for what nobody but a person may remove; what attempts of the same inputs

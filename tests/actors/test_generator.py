@@ -389,6 +389,23 @@ def test_weights_that_were_sampled_under_do_not_stay_where_sampling_fails(made, 
     assert place.accept.calls[0][0][0].column("version_spans").to_pylist()[0][0]["update"] == 7
 
 
+def test_where_the_published_weights_cannot_be_put_back_nothing_is_leased_until_others_are_published(made, monkeypatch):
+    generator, engine = made
+    monkeypatch.setattr(module.ray, "get", lambda reference, timeout: reference)
+    publish(generator, "0.7")
+    engine.refuses = True
+    with pytest.raises(RuntimeError, match="half of it is loaded"):
+        generator.sample(prompts([1]), 1, SamplingSettings(max_response_tokens=4), 0, ["average"])
+    place = Place()
+    generator.work(work(place))
+    time.sleep(0.1)
+    assert engine.version == "0.7"  # what it calls itself, with weights of the average in it
+    assert not place.lease.calls
+    engine.refuses = False
+    publish(generator, "0.8")
+    until(lambda: place.lease.calls)
+
+
 def test_weights_to_sample_under_that_do_not_come_are_told_of_with_who_owes_them(made, monkeypatch):
     def get(reference: Any, timeout: float) -> Any:
         raise {"late": GetTimeoutError(), "lost": ObjectLostError("0" * 56, None, "")}[reference]

@@ -90,6 +90,24 @@ def test_learners_that_must_be_on_one_node_are_one_bundle_and_are_reckoned_one_b
     assert all(need.gpus == (1.0 if need.role == "learner" else 0.0) for need in needs_of(asked))
 
 
+def test_the_labels_that_a_role_asks_its_nodes_for_are_counted(tmp_path):
+    plain = recipe(tmp_path, learners={"workers": 2}, scoring={"fused": False})
+    spot = {"pool": "b", "ray.io/market-type": "spot"}
+    named = {"learners": {"pool": "a"}, "rollouts": spot, "scoring": {"pool": "c"}}
+    asked = recipe(
+        tmp_path,
+        learners={"workers": 2, "node_labels": named["learners"]},
+        rollouts={"node_labels": named["rollouts"]},
+        scoring={"fused": False, "node_labels": named["scoring"]},
+    )
+    roles = {"learner": "learners", "generator": "rollouts", "reward": "scoring", "reference": "scoring"}
+    assert [replace(each, labels=frozenset()) for each in bundles_of(asked)] == bundles_of(plain)
+    assert all(each.labels == frozenset(named[roles[each.role]].items()) for each in bundles_of(asked))
+    for wrong in ("!spot", "in(a,b)", "", "a b"):  # Ray's operators, which the arithmetic does not know; and no labels
+        with pytest.raises(ValueError, match="is no label"):
+            recipe(tmp_path, learners={"node_labels": {"pool": wrong}})
+
+
 def test_a_sound_cluster_passes_and_is_left_as_it_was(cluster, tmp_path):
     findings = examine_cluster(recipe(tmp_path), [], Progress(json=True))
     assert {finding.state for finding in findings} == {"ok"}

@@ -11,10 +11,13 @@ import yaml
 from typer.testing import CliRunner
 
 from amenable.cli import app
+from amenable.doctor import bundles_of
 from amenable.recipe import Recipe
 from amenable.recipe_loading import load_recipe, resolved
 from cluster.manifest_rules import problems
 from cluster.manifests import PARTS
+from cluster.packing import Room
+from cluster.room import check_room
 
 RECORDED = Path(__file__).parents[1] / "cluster" / "recorded"
 PAPER = ["paper", "--model", "gpt3-1.3b"]
@@ -37,6 +40,16 @@ def groups(job: dict) -> dict[str, dict]:
     return {group["groupName"]: group for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
 
 
+def rooms_of_pods(cluster: dict) -> list[Room]:
+    """What Ray has on the pods of a cluster's worker groups."""
+    found = []
+    for group in cluster["workerGroupSpecs"]:
+        cpus, labels = float(group["rayStartParams"]["num-cpus"]), frozenset(group.get("labels", {}).items())
+        each = gpus(group) / group["replicas"]
+        found += [Room(f"{group['groupName']}-{at}", cpus, each, cpus, each, labels) for at in range(group["replicas"])]
+    return found
+
+
 def gpus(group: dict) -> int:
     [container] = group["template"]["spec"]["containers"]
     return group["replicas"] * int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
@@ -47,7 +60,35 @@ def test_packaged_recipes_give_manifests_that_keep_every_rule(recipe):
     found = documents(recipe)
     assert {"RayJob", "RayService", "RayCluster", "NetworkPolicy", "PodMonitor", "ServiceAccount"} <= found.keys()
     text = found["ConfigMap"]["data"]["recipe.yaml"]
-    assert text == resolved(load_recipe(recipe, [], Recipe))
+    roles = {"learners": "learners", "rollouts": "generators", "scoring": "scoring"}
+    on_its_group = [f"{role}.node_labels.amenable-role={group}" for role, group in roles.items()]
+    assert text == resolved(load_recipe(recipe, on_its_group, Recipe))
+
+
+@pytest.mark.parametrize("words", [["demo"], ["demo", "rollouts.generators=3"], [*PAPER, "learners.workers=16"]])
+def test_every_role_finds_room_on_the_pods_of_its_own_group_and_on_no_others(words):
+    found = documents(*words)
+    asked = Recipe.model_validate(yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"]))
+    spec = found["RayJob"]["spec"]["rayClusterSpec"]
+    for bundle in bundles_of(asked):
+        [group] = [name for name in groups(found["RayJob"]) if bundle.labels == {("amenable-role", name)}]
+        assert group == {"learner": "learners", "generator": "generators"}.get(bundle.role, "scoring")
+    assert check_room(bundles_of(asked), rooms_of_pods(spec), None).state == "ok"
+    for group in spec["workerGroupSpecs"]:
+        left = spec | {"workerGroupSpecs": [each for each in spec["workerGroupSpecs"] if each is not group]}
+        assert "there is no such node" in check_room(bundles_of(asked), rooms_of_pods(left), None).says
+
+
+def test_labels_that_the_recipe_names_are_those_of_the_pods_but_for_rays_own():
+    own = "learners.node_labels={pool: a, ray.io/accelerator-type: H100}"
+    found = documents("demo", own)
+    asked = yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"])
+    assert asked["learners"]["node_labels"] == {"pool": "a", "ray.io/accelerator-type": "H100"}
+    assert {name: group["labels"] for name, group in groups(found["RayJob"]).items()} == {
+        "learners": {"pool": "a"},
+        "generators": {"amenable-role": "generators"},
+        "scoring": {"amenable-role": "scoring"},
+    }
 
 
 def test_gpus_of_the_pods_are_those_of_the_recipe():

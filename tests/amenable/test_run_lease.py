@@ -132,6 +132,39 @@ def test_a_holder_on_another_machine_lives_while_it_shows_life(tmp_path):
         assert lease.epoch == 2
 
 
+def test_a_holder_elsewhere_that_has_just_died_is_succeeded_by_who_has_patience(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lease, "DEAD_AFTER_S", 0.3)
+    with RunLease(tmp_path):
+        pass
+    content = {**written(tmp_path), "held": True, "process": "elsewhere/1", "host": "far-away"}
+
+    def dies_now() -> None:
+        (tmp_path / LEASE_FILE).write_text(json.dumps(content))
+
+    def take(patience_s: float, meanwhile) -> int:
+        with run_lease.held(lambda: RunLease(tmp_path), patience_s, meanwhile) as lease:
+            return lease.epoch
+
+    def sleep(problem: UsageProblem) -> None:
+        assert "far-away" in str(problem)
+        time.sleep(0.05)
+
+    def lives(problem: UsageProblem) -> None:
+        time.sleep(0.05)
+        os.utime(tmp_path / LEASE_FILE)
+
+    dies_now()
+    with pytest.raises(UsageProblem, match="far-away"):
+        take(0.0, sleep)
+    assert take(30.0, sleep) == 2
+    dies_now()
+    with pytest.raises(UsageProblem, match="far-away"):  # a holder that goes on is never succeeded
+        take(1.0, lives)
+    (tmp_path / LEASE_FILE).write_text("no lease")
+    with pytest.raises(UsageProblem, match="cannot be read"):  # nor is anything else waited for
+        take(30.0, sleep)
+
+
 def test_a_holder_shows_life(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lease, "SIGN_OF_LIFE_EVERY_S", 0.02)
     with RunLease(tmp_path):

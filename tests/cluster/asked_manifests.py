@@ -7,7 +7,9 @@ from cluster.manifests import RunManifests, render
 from cluster.worker_groups import WorkerGroup
 
 GROUPS = (
-    WorkerGroup("learners", 2, 2, ray_cpus=9, gpus=8, memory_gib=400, object_store_gib=6),
+    WorkerGroup(
+        "learners", 2, 2, ray_cpus=9, gpus=8, memory_gib=400, object_store_gib=6, labels={"amenable-role": "learners"}
+    ),
     WorkerGroup("generators", 4, 6, ray_cpus=1, gpus=1, memory_gib=16, object_store_gib=6, is_spot_allowed=True),
     WorkerGroup("scoring", 2, 2, ray_cpus=1, gpus=1, memory_gib=12, object_store_gib=6),
 )

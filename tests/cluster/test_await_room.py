@@ -58,7 +58,7 @@ def test_room_that_stays_taken_is_told_with_what_is_pending():
 def test_an_autoscaler_is_asked_once_waited_for_and_released():
     found, notes, asked, _ = waited(SMALL, SMALL, FREE, groups=(NodeGroup("big", 8, 0, 2),))
     assert found.state == "ok"
-    assert asked == [[{"CPU": 4.0}], []]
+    assert asked == [ASKED, []]
     assert notes == ["waiting for room: unknown until scaled: 1 learner (4 CPUs) wait for nodes to be added"]
 
 
@@ -78,3 +78,16 @@ def test_a_stop_that_is_asked_for_ends_the_wait():
 
     with pytest.raises(Stop):
         await_room(ASKED, lambda text: None, stop, look=lambda meanwhile: Capacity({"1": BUSY}, None))
+
+
+def test_an_autoscaler_is_asked_for_nodes_with_the_labels_of_each_bundle(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda **given: asked.append(given))
+    bundles = [Bundle("learner", 4, 1, 2, frozenset({("pool", "a")})), Bundle("scoring", 1)]
+    shown = [SMALL, SMALL, Room("a", 16, 2, 16, 2, frozenset({("pool", "a")}))]
+    look = lambda meanwhile: Capacity({"1": shown.pop(0)}, ())  # noqa: E731
+    assert await_room(bundles, lambda text: None, lambda: None, look=look).state == "ok"
+    assert asked == [
+        {"bundles": [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 1.0}], "bundle_label_selectors": [{"pool": "a"}, {}]},
+        {"bundles": [], "bundle_label_selectors": []},
+    ]

@@ -11,13 +11,15 @@ from cluster.room import NodeGroup
 
 
 def node(number: str, host: str, alive: bool = True, **resources: float) -> dict:
-    return {"NodeID": number, "NodeManagerHostname": host, "Alive": alive, "Resources": resources}
+    labels = {"ray.io/node-id": number}
+    return {"NodeID": number, "NodeManagerHostname": host, "Alive": alive, "Resources": resources, "Labels": labels}
 
 
 def test_nodes_that_live_are_called_by_their_host_and_by_their_id_where_hosts_are_one():
     nodes = [node("a" * 8, "one", CPU=8.0, GPU=2.0), node("b" * 8, "two", CPU=4.0), node("c" * 8, "gone", False)]
     found = rooms_of(nodes, {"a" * 8: {"CPU": 3.0}, "b" * 8: {"CPU": 4.0}})
-    assert list(found.values()) == [Room("one", 3, 0, 8, 2), Room("two", 4, 0, 4, 0)]
+    a, b = (frozenset({("ray.io/node-id", 8 * each)}) for each in "ab")
+    assert list(found.values()) == [Room("one", 3, 0, 8, 2, a), Room("two", 4, 0, 4, 0, b)]
     twice = rooms_of([node("a" * 8, "one", CPU=1.0), node("b" * 8, "one", CPU=1.0)], {})
     assert [room.node for room in twice.values()] == ["one/aaaaaa", "one/bbbbbb"]
 

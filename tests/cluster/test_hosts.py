@@ -117,6 +117,8 @@ class Cluster:
     """What the submitter's container runs."""
     cpus: dict[str, int]
     """What the manifest has Ray hand out, by address."""
+    groups: dict[str, set[str]]
+    """The addresses of each worker group's hosts."""
     run: Path
 
     @property
@@ -144,12 +146,14 @@ def size_bytes(quantity: str) -> int:
 
 
 def ray_start(group: Manifest, is_head: bool) -> str:
-    """The text that KubeRay gives a container's shell (setMissingRayStartParams, generateRayStartCommand and
-    convertParamMap in ray-operator/controllers/ray/common/pod.go): what `rayStartParams` lack is filled in, then all
-    of them become flags, values unquoted."""
+    """The text that KubeRay gives a container's shell (setMissingRayStartParams, updateRayStartParamsLabels,
+    generateRayStartCommand and convertParamMap in ray-operator/controllers/ray/common/pod.go): what `rayStartParams`
+    lack is filled in, then all of them become flags, values unquoted."""
     [container] = group["template"]["spec"]["containers"]
     parameters = {"memory": str(size_bytes(container["resources"]["limits"]["memory"]))} | dict(group["rayStartParams"])
     parameters |= {"block": "true", "dashboard-agent-listen-port": "52365", "metrics-export-port": "8080"}
+    if "labels" in group:
+        parameters["labels"] = ",".join(f"{name}={value}" for name, value in sorted(group["labels"].items()))
     if not is_head:
         parameters["address"] = f"{HEAD}:6379"
     flags = [f" --{name} " if value == "true" else f" --{name}={value} " for name, value in sorted(parameters.items())]
@@ -258,7 +262,11 @@ def planned(home: Path) -> Cluster:
     cpus = {host.address: int(group["rayStartParams"]["num-cpus"]) for host, group in zip(hosts, pods, strict=True)}
     run = home / "shared" / "runs" / "tiny"
     assert f"--run {run} " in spec["entrypoint"]
-    found = Cluster(hosts[0], {each.address: each for each in hosts[1:]}, submitter, submission(spec), cpus, run)
+    workers = {each.address: each for each in hosts[1:]}
+    groups: dict[str, set[str]] = {}
+    for host, group in zip(hosts[1:], pods[1:], strict=True):
+        groups.setdefault(group["groupName"], set()).add(host.address)
+    found = Cluster(hosts[0], workers, submitter, submission(spec), cpus, groups, run)
     for host, group in zip(hosts, pods, strict=True):
         (home / f"{host.name}.start").write_text(ray_start(group, is_head=host is found.head))
     return found
@@ -390,9 +398,8 @@ def test_the_job_of_the_manifest_finishes_with_its_roles_on_the_workers_and_is_a
     assert "succeeded" in state.stdout, (state.stdout, cluster.submitter.log.read_text()[-4000:])
 
     assert seen["driver"] == {HEAD}
-    working = set.union(*(seen[role] for role in ("RayTrainWorker", "RolloutGenerator", "ScoringWorker")))
-    assert working <= set(cluster.workers)
-    assert len(working) > 1  # at work at once, with a CPU each: no pod has room for all three
+    roles = {"learners": "RayTrainWorker", "generators": "RolloutGenerator", "scoring": "ScoringWorker"}
+    assert {group: seen[role] for group, role in roles.items()} == cluster.groups
     assert [entry.asked["submission_id"] for entry in audit_log.read(cluster.run)[0] if entry.action == "began"] == [
         JOB
     ]

@@ -204,6 +204,7 @@ def test_a_service_has_the_port_of_which_kuberay_makes_its_own(change, says):
         (lambda pod: pod.pop("automountServiceAccountToken"), "should not be given a service account's token"),
         (lambda pod: pod.update(hostNetwork=True), "should not share the node's namespaces"),
         (lambda pod: pod["volumes"].append({"name": "x", "hostPath": {"path": "/"}}), "hostPath"),
+        (lambda pod: pod["securityContext"].pop("fsGroupChangePolicy"), "fsGroupChangePolicy OnRootMismatch"),
         (lambda pod: pod["containers"][0]["securityContext"].pop("capabilities"), "should drop ALL capabilities"),
         (lambda pod: pod["containers"][0]["securityContext"].update(privileged=True), "should drop ALL capabilities"),
         (

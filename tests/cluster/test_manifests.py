@@ -104,6 +104,7 @@ def test_each_role_has_a_group_of_its_size():
         assert int(limits["cpu"]) == int(group["rayStartParams"]["num-cpus"]) + 1
         assert container["image"] == ASKED.image
         assert group["template"]["metadata"]["labels"]["amenable-role"] == asked.name
+        assert group.get("labels", {}) == asked.labels
 
 
 def test_shared_memory_is_the_object_store_and_a_gib_for_each_gpu():
@@ -143,6 +144,32 @@ def test_generators_alone_may_run_on_spot_nodes():
     assert keys(documents())["learners"] == keys(documents())["scoring"] == {gpu}
     assert spot in keys(documents())["generators"]
     assert keys(documents(spot=False))["generators"] == {gpu}
+
+
+def test_no_run_has_what_another_runs_pods_need_but_for_the_volume_and_the_secrets():
+    """So that deleting one run's documents leaves others in the same namespace whole."""
+
+    def named(found: list[dict[str, Any]]) -> set[tuple[str, str]]:
+        return {(each["kind"], each["metadata"]["name"]) for each in found}
+
+    def needed(found: list[dict[str, Any]]) -> set[tuple[str, str]]:
+        places = {"serviceAccountName", "configMap", "claimName"}
+        kinds = {"serviceAccountName": "ServiceAccount", "claimName": "PersistentVolumeClaim", "configMap": "ConfigMap"}
+        seen: set[tuple[str, str]] = set()
+
+        def look(value: Any) -> None:
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                if key in places:
+                    seen.add((kinds[key], inner["name"] if key == "configMap" else inner))
+                if isinstance(inner, dict | list):
+                    look(inner)
+
+        look(found)
+        return seen
+
+    mine, theirs = documents(run="mine"), documents(run="theirs")
+    assert needed(mine) <= named(mine)
+    assert named(mine) & named(theirs) == needed(mine) & needed(theirs) == {("PersistentVolumeClaim", "runs")}
 
 
 def test_drain_and_grace_are_above_the_time_of_a_checkpoint():
@@ -391,7 +418,12 @@ def test_the_bases_are_the_packaged_demo_and_keep_every_rule():
     assert problems(found) == []
     recipe = one("ConfigMap", found)["data"]["recipe.yaml"]
     assert yaml.safe_load(recipe) == yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
-    assert parsed(one("RayJob", found)["spec"]["entrypoint"])["run"] == "/shared/runs/demo"
+    job = one("RayJob", found)["spec"]
+    given = parsed(job["entrypoint"])
+    assert given["run"] == "/shared/runs/demo"
+    groups = [each["groupName"] for each in job["rayClusterSpec"]["workerGroupSpecs"]]
+    roles = zip(("learners", "rollouts", "scoring"), groups, strict=True)
+    assert given["overrides"] == [f"{role}.node_labels.amenable-role={group}" for role, group in roles]
 
 
 @needs_kustomize
@@ -424,7 +456,7 @@ def test_overlays_are_valid_by_the_schemas(overlay):
 
 
 @needs_kustomize
-def test_the_gpu_overlays_ask_for_the_gpus_that_their_commands_use():
+def test_the_overlays_ask_for_the_gpus_and_give_the_labels_that_their_commands_use():
     from amenable.plan import planned
     from amenable.recipe import Recipe
     from amenable.recipe_loading import load_recipe
@@ -442,6 +474,13 @@ def test_the_gpu_overlays_ask_for_the_gpus_that_their_commands_use():
         job = one("RayJob", found)["spec"]
         given = parsed(job["entrypoint"])
         recipe = load_recipe("demo", list(given["overrides"] or []), Recipe)
+        groups = {each["groupName"]: each["labels"] for each in job["rayClusterSpec"]["workerGroupSpecs"]}
+        assert groups == {
+            "learners": recipe.learners.node_labels,
+            "generators": recipe.rollouts.node_labels,
+            "scoring": recipe.scoring.node_labels,
+        }
+        assert len({tuple(labels.items()) for labels in groups.values()}) == len(groups)
         assert gpus_of(job["rayClusterSpec"]) == recipe.gpus
         plan = planned(recipe, None, None, None)
         service = one("RayService", found)["spec"]["rayClusterConfig"]

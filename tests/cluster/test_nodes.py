@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 NODES = {"a": (4, 4), "b": (4, 4), "c": (3, 1)}
 """CPUs and GPUs that each is started with; this machine has none of the latter."""
+
+LABELS = {"a": {"pool": "one"}, "b": {"pool": "two", "zone": "west"}, "c": {}}
+"""Ray labels that each is started with."""
+GIVEN = {label for labels in LABELS.values() for label in labels.items()}
 
 STARTS = 3
 LIMIT_S = 120.0
@@ -55,7 +60,9 @@ def begun() -> tuple[Any, dict[str, str]]:
         nodes = Cluster()
         try:
             added = {
-                nodes.add_node(num_cpus=cpus, num_gpus=gpus, include_dashboard=False).node_id: name
+                nodes.add_node(
+                    num_cpus=cpus, num_gpus=gpus, labels=dict(LABELS[name]), include_dashboard=False
+                ).node_id: name
                 for name, (cpus, gpus) in NODES.items()
             }
             return nodes, added
@@ -87,13 +94,16 @@ def rooms(cluster: dict[str, str]) -> list[Room]:
 
     found = [(cluster[number], room) for number, room in capacity().rooms.items()]
     return sorted(
-        (Room(name, room.cpus, room.gpus, room.total_cpus, room.total_gpus) for name, room in found),
+        (
+            replace(room, node=name, labels=frozenset(each for each in room.labels or () if each in GIVEN))
+            for name, room in found
+        ),
         key=lambda room: room.node,
     )
 
 
 def declared() -> list[Room]:
-    return [Room(name, cpus, gpus, cpus, gpus) for name, (cpus, gpus) in NODES.items()]
+    return [Room(name, cpus, gpus, cpus, gpus, frozenset(LABELS[name].items())) for name, (cpus, gpus) in NODES.items()]
 
 
 def recipe(tmp_path: Path, **settings: Any) -> Recipe:
@@ -179,7 +189,7 @@ def generators(asked: Recipe, cluster: dict[str, str]) -> Iterator[Placed]:
     import ray
 
     rollouts, where = asked.rollouts, where_class()
-    placement = OwnPlacementGroup(bundle_of(rollouts.threads, rollouts.gpus))
+    placement = OwnPlacementGroup(bundle_of(rollouts.threads, rollouts.gpus), rollouts.node_labels)
     reserved = [placement.reserve(f"generator-{number}") for number in range(rollouts.generators)]
     actors = [
         where.options(num_cpus=rollouts.threads, num_gpus=rollouts.gpus, **placement.options(room)).remote()
@@ -200,7 +210,8 @@ def scoring(asked: Recipe, tmp_path: Path, cluster: dict[str, str]) -> Iterator[
 
     spec = Crew(asked, tmp_path, Progress(json=True), None).scoring_spec()
     count = asked.scoring.scorers + (0 if asked.scoring.fused else asked.scoring.references)
-    resources = {name: spec.options[name] for name in ("num_cpus", "num_gpus")}
+    names = {"num_cpus", "num_gpus", "label_selector"}
+    resources = {name: value for name, value in spec.options.items() if name in names}
     actors = [where_class().options(**resources).remote() for _ in range(count)]
     try:
         yield asked_where(actors, cluster)
@@ -209,10 +220,24 @@ def scoring(asked: Recipe, tmp_path: Path, cluster: dict[str, str]) -> Iterator[
             ray.kill(actor)
 
 
+def single_actors(options: dict[str, Any], cluster: dict[str, str]) -> set[str]:
+    """The nodes of eight actors that ask for no CPU, as the stream, the conductor and the weight store do."""
+    import ray
+
+    actors = [where_class().options(num_cpus=0, **options).remote() for _ in range(8)]
+    try:
+        return {name for name, _ in asked_where(actors, cluster)}
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
 @contextmanager
 def taken(bundles: list[Bundle]) -> Iterator[list[bool]]:
     """Placement groups for `bundles`, one after another; whether Ray had room for each."""
-    placement = [OwnPlacementGroup(bundle_of(bundle.all_cpus, bundle.all_gpus)) for bundle in bundles]
+    placement = [
+        OwnPlacementGroup(bundle_of(bundle.all_cpus, bundle.all_gpus), dict(bundle.labels)) for bundle in bundles
+    ]
     reserved = [each.reserve(f"taken-{next(NUMBERS)}") for each in placement]
     try:
         yield [each.wait(room, NEVER_S) for each, room in zip(placement, reserved, strict=True)]
@@ -265,6 +290,32 @@ def test_a_recipe_that_fills_the_nodes_is_placed_as_it_is_said_to_fit(cluster, t
     assert pack([Bundle("one more", 0, 0.25)], left).left
 
 
+@pytest.mark.parametrize(("learning_on", "others_on"), [("one", "two"), ("two", "one")])
+def test_every_role_lies_on_a_node_with_the_labels_that_it_asks_for(cluster, tmp_path, learning_on, others_on):
+    """The same roles, which each of the nodes has room for: where they lie is what their labels say."""
+    asked = recipe(
+        tmp_path,
+        learners={"workers": 2, "node_labels": {"pool": learning_on}},
+        rollouts={"generators": 2, "node_labels": {"pool": others_on}},
+        scoring={"node_labels": {"pool": others_on}},
+    )
+    node = {labels["pool"]: name for name, labels in LABELS.items() if labels}
+    bundles = bundles_of(asked)
+    assert check_room(bundles, rooms(cluster), None).state == "ok"
+    told = pack(bundles, rooms(cluster)).places
+    ranks = Crew(asked, tmp_path, Progress(json=True), None).ranks()
+    with (
+        learners(ranks, tmp_path, cluster) as learning,
+        generators(asked, cluster) as generating,
+        scoring(asked, tmp_path, cluster) as judging,
+    ):
+        assert {name for name, _ in learning} == {node[learning_on]}
+        assert {name for name, _ in [*generating, *judging]} == {node[others_on]}
+        assert single_actors(ranks.beside(), cluster) == {node[learning_on]}
+        placed = [name for name, _ in [*learning, *generating, *judging]]
+        assert placed == [told[at] for at in range(len(bundles))]
+
+
 def test_learners_and_fused_scoring_with_fractions_share_the_one_gpu_of_a_small_node(cluster, tmp_path):
     shares = {"learners": {"gpus": 0.4}, "rollouts": {"gpus": 0.4}, "scoring": {"fused": True, "gpus": 0.2}}
     asked = recipe(tmp_path, **shares)
@@ -295,6 +346,14 @@ def test_learners_and_fused_scoring_with_fractions_share_the_one_gpu_of_a_small_
         (
             {"learners": {"workers": 5, "gpus": 1, "placement": "strict_pack"}},
             "5 learner (1 CPU and 1 GPU each, all on one node): no node is that large",
+        ),
+        (
+            {
+                "learners": {"node_labels": {"pool": "one", "zone": "west"}},
+                "rollouts": {"node_labels": {"pool": "three"}},
+                "scoring": {"threads": 4, "node_labels": {"pool": "four"}},
+            },
+            "1 learner (1 CPU on nodes with pool=one, zone=west): there is no such node",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from cluster import packing
 from cluster.packing import Bundle, Packing, Room, fits, nearest, pack, places_of_processes
 
 SHARES = [0.0, 0.25, 0.5, 1.0, 2.0]
+POOL = frozenset({("pool", "a")})
 bundles = st.lists(
     st.builds(
         Bundle,
@@ -16,18 +17,30 @@ bundles = st.lists(
         st.integers(0, 3),
         st.sampled_from(SHARES),
         st.sampled_from([1, 1, 2]),
+        st.sampled_from([frozenset(), frozenset(), POOL]),
     ),
     max_size=5,
 )
 rooms = st.integers(0, 3).flatmap(
     lambda count: st.tuples(
-        *(st.builds(Room, st.just(f"n{at}"), st.integers(0, 4), st.integers(0, 2)) for at in range(count))
+        *(
+            st.builds(
+                Room,
+                st.just(f"n{at}"),
+                st.integers(0, 4),
+                st.integers(0, 2),
+                labels=st.sampled_from([frozenset(), POOL, POOL | {("zone", "b")}, None]),
+            )
+            for at in range(count)
+        )
     )
 )
 
 
 def holds(asked: list[Bundle], room: Room) -> bool:
     """Whether a node holds the bundles, by trying every GPU for every fraction."""
+    if room.labels is not None and not all(bundle.labels <= room.labels for bundle in asked):
+        return False
     asked = [each for each in asked for _ in range(each.processes)]
     if sum(bundle.cpus for bundle in asked) > room.cpus:
         return False
@@ -118,3 +131,12 @@ def test_the_node_that_comes_nearest_lacks_least():
     assert nearest(Bundle("l", 4), nodes) == nodes[0]
     assert nearest(Bundle("l", 4), []) is None
     assert pack([], []) == Packing({})
+
+
+def test_labels_that_nobody_asks_for_make_no_search_longer():
+    """Ray gives every node a label of its own. That ten empty nodes are equal is what ends this search."""
+    sizes = [2 + number / 16 for number in range(11)]
+    nodes = [Room(f"n{at}", 3, labels=frozenset({("ray.io/node-id", str(at)), *POOL})) for at in range(10)]
+    found = pack([Bundle("a", size, labels=POOL) for size in sizes], nodes)
+    assert len(found.left) == 1
+    assert found.is_certain

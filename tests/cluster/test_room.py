@@ -1,5 +1,7 @@
 """Whether roles find room: now, by the autoscaler, or which bundle lacks what; Ray Train's group counts with ours."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.packing import Bundle, Room
@@ -96,3 +98,22 @@ def test_room_that_others_take_is_told_from_room_that_never_is():
     assert could_be_freed(LEARNERS, busy)
     assert not could_be_freed(ALL, busy)
     assert pending(LEARNERS, [node("a", 4, 1)]) == "1 learner (4 CPUs and 1 GPU)"
+
+
+def test_a_bundle_fits_on_nodes_with_its_labels_alone_and_which_it_lacks_is_told():
+    pool = frozenset({("pool", "a")})
+    learners = [Bundle("learner", 4, 1, labels=pool)] * 2
+    spot, own = node("spot", 64, 8), replace(node("own", 8, 2), labels=pool | {("zone", "b")})
+    assert check_room(learners, [spot, own], None).state == "ok"
+    assert check_room([*learners, Bundle("scoring", 1)], [spot, own], None).state == "ok"
+    found = check_room(learners, [spot], None)
+    assert (found.state, found.says) == (
+        "failed",
+        "2 learner (4 CPUs and 1 GPU each on nodes with pool=a): there is no such node",
+    )
+    small = check_room(learners, [spot, replace(own, cpus=2, total_cpus=2)], None)
+    assert small.says.endswith("no node is that large; own comes nearest with 2 CPUs and 2 GPUs in all")
+    assert not could_be_freed(learners, [spot])
+    assert could_be_freed(learners, [replace(own, cpus=0)])
+    # What labels an autoscaler's nodes would have it does not say.
+    assert check_room(learners, [spot], [NodeGroup("gpu", 8, 2, at_most=1)]).state == "unknown"

@@ -29,6 +29,7 @@ KUBECTL: dict[str, frozenset[str]] = {
     "kustomize": frozenset(),
     "label": frozenset({"--overwrite"}),
     "logs": frozenset({"-f", "-l", "-c", "--tail", "--previous"}),
+    "patch": frozenset({"--type", "-p"}),
     "port-forward": frozenset(),
     "wait": frozenset({"--for", "--timeout", "-l"}),
 }
