@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.reward_protocol import Tokens, check_scores
 from corpus.problems import RunProblem, UsageProblem
+from corpus.storage import one_line
 
 
 class FunctionReward:
@@ -22,7 +23,7 @@ class FunctionReward:
         try:
             module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:  # whatever a module of the person's does as it is imported
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise UsageProblem(f"{self._name}: the module cannot be imported ({reason}).", "reward/function") from error
         self._function: Callable[[list[str], list[str]], Any] = getattr(module, function_name, None)  # pyright: ignore[reportAttributeAccessIssue]
         if not callable(self._function):
@@ -39,7 +40,7 @@ class FunctionReward:
         except Exception as error:
             at = traceback.extract_tb(error.__traceback__)[-1]
             raise RunProblem(
-                f"{self._name}: it raised {type(error).__name__}: {error} ({at.filename}:{at.lineno}).",
+                f"{self._name}: it raised {type(error).__name__}: {one_line(error)} ({at.filename}:{at.lineno}).",
                 "reward/function",
             ) from error
         return check_scores(scores, len(responses), self._name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from actors.reward_protocol import Tokens, check_scores
 from corpus.dialogues import messages_of
 from corpus.problems import UsageProblem
+from corpus.storage import one_line
 from corpus.templates import DIALOGUE_TEMPLATE, PLAIN_TEMPLATE, TemplateName
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _tokenizer_of(model: str) -> Any:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except LOAD_ERRORS as error:
         raise UsageProblem(
-            f"reward model {model}: its tokenizer does not load ({error}).", "model/tokenizer"
+            f"reward model {model}: its tokenizer does not load ({one_line(error)}).", "model/tokenizer"
         ) from error
 
 

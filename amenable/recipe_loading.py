@@ -129,7 +129,7 @@ def recipe_files(name: str | os.PathLike[str]) -> list[Path]:
 def load_recipe(path: str | os.PathLike[str], overrides: list[str], model: type[Settings]) -> Settings:
     """The recipe in the file `path` (or the packaged recipe of that name) with `overrides` applied, checked by `model`.
 
-    An override is `key.sub=value`, its value typed as in YAML: `ppo.learning_rate=1e-5`, `model.base=null`.
+    An override is `key.sub=value`, its value typed as in YAML: `ppo.policy.peak_lr=1e-5`, `model.base=null`.
     Raises UsageProblem, one sentence that names the file and the dotted key, for everything that is wrong in them.
     """
     layers = _file_layers(find_recipe(path))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 Key = tuple[str, ...]
@@ -127,13 +128,24 @@ def _unknown_key(key: Key, siblings: tuple[str, ...], model: type[BaseModel]) ->
     if near:
         return f"there is no key {dotted!r}; did you mean {'.'.join((*key[:-1], near[0]))!r}?"
     elsewhere: dict[str, str] = {}
-    for path in _all_keys(model):
+    for path, _ in _all_fields(model):
         elsewhere.setdefault(path[-1], ".".join(path))
     near = difflib.get_close_matches(key[-1], elsewhere, n=1, cutoff=0.8)
-    if near:
-        return f"there is no key {dotted!r}; did you mean {elsewhere[near[0]]!r}?"
+    meant = elsewhere[near[0]] if near else _by_its_words(key, model)
+    if meant:
+        return f"there is no key {dotted!r}; did you mean {meant!r}?"
     where = f"in {group!r}" if group else "at the top"
     return f"there is no key {dotted!r}; the keys {where} are: {', '.join(siblings)}."
+
+
+def _by_its_words(key: Key, model: type[BaseModel]) -> str | None:
+    """The first key in the same group, or deeper in it, that has the words of the unknown one in its name or, where
+    none has, in its description: `ppo.learning_rate` is ppo.policy.peak_lr. None where there is none."""
+    words = re.compile(rf"\b{re.escape(key[-1].replace('_', ' '))}\b", re.IGNORECASE)
+    inside = [(path, field) for path, field in _all_fields(model) if path[: len(key) - 1] == key[:-1]]
+    named = [path for path, _ in inside if words.search(path[-1].replace("_", " "))]
+    described = [path for path, field in inside if words.search(field.description or "")]
+    return next((".".join(path) for path in [*named, *described]), None)
 
 
 def _expected(details: ErrorDetails) -> str | None:
@@ -260,12 +272,12 @@ def only_model_in(annotation: Any) -> type[BaseModel] | None:
     return found[0] if len(found) == 1 else None
 
 
-def _all_keys(model: type[BaseModel], above: Key = ()) -> Iterator[Key]:
+def _all_fields(model: type[BaseModel], above: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
     for name, field in model.model_fields.items():
-        yield (*above, name)
+        yield (*above, name), field
         for inner in _models_in(field.annotation):
             if inner is not model:
-                yield from _all_keys(inner, (*above, name))
+                yield from _all_fields(inner, (*above, name))
 
 
 def _of_the_likeliest_branch(problems: list[_Problem]) -> list[_Problem]:

@@ -261,8 +261,9 @@ def _damage(directory: Path, record: StageRecord) -> str | None:
 
 
 def _move_aside(spec: StageSpec) -> Path | None:
-    """Moves all that is in the stage's directory away; returns where to, or None where it held nothing."""
-    if not spec.directory.is_dir() or not any(spec.directory.iterdir()):
+    """Moves all that is in the stage's directory away; returns where to, or None where it holds nothing but the mark of
+    a beginning."""
+    if not spec.directory.is_dir() or all(path.name == STARTED_FILE for path in spec.directory.iterdir()):
         return None
     place = spec.directory.parent / SET_ASIDE
     place.mkdir(exist_ok=True)

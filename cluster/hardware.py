@@ -70,10 +70,14 @@ def hardware_named(name_or_file: str) -> Hardware:
 def _described(path: Path) -> Hardware:
     import yaml
 
+    from corpus.storage import one_line
+
     try:
         entry: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageProblem(f"{path}: the description of hardware cannot be read ({error}).", "plan/hardware") from None
+        raise UsageProblem(
+            f"{path}: the description of hardware cannot be read ({one_line(error)}).", "plan/hardware"
+        ) from None
     if not isinstance(entry, dict):
         raise UsageProblem(
             f"{path}: hardware is described by 'key: value' lines, as in cluster/{TABLE}.", "plan/hardware"

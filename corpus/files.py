@@ -61,7 +61,9 @@ class FileCorpusSettings(BaseModel):
     )
     prompts: Source | None = Field(default=None, description="Prompts for PPO; by default those of path.")
     comparisons: Source | None = Field(
-        default=None, description="Ranked answers; by default those of path. Without any, the run collects its own."
+        default=None,
+        description="Ranked answers; by default those of path. A corpus needs some: only the built-in world has "
+        "labelers to collect them from.",
     )
     held_out_fraction: float = Field(
         default=0.2,
@@ -102,7 +104,9 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
         if source is None:
             if name == "comparisons":
                 return Rows()
-            raise UsageProblem(f"the corpus has no source for its {name}: give path or {name}.", "data/no-source")
+            raise UsageProblem(
+                f"The corpus has no source for its {name}: give corpus.path or corpus.{name}.", "data/no-source"
+            )
         if (source.path, source.format) not in read:
             read[source.path, source.format] = read_source(source.path, source.format)
         return read[source.path, source.format]
@@ -112,7 +116,7 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
 
     def thinned(rows: Sequence[_Prompt], what: str) -> list[_Prompt]:
         if not rows:
-            raise UsageProblem(f"the corpus has no {what}: no source of it holds any.", "data/empty")
+            raise UsageProblem(f"The corpus has no {what}: no source of it holds any.", "data/empty")
         distinct = drop_long_common_prefixes(rows, settings.duplicate_prefix_characters)
         return limit_per_user(distinct, settings.max_prompts_per_user)
 
@@ -136,7 +140,7 @@ def load_files(settings: FileCorpusSettings) -> Corpus:
         left_out[part] = len(rows) - len(kept)
         if rows and not kept:
             raise UsageProblem(
-                f"the training split of the {part} is empty: the prompt of each of its {len(rows)} rows is held out "
+                f"The training split of the {part} is empty: the prompt of each of its {len(rows)} rows is held out "
                 f"too, because users share prompts (or their first {settings.duplicate_prefix_characters} characters); "
                 "give other rows, a smaller held_out_fraction, or a larger duplicate_prefix_characters.",
                 "data/split",

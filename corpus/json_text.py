@@ -12,8 +12,9 @@ def parse_json(text: str, place: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
+        what = error.msg.removesuffix(" at")
         raise UsageProblem(
-            f"{place}: this is not JSON ({error.msg} at {line}column {error.colno}).", "data/unreadable"
+            f"{place}: this is not JSON ({what} at {line}column {error.colno}).", "data/unreadable"
         ) from error
     except (ValueError, RecursionError) as error:
         raise unreadable_json(place, error) from error

@@ -236,7 +236,7 @@ def _hub_rows(address: str) -> Iterator[RawRow]:
         rows = datasets.load_dataset(name, split=split, revision=hub_card(name).commit)
     except Exception as error:
         raise UsageProblem(
-            f"{address}: this dataset cannot be loaded ({type(error).__name__}: {error}).", "data/hub"
+            f"{address}: this dataset cannot be loaded ({type(error).__name__}: {one_line(error)}).", "data/hub"
         ) from error
     for number, columns in enumerate(rows, start=1):
         yield RawRow(f"{address}, row {number}", dict(columns))

@@ -72,7 +72,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All that a run starts from. The comparisons are None where the run collects its own."""
+    """All that a run starts from. The comparisons are None where it was given none."""
 
     pretraining_train: list[str]
     pretraining_valid: list[str]

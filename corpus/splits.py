@@ -47,8 +47,8 @@ def split_by_user(
         side = "held-out" if train else "training"
         users = len({row.user_id for row in rows})
         raise UsageProblem(
-            f"the {side} split of the {what} is empty: {len(rows)} {what} of {users} user(s), "
-            f"held-out fraction {fraction}, seed {seed}.",
+            f"The {side} split of the {what} is empty: {len(rows)} {what} of {users} user(s), held_out_fraction "
+            f"{fraction:g}, split_seed {seed}; give rows of more users, or change one of the two.",
             "data/split",
         )
     return train, held_out

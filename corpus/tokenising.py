@@ -49,7 +49,7 @@ class TokenLimits(BaseModel):
         if self.max_prompt_tokens + self.max_response_tokens > self.context_tokens:
             raise ValueError(
                 f"max_prompt_tokens ({self.max_prompt_tokens}) + max_response_tokens ({self.max_response_tokens}) "
-                f"is more than the context of {self.context_tokens} tokens."
+                f"is more than context_tokens ({self.context_tokens}); raise that, or lower one of the two"
             )
         return self
 

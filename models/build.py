@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from transformers import (
 from transformers.utils import logging
 
 from corpus.problems import UsageProblem
+from corpus.storage import one_line
 from models.settings import TinyLlamaSettings
 
 logging.disable_progress_bar()  # a command line of several processes draws its own progress
+getLogger("huggingface_hub").handlers.clear()  # its lines go to the root's handler too, and would be told twice
 
 LOAD_ERRORS = (
     OSError,
@@ -135,8 +138,8 @@ def load_pretrained(auto_class: Any, directory_or_name: str, dtype: torch.dtype)
     missing = sorted(loading["missing_keys"])
     if missing:
         raise UsageProblem(
-            f"Model {directory_or_name!r} lacks {len(missing)} weights, such as {missing[0]}; "
-            "give a complete checkpoint of a causal language model.",
+            f"Model {directory_or_name!r} lacks {len(missing)} of the weights that {auto_class.__name__} needs, such "
+            f"as {missing[0]}; give a complete checkpoint.",
             "model/weights",
         )
     return model
@@ -153,8 +156,10 @@ def load_tokenizer(directory_or_name: str, pad_token: str | None = None) -> PreT
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory_or_name, trust_remote_code=False)
     except LOAD_ERRORS as error:
+        local = Path(directory_or_name)
+        missing = ", and has no tokenizer.json" if local.is_dir() and not (local / "tokenizer.json").exists() else ""
         raise UsageProblem(
-            f"Tokenizer {directory_or_name!r} does not load: {_first_line(error)}", "model/tokenizer"
+            f"Tokenizer {directory_or_name!r} does not load{missing}: {_first_line(error)}", "model/tokenizer"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UsageProblem(
@@ -280,4 +285,5 @@ def _require_directory(directory_or_name: str, what: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return one_line(error) if first.endswith(":") else first  # a list follows, without which the line says nothing

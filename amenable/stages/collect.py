@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from amenable.stage_reuse import StageSpec
 from amenable.stages.context import Context, Finished
-from amenable.stages.data import validates
+from amenable.stages.data import check_tables, validates
 from amenable.stages.sampling import load_into_generators, sample
 from amenable.stages.supervised import sft_epoch
 from corpus.world import Labeler, build_world
@@ -47,6 +47,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
     if world.heldout_labelers:
         ranked = _ranked(prompts.filter(valid), responses, world.heldout_labelers, recipe.seed)
         tables["comparisons-heldout-labelers"] = ranked
+    check_tables(tables)
     context.check_lease()
     files = []
     for name, table in tables.items():

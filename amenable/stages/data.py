@@ -1,7 +1,7 @@
 """The data stage: the corpus, tokenised once into the tables that every later stage reads."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +257,21 @@ def file_comparisons(place: str, tokenizer_directory: str, limits: TokenLimits) 
     return table
 
 
-def check_tables(tables: dict[str, Any]) -> None:
+def check_validating(recipe: Recipe, users: Collection[str]) -> None:
+    """Raises UsageProblem where all of these users of the built-in world validate the reward model, or none does: there
+    would be nothing to train it on, or nothing to measure it on."""
+    validating = sum(validates(recipe, user) for user in users)
+    if validating in (0, len(users)):
+        raise UsageProblem(
+            f"{'None' if validating == 0 else 'Each'} of the {len(users)} users whose prompts are collected "
+            f"(world.prompts_collect {recipe.world.prompts_collect}) validates the reward model, at "
+            f"collect.held_out_fraction {recipe.collect.held_out_fraction:g} and seed {recipe.seed}; give more "
+            "prompts, or change one of the two.",
+            "data/split",
+        )
+
+
+def check_tables(tables: Mapping[str, Any]) -> None:
     """Raises UsageProblem where a table could not be trained on: one without rows, or comparisons that are all ties."""
     from corpus.schemas import untied_pairs
 
@@ -269,7 +283,7 @@ def check_tables(tables: dict[str, Any]) -> None:
         if table_name(name) == "comparisons" and untied_pairs(table) == 0:
             raise UsageProblem(
                 f"The table {name} has {table.num_rows:,} rows, and in each of them all responses tie: a reward model "
-                "learns from responses that are ranked apart; give more comparisons, or another split_seed.",
+                "learns from responses that are ranked apart; give more comparisons, or split them otherwise.",
                 "data/all-ties",
             )
 
@@ -280,6 +294,7 @@ def _world_tables(recipe: Recipe, tokenizer_directory: Path) -> dict[str, Any]:
     from models.build import load_tokenizer
 
     world = build_world(recipe.world, lambda user: validates(recipe, user))
+    check_validating(recipe, {row.user_id for row in world.prompts_collect})
     if recipe.model.base is None:
         write_tokenizer(world, tokenizer_directory)
         tokenizer = load_tokenizer(str(tokenizer_directory))

@@ -112,11 +112,15 @@ def _pretraining_loss(context: Context, directory: str) -> float:
 
 
 def reward_model_result(context: Context) -> Any:
-    """Accuracy of the loaded reward on held-out comparisons, by training and held-out labelers, beside baselines."""
+    """Accuracy of the run's reward model, whatever rewards PPO, on held-out comparisons, by training and held-out
+    labelers, beside baselines. The scorers have that model loaded afterwards."""
     from pathlib import Path
 
+    from actors.rewards import RewardSettings
     from corpus.schemas import read_table
 
+    if context.recipe.reward.kind != "trained":
+        load_reward(context, RewardSettings())
     valid = read_table(comparisons(context, "valid"), "comparisons")
     train = read_table(comparisons(context, "train"), "comparisons")
     unseen = None

@@ -26,6 +26,7 @@ def test_a_function_that_is_not_there_is_a_usage_problem(scorer_module):
         ("def f(:\n", "SyntaxError: "),
         ("1 / 0\n", "ZeroDivisionError: division by zero"),
         ("import sys\nsys.exit('bye')\n", "SystemExit: bye"),
+        ("raise ImportError('no library\\nof that kind')\n", "ImportError: no library of that kind"),
         ("import no_such_thing\n", "ModuleNotFoundError: No module named 'no_such_thing'"),
     ],
 )
@@ -34,9 +35,16 @@ def test_a_module_that_fails_as_it_is_imported_is_a_usage_problem(scorer_module,
         FunctionReward(scorer_module(code) + ":f")
 
 
-def test_a_function_that_raises_ends_the_run_with_what_and_where(scorer_module):
-    name = scorer_module("def f(prompts, responses):\n    return [1 / 0 for _ in responses]\n")
-    says = rf"^reward function {name}:f: it raised ZeroDivisionError: division by zero \(.*{name}\.py:2\)\.$"
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    [
+        ("return [1 / 0 for _ in responses]", "ZeroDivisionError: division by zero"),
+        ("raise ValueError('first\\nsecond')", "ValueError: first second"),
+    ],
+)
+def test_a_function_that_raises_ends_the_run_with_what_and_where(scorer_module, code, raised):
+    name = scorer_module(f"def f(prompts, responses):\n    {code}\n")
+    says = rf"^reward function {name}:f: it raised {raised} \(.*{name}\.py:2\)\.$"
     with pytest.raises(RunProblem, match=says):
         FunctionReward(f"{name}:f").score(["a"], ["b"], [], [])
 

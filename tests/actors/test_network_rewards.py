@@ -157,8 +157,9 @@ def test_a_classifier_that_could_not_be_loaded_is_told_without_loading_it(reward
     model = shutil.copytree(reward_export, tmp_path / "model")
     check_classifier(str(model))
     damage(model)
-    with pytest.raises(UsageProblem, match=says):
+    with pytest.raises(UsageProblem, match=says) as told:
         check_classifier(str(model))
+    assert "\n" not in str(told.value)
 
 
 def test_a_chat_template_that_refuses_a_conversation_ends_in_a_sentence(reward_export, tmp_path):

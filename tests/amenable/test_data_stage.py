@@ -11,7 +11,7 @@ from amenable.progress import Progress
 from amenable.recipe import Recipe
 from amenable.run_directory import RunDirectory
 from amenable.stage_reuse import StageSpec
-from amenable.stages import data
+from amenable.stages import data, evaluation
 from amenable.stages.context import Context
 from amenable.stages.evaluation import comparison_result
 from corpus.hub import HubCard
@@ -160,6 +160,19 @@ def test_comparisons_of_ones_own_are_not_put_to_the_worlds_judge(tmp_path, monke
         comparison_result(context, table, table, is_judged=True)
 
 
+@pytest.mark.parametrize(
+    ("reward", "loaded"), [({"kind": "function", "function": "some:function"}, ["trained"]), ({"kind": "trained"}, [])]
+)
+def test_the_accuracy_in_the_report_is_the_trained_models_whatever_rewards_ppo(tmp_path, monkeypatch, reward, loaded):
+    recipe = Recipe.model_validate({"name": "world", "reward": reward})
+    context = Context(recipe, RunDirectory(tmp_path), Progress(json=True), None)  # type: ignore[arg-type]
+    found: list[str] = []
+    monkeypatch.setattr(evaluation, "load_reward", lambda context, settings: found.append(settings.kind))
+    monkeypatch.setattr(evaluation, "comparison_result", lambda *given, is_judged: tuple(found))
+    monkeypatch.setattr("corpus.schemas.read_table", lambda path, name: path)
+    assert list(evaluation.reward_model_result(context)) == loaded
+
+
 def test_users_who_validate_the_reward_model_ask_what_no_other_user_asks(tmp_path):
     sizes = {"pretraining_train": 100, "demonstrations_train": 10, "prompts_ppo": 10, "prompts_heldout": 10}
     recipe = Recipe.model_validate({"name": "world", "world": sizes, "collect": {"held_out_fraction": 0.3}})
@@ -173,6 +186,19 @@ def test_users_who_validate_the_reward_model_ask_what_no_other_user_asks(tmp_pat
     everyone = [row["user_id"] for row in asked]
     other = recipe.model_copy(update={"seed": 1})
     assert [data.validates(recipe, user) for user in everyone] != [data.validates(other, user) for user in everyone]
+
+
+@pytest.mark.parametrize(("prompts", "fraction", "says"), [(40, 0.01, "None of the 2"), (20, 0.999, "Each of the 1")])
+def test_a_world_that_would_leave_the_reward_model_without_a_side_is_told_before_any_training(
+    tmp_path, prompts, fraction, says
+):
+    sizes = {"pretraining_train": 10, "demonstrations_train": 10, "prompts_ppo": 10, "prompts_heldout": 10}
+    given = {"name": "w", "world": {**sizes, "prompts_collect": prompts}, "collect": {"held_out_fraction": fraction}}
+    with pytest.raises(UsageProblem, match=rf"{says} users .* validates the reward model, .*; give more prompts"):
+        data._world_tables(Recipe.model_validate(given), tmp_path)
+    given["collect"] = {"held_out_fraction": 0.5}
+    given["world"]["prompts_collect"] = 200
+    assert data._world_tables(Recipe.model_validate(given), tmp_path)["prompts-collect"].num_rows == 200
 
 
 def test_another_share_of_users_who_validate_makes_the_worlds_data_again_and_no_others():

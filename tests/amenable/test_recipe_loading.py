@@ -7,6 +7,7 @@ import pytest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from amenable import recipe_loading
+from amenable.recipe import Recipe
 from amenable.recipe_loading import find_recipe, load_recipe, packaged_recipes, recipe_hash, resolved
 from amenable.run_names import check_run_name
 from corpus.problems import UsageProblem
@@ -49,7 +50,7 @@ class Judge(Closed):
 
 
 class Optimizer(Closed):
-    rate: float = 1e-5
+    rate: float = Field(default=1e-5, description="Step size at the peak.")
     decay: float = 0.0
 
 
@@ -160,6 +161,28 @@ def test_a_misspelt_override_names_the_command_line(recipe):
 def test_a_key_in_the_wrong_group_is_found_where_it_belongs(recipe):
     assert "no key 'batch_size'; did you mean 'ppo.batch_size'?" in complaint(recipe("name: a"), "batch_size=3")
     assert "did you mean 'ppo.minibatches'?" in complaint(recipe("name: a"), "corpus.minibatches=3")
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("learner.step_size=3", "learner.optimizer.rate"),
+        ("made.Peak=3", "made.optimizer.rate"),
+        ("learner.directory_name=3", None),
+        ("learner.pea=3", None),
+    ],
+)
+def test_a_key_by_another_name_is_found_by_its_words_in_its_own_group(recipe, override, meant):
+    told = complaint(recipe("name: a"), override, model=Run)
+    assert ("did you mean" in told) == (meant is not None)
+    assert told.endswith(f"did you mean {meant!r}?" if meant else "are: optimizer, epochs.")
+
+
+def test_the_learning_rate_of_ppo_is_found_by_its_usual_names(recipe):
+    for name in ("lr", "learning_rate"):
+        assert complaint(recipe("name: a"), f"ppo.{name}=1", model=Recipe).endswith(
+            "did you mean 'ppo.policy.peak_lr'?"
+        )
 
 
 def test_a_key_like_no_other_lists_the_keys_of_its_group(recipe):
@@ -375,8 +398,6 @@ def test_a_run_name_cannot_lead_out_of_its_directory(recipe, name):
     ],
 )
 def test_betas_that_adam_cannot_use_are_told_with_where_they_were_given(betas, says):
-    from amenable.recipe import Recipe
-
     with pytest.raises(UsageProblem) as caught:
         load_recipe("demo", [f"ppo.policy.betas={betas}"], Recipe)
     assert str(caught.value) == f"Command line: ppo.policy.{says}."
@@ -384,8 +405,6 @@ def test_betas_that_adam_cannot_use_are_told_with_where_they_were_given(betas, s
 
 
 def test_a_seed_is_what_torch_and_numpy_take():
-    from amenable.recipe import Recipe
-
     with pytest.raises(UsageProblem, match=r"^Command line: seed must be at most 4294967295, but 4294967296 was given"):
         load_recipe("demo", ["seed=4294967296"], Recipe)
     assert load_recipe("demo", ["seed=4294967295"], Recipe).seed == 2**32 - 1
@@ -393,7 +412,5 @@ def test_a_seed_is_what_torch_and_numpy_take():
 
 @pytest.mark.parametrize("given", ["deadline_s=.inf", "learners.gpus=.nan", "reward.timeout_s=.inf"])
 def test_what_is_not_finite_is_refused_by_the_recipe(given):
-    from amenable.recipe import Recipe
-
     with pytest.raises(UsageProblem, match="must be a finite number"):
         load_recipe("demo", [given], Recipe)

@@ -135,8 +135,9 @@ def test_a_stage_that_is_run_again_keeps_what_it_made_before(sft):
     assert (aside / "notes of mine.txt").read_text() == "keep"
     assert not (sft.directory / STAGE_FILE).exists()
     assert not (sft.directory / "epoch-01").exists()
-    begin(sft)
-    assert (sft.directory.parent / "set-aside/sft-2").is_dir()
+    assert begin(sft).set_aside is None, "it had only begun"
+    (sft.directory / "checkpoint").write_text("step 3")
+    assert begin(changed).set_aside == sft.directory.parent / "set-aside/sft-2"
 
 
 def test_an_interrupted_stage_continues_with_the_same_inputs_only(base, tmp_path):

@@ -48,8 +48,9 @@ def test_a_file_describes_a_device(tmp_path):
 def test_a_wrong_description_is_refused_by_its_key(tmp_path, text, says):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(UsageProblem, match=says):
+    with pytest.raises(UsageProblem, match=says) as told:
         hardware_named(str(path))
+    assert "\n" not in str(told.value)
 
 
 def test_a_name_that_is_not_there_is_refused_with_those_that_are():

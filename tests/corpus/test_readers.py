@@ -69,6 +69,7 @@ def test_a_relative_path_is_from_the_working_directory(tmp_path, monkeypatch):
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl:2: this is not JSON"),
+        ("a.jsonl", b'{"a": "b', r"this is not JSON \(Unterminated string starting at column 7\)"),
         ("a.jsonl", b'{"a": 1}\n\n[1]\n', r"a\.jsonl:3: a row should be an object"),
         ("a.json", b'[{"a": 1},\n{"a" 2}]', r"a\.json:2: this is not JSON"),
         ("a.json", b'[{"a": 1}, 2]', r"a\.json, element 2"),
@@ -138,12 +139,12 @@ def test_a_hub_dataset_without_the_package_is_a_usage_problem(monkeypatch):
 def test_a_hub_dataset_is_read_by_name_and_split(monkeypatch):
     def load_dataset(name, split, revision):
         if name != "someone/something":
-            raise ConnectionError("no such dataset")
+            raise ConnectionError("no such dataset\nsee the Hub")
         return [{"prompt": f"{name} {split} {revision}"}]
 
     monkeypatch.setattr("corpus.readers.hub_card", lambda name: HubCard(commit="c0ffee"))
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     assert columns("hub:someone/something") == [{"prompt": "someone/something train c0ffee"}]
     assert columns("hub:someone/something:test") == [{"prompt": "someone/something test c0ffee"}]
-    with pytest.raises(UsageProblem, match=r"hub:other: this dataset cannot be loaded .*no such dataset"):
+    with pytest.raises(UsageProblem, match=r"hub:other: this dataset cannot be loaded .*no such dataset see the Hub"):
         columns("hub:other")

@@ -32,7 +32,7 @@ def test_the_split_depends_on_user_and_seed_alone():
 
 
 def test_an_empty_side_is_a_usage_problem():
-    with pytest.raises(UsageProblem, match=r"split of the prompts is empty: 3 prompts of 1 user\(s\)"):
+    with pytest.raises(UsageProblem, match=r"is empty: 3 prompts of 1 user\(s\), .*; give rows of more users"):
         split_by_user(prompts("a", "b", "c", users="uuu"), 0.2, 0, "prompts")
 
 

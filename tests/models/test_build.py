@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 
 import pytest
@@ -96,6 +97,22 @@ def test_a_damaged_checkpoint_is_a_usage_problem_of_one_line(directory, damage):
     assert "\n" not in str(problem.value)
 
 
+def test_a_directory_without_a_tokenizer_is_told_of_in_a_whole_sentence(directory):
+    load_tokenizer(str(directory))
+    for path in directory.glob("*token*"):
+        path.unlink()
+    with pytest.raises(UsageProblem, match=r"does not load, and has no tokenizer\.json: ") as problem:
+        load_tokenizer(str(directory))
+    assert "\n" not in str(problem.value)
+    assert not str(problem.value).endswith(":")
+
+
+def test_what_the_hub_library_warns_of_is_told_once():
+    library = logging.getLogger("huggingface_hub")
+    assert library.propagate, "so that the root's handler writes it"
+    assert not library.handlers, "which would write it too"
+
+
 def test_a_type_whose_reward_model_could_not_be_saved_is_refused(directory):
     check_causal_lm(str(directory), 64)
     config = directory / "config.json"
@@ -108,7 +125,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused_and_not_filled_with_random_n
     weights = load_file(directory / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageProblem, match="lacks 1 weights"):
+    with pytest.raises(UsageProblem, match="lacks 1 of the weights that AutoModelForCausalLM needs"):
         load_causal_lm(str(directory))
 
 
