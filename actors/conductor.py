@@ -360,8 +360,10 @@ class Conductor:
         await self._owed(name, incarnation, what, "rest", deadline_s=self._sampling_deadline_s)
 
     async def survivors(self) -> list[str]:
-        """Names of the workers that the driver has made and that still live: whoever was made here ends with this
-        actor."""
+        """At the end of the stage, after `finish`: names of the workers that the driver has made and that still live.
+        Whoever was made here ends, and gives its room back."""
+        for roster in self._fleet.rosters():
+            roster.leave()
         return [
             name for roster in self._fleet.rosters() for name in roster.fleet.living if not roster.members[name].own
         ]

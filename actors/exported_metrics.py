@@ -125,9 +125,13 @@ def _histogram(
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
-# driver ---------------------------------------------------------------------------------------------------------------
+# driver, and the actors of which a stage has one ---------------------------------------------------------------------
 
 RUN_STAGE = _gauge("run_stage", "1 while the stage is under way, and absent once it is over.", ("stage",))
+PROCESS_MEMORY = _gauge(
+    "process_memory_bytes",
+    "Memory of the process, resident on its machine: of driver, conductor, stream and weight store.",
+)
 
 # learner --------------------------------------------------------------------------------------------------------------
 

@@ -327,9 +327,16 @@ class RolloutGenerator:
             self._busy_s += time.perf_counter() - started
         finally:
             if other is not None and self._current is not None:
-                engine.load(*self._current)
+                self._put_back(*self._current)
         self._response_tokens += sum(len(completion.tokens) for completion in completions)
         return samples_table(prompts, samples, completions, self._tokenizer)
+
+    def _put_back(self, snapshot: Snapshot, label: str) -> None:
+        """The published weights, where others were. As with those that are published: a load that fails leaves weights
+        that nobody knows, perhaps by the old name, and nothing is leased any more."""
+        was_half_loaded, self._half_loaded = self._half_loaded, True
+        self._ready_engine().load(snapshot, label)
+        self._half_loaded = was_half_loaded
 
     # work for the stream -----------------------------------------------------------------------------------------
 

@@ -24,8 +24,12 @@ class Pulse:
 def pulse_now(stalled_s: float) -> Pulse:
     """The pulse of this process."""
     pid = os.getpid()
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return Pulse(pid, started_at(pid) or "", this_node(), stalled_s, pages * os.sysconf("SC_PAGESIZE"))
+    return Pulse(pid, started_at(pid) or "", this_node(), stalled_s, resident_bytes())
+
+
+def resident_bytes() -> int:
+    """The memory of this process that is resident on its machine now."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def this_node() -> str:

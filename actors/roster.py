@@ -17,7 +17,7 @@ from actors import pulse as pulses
 from actors.failures import Problem, plain_problem
 from actors.fleet import BudgetSpent, Fleet, State, Version
 from actors.pulse import Pulse
-from actors.recruits import WorkerSpec
+from actors.recruits import Placement, WorkerSpec
 from actors.settings import FleetSettings
 from corpus.deaths import cause_of_death
 from corpus.problems import RunProblem
@@ -37,7 +37,6 @@ class Member:
 
     handle: Any
     incarnation: int
-    reserved: Any = None
     own: bool = False
     """Whether the conductor made it: it then ends with the conductor."""
     pulse: Pulse | None = None
@@ -77,6 +76,8 @@ class Roster:
             settings.restart_window_s,
         )
         self.members: dict[str, Member] = {}
+        self._rooms: dict[str, Any] = {}
+        """By worker: the room that was asked for it, in which every incarnation of it lives."""
         self.losses = 0
         """Workers that died or were given up so far."""
         self.closed = False
@@ -121,14 +122,16 @@ class Roster:
         return next((name for name, each in self.members.items() if called(name, each.incarnation) == label), None)
 
     def enlist(self, name: str, handle: Any, reserved: Any = None) -> None:
-        """Take in a worker that the driver has made and started."""
-        self.members[name] = Member(handle, self.fleet.enrol(name, time.monotonic(), started=True), reserved)
+        """Take in a worker that the driver has made and started, in the room that it has `reserved`, if any."""
+        self.members[name] = Member(handle, self.fleet.enrol(name, time.monotonic(), started=True))
+        if reserved is not None:
+            self._rooms[name] = reserved
 
     def add(self, name: str) -> None:
         """Make one worker more, in the background."""
         assert self._spec is not None
         incarnation = self.fleet.enrol(name, time.monotonic(), started=False)
-        self._begin(self._recruit(name, incarnation, None, None))
+        self._begin(self._recruit(name, incarnation))
 
     # health --------------------------------------------------------------------------------------------------------
 
@@ -180,12 +183,14 @@ class Roster:
         self.losses += 1
         log.warning("%s is given up: %s", name, why)
         self.lost = time.time(), f"{name} was given up: {why}."
-        member = self.members[name]
-        pulses.kill(member.handle, member.pulse)
+        member = self.members.get(name)
+        departure: asyncio.Task | None = None
+        if member is not None:  # else there has been no process of it yet
+            pulses.kill(member.handle, member.pulse)
+            departure = self._depart(self._lost, called(name, member.incarnation)) if not self.closed else None
         self._changed()
         if not self.closed:
-            departure = self._depart(self._lost, called(name, member.incarnation))
-            self._begin(self._replace(name, member, why, departure))
+            self._begin(self._replace(name, why, departure))
 
     def _depart(self, told: Callable[[str], Coroutine[Any, Any, None]] | None, label: str) -> asyncio.Task | None:
         """Begins to tell what a worker that serves no longer calls itself."""
@@ -199,10 +204,10 @@ class Roster:
     async def departed(self) -> None:
         """Returns once whoever must know has been told of every worker that serves no longer. Each of these calls has a
         deadline of its own, and one that fails ends the run."""
-        if self._departures:
+        while self._departures:  # another may have begun to leave meanwhile
             await asyncio.wait(self._departures)
 
-    async def _replace(self, name: str, dead: Member, why: str, departure: asyncio.Task | None) -> None:
+    async def _replace(self, name: str, why: str, departure: asyncio.Task | None) -> None:
         if departure is not None:
             await asyncio.wait([departure])
         if self.closed or self.fleet[name].state is not State.DEAD:
@@ -212,7 +217,7 @@ class Roster:
         except BudgetSpent:
             await self._failed(name, RunProblem(self._spent(name, why), "fleet/restarts-spent"))
             return
-        await self._recruit(name, incarnation, dead.reserved, why)
+        await self._recruit(name, incarnation)
 
     def _spent(self, name: str, why: str) -> str:
         if self._spec is None:
@@ -223,18 +228,17 @@ class Roster:
             f"(fleet.restarts) are spent; {AGAIN}."
         )
 
-    async def _recruit(self, name: str, incarnation: int, reserved: Any, why: str | None) -> None:
+    async def _recruit(self, name: str, incarnation: int) -> None:
         """Make a worker and bring it to where it serves."""
         spec = self._spec
         assert spec is not None
         member: Member | None = None
         try:
-            if spec.placement is not None:
-                reserved = await self._room(name, incarnation, reserved)
+            reserved = await self._room(spec.placement, name, incarnation) if spec.placement is not None else None
             if not self._wanted(name, incarnation):
-                self._give_back(name, reserved)
+                self._give_back(name)
                 return
-            member = Member(spec.make(called(name, incarnation), reserved), incarnation, reserved, own=True)
+            member = Member(spec.make(called(name, incarnation), reserved), incarnation, own=True)
             self.members[name] = member
             async with asyncio.timeout(self._settings.start_deadline_s):
                 for call in spec.start:
@@ -263,11 +267,11 @@ class Roster:
         given_up = worker.state in (State.DEAD, State.RETIRED)
         return worker.incarnation == incarnation and not given_up and not self.closed
 
-    async def _room(self, name: str, incarnation: int, reserved: Any) -> Any:
+    async def _room(self, placement: Placement, name: str, incarnation: int) -> Any:
         """Room for a worker, which may be long in coming: others go on, and the run says what it waits for."""
-        placement = self._spec.placement if self._spec is not None else None
-        assert placement is not None
-        reserved = placement.reserve(name) if reserved is None else reserved
+        if name not in self._rooms:
+            self._rooms[name] = placement.reserve(name)
+        reserved = self._rooms[name]
         waited_s, patience_s = 0.0, self._settings.placement_deadline_s
         while not await asyncio.to_thread(placement.wait, reserved, min(1.0, patience_s)):
             waited_s += min(1.0, patience_s)
@@ -279,11 +283,10 @@ class Roster:
         self.waiting.pop(name, None)
         return reserved
 
-    def _give_back(self, name: str, reserved: Any) -> None:
-        """Room that nobody came into. That of a dead worker goes with it, where it is `retire` that ends the wait."""
-        before = self.members.get(name)
-        goes_with_it = before is not None and before.reserved is reserved and not self.closed
-        if self._spec is not None and self._spec.placement is not None and not goes_with_it:
+    def _give_back(self, name: str) -> None:
+        """The room of a worker that is not wanted any more."""
+        reserved = self._rooms.pop(name, None)
+        if self._spec is not None and self._spec.placement is not None and reserved is not None:
             self._spec.placement.release(reserved)
 
     # leaving -------------------------------------------------------------------------------------------------------
@@ -307,8 +310,7 @@ class Roster:
         if self._lost is not None:
             await self._lost(called(name, member.incarnation))
         pulses.kill(member.handle, member.pulse)
-        if self._spec is not None and self._spec.placement is not None and member.reserved is not None:
-            self._spec.placement.release(member.reserved)
+        self._give_back(name)
 
     def close(self) -> None:
         """From now on nobody is replaced; replacements that are not ready yet are ended."""
@@ -318,6 +320,18 @@ class Roster:
             if member is not None and member.incarnation == self.fleet[name].incarnation:
                 pulses.kill(member.handle, member.pulse)
             self.fleet.retire(name)
+
+    def leave(self) -> None:
+        """After `close`: ends whoever has a room here and was not made by the driver, or is dead, and gives the rooms
+        back, also those that were waited for. Ray keeps the placement groups of an actor for as long as its job goes
+        on, and later stages need the room."""
+        driven = {name for name in self.fleet.living if not self.members[name].own}
+        for name in [name for name in self._rooms if name not in driven]:
+            self.fleet.retire(name)
+            member = self.members.get(name)
+            if member is not None:
+                pulses.kill(member.handle, member.pulse)
+            self._give_back(name)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task:
         task = asyncio.ensure_future(work)

@@ -15,10 +15,11 @@ from typing import Any
 
 from actors.calls import of_each, within
 from actors.desired import Desired, read_desired, write_fleet
-from actors.exported_metrics import FLEET_LOSSES, FLEET_WANTED, FLEET_WORKERS
+from actors.exported_metrics import FLEET_LOSSES, FLEET_WANTED, FLEET_WORKERS, PROCESS_MEMORY
 from actors.failures import Problem, actor_names, plain_problem
 from actors.fleet import FROZEN, LIVING, State, share_of
 from actors.generator import ScoringPools, Work
+from actors.pulse import resident_bytes
 from actors.recruits import WorkerSpec
 from actors.role_reports import RoleReport, role_figures
 from actors.roster import AGAIN, Roster, called
@@ -345,7 +346,9 @@ class StageFleet:
         return figures
 
     def _export(self) -> None:
-        """Exports how many workers of each role there are, by state, how many are wanted, and how many were lost."""
+        """Exports how many workers of each role there are, by state, how many are wanted, and how many were lost; and
+        the memory of this process."""
+        self._telemetry.set(PROCESS_MEMORY, resident_bytes())
         for roster in self.rosters():
             role = self._exports.setdefault(roster.role, self._telemetry.of(TAGGED.get(roster.role, roster.role)))
             for state in State:

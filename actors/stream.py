@@ -23,6 +23,7 @@ import ray
 from actors.attempts import read_counts, write_counts
 from actors.episodes import EPISODE, Chunk, PromptOrder, Slot, episode_seed, oldest_weights, with_scores
 from actors.exported_metrics import (
+    PROCESS_MEMORY,
     STREAM_ADMITTED,
     STREAM_ATTEMPT,
     STREAM_AWAITED,
@@ -32,6 +33,7 @@ from actors.exported_metrics import (
 )
 from actors.failures import Problem
 from actors.ledger import Counts, Ledger
+from actors.pulse import resident_bytes
 from actors.role_reports import peak_bytes
 from actors.telemetry import Telemetry
 from corpus import logs
@@ -294,6 +296,7 @@ class EpisodeStream:
         self._telemetry.set(STREAM_WAITING, len(self._rows))
         self._telemetry.set(STREAM_ADMITTED, self._ledger.admitted)
         self._telemetry.set(STREAM_ATTEMPT, self._ledger.attempt)
+        self._telemetry.set(PROCESS_MEMORY, resident_bytes())
         return {
             "stream/accepted_waiting": len(self._rows),
             "stream/attempt": self._ledger.attempt,

@@ -13,9 +13,10 @@ from typing import Any
 
 import ray
 
-from actors.exported_metrics import STORE_SNAPSHOT, STORE_UPDATE, STORE_WRITE_FAILURES
+from actors.exported_metrics import PROCESS_MEMORY, STORE_SNAPSHOT, STORE_UPDATE, STORE_WRITE_FAILURES
 from actors.newest_only import NewestOnly
 from actors.published import PublishedFiles, PublishedSnapshot, read_published
+from actors.pulse import resident_bytes
 from actors.role_reports import peak_bytes
 from actors.snapshot_files import SnapshotFiles, Version
 from actors.stored_snapshots import StoredRun, StoredSnapshots
@@ -105,6 +106,7 @@ class WeightStore:
     def figures(self) -> dict[str, float]:
         """Metrics: the memory of this process and, where an object store keeps the run, snapshots that are there since
         the stage began, and those that did not arrive."""
+        self._telemetry.set(PROCESS_MEMORY, resident_bytes())
         figures = {"memory/weight_store_bytes": float(peak_bytes())}
         if self._stored is not None and self._to_store is not None:
             figures["published/stored"] = float(self._stored.saved)

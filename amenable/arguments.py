@@ -11,6 +11,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, as in seed=7 or ppo.policy.peak_lr=1e-5."),
 ]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's directory, its address, or the name of a run in ./runs.")
+]
 RunPath = Annotated[
     str | None, typer.Option("--run", metavar="DIR", help="The run's directory, instead of the recipe's.")
 ]

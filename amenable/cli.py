@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amenable.arguments import Address, AsJson, Overrides, RecipeName, RunPath, Variables
+from amenable.arguments import Address, AsJson, Overrides, RecipeName, Run, RunPath, Variables
 from amenable.cluster_commands import add_to
 from amenable.ending import RUN_PROBLEM, ending
+from amenable.service_commands import add_to as add_serving_to
 from amenable.watch_commands import add_to as add_watching_to
 from corpus import logs
 from corpus.telemetry import switch_telemetry_off
@@ -166,7 +166,7 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or the name of a run in ./runs.")],
+    run: Run,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's report again. It may still be going: what is not there yet is said."""
@@ -179,12 +179,14 @@ def report(
             path = directory.keep_report(build_report(readable.root))
         answer({"report": path})
         if not as_json:
-            typer.echo(f"Report: {_short(path)}")
+            from amenable.outcome import short_path
+
+            typer.echo(f"Report: {short_path(path)}")
 
 
 @app.command()
 def audit(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or the name of a run in ./runs.")],
+    run: Run,
     as_json: AsJson = False,
 ) -> None:
     """Prove from a run's files that PPO trained every slot exactly once; exit code 1 where it did not.
@@ -211,7 +213,7 @@ def audit(
 
 @app.command()
 def scale(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory, or the name of a run in ./runs.")],
+    run: Run,
     wish: Annotated[
         str | None, typer.Argument(metavar="generators=N", help="How many generators; without, who there is is told.")
     ] = None,
@@ -224,61 +226,6 @@ def scale(
         from amenable.scale import told
 
         found = asked(RunDirectory.find(run), wish)
-        answer(found)
-        if not as_json:
-            typer.echo(told(found))
-
-
-@app.command()
-def serve(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's directory or address, or the name of a run in ./runs.")
-    ],
-    host: Annotated[
-        str, typer.Option(metavar="HOST", help="Where to listen; beyond this machine only with tokens.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="PORT", help="The port to listen on.")] = 8000,
-    token_file: Annotated[
-        Path | None, typer.Option("--token-file", metavar="FILE", help="Who may use it, from amenable tokens add.")
-    ] = None,
-    address: Address = None,
-    as_json: AsJson = False,
-) -> None:
-    """Serve a run's models: an OpenAI-compatible API and a page for spot checks. It follows PPO while that trains."""
-    from amenable.interruption import listening
-    from amenable.serve import ENDING, served_run
-
-    with ending(as_json, lambda: "the service") as answer, listening(ENDING):
-        from amenable.serve import serve as served
-
-        def ready(found: dict[str, Any]) -> None:
-            answer(found)
-            if not as_json:
-                who = "this machine alone, without a token" if found["open"] else "whoever has a token"
-                typer.echo(f"Serving {_short(found['run'])} at {found['url']} to {who}. Ctrl-C ends it.")
-                if found["no_haproxy"] is not None:
-                    typer.echo(f"Requests pass Ray Serve's slower proxy in Python: {found['no_haproxy']}.")
-
-        served(served_run(run), host, port, address, token_file, ready)
-
-
-@app.command()
-def pin(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's directory or address, or the name of a run in ./runs.")
-    ],
-    version: Annotated[
-        str | None,
-        typer.Argument(metavar="VERSION", help="policy@UPDATE, or newest; without, what is served is told."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say which version a run's service should serve as policy. Its replicas follow within seconds."""
-    with ending(as_json, lambda: "the wish for a version") as answer:
-        from amenable.serve import pin as asked
-        from amenable.serve import served_run, told
-
-        found = asked(served_run(run), version)
         answer(found)
         if not as_json:
             typer.echo(told(found))
@@ -370,64 +317,6 @@ def manifests(
                 typer.echo(remark, err=True)
 
 
-tokens = typer.Typer(
-    help="Who may use a service: tokens with scopes, of which the file keeps hashes.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(tokens, name="tokens")
-TokenFile = Annotated[Path, typer.Argument(metavar="FILE", help="The token file; made where there is none.")]
-
-
-@tokens.command("add")
-def add_token(
-    file: TokenFile,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is.")],
-    scopes: Annotated[str, typer.Option(metavar="SCOPES", help="Some of read,score,operate.")] = "read,score",
-    as_json: AsJson = False,
-) -> None:
-    """Make a token and show it, once."""
-    with ending(as_json, lambda: "the new token") as answer:
-        from amenable.serve import scopes_of
-        from serving.access import new_token
-
-        made = new_token(file, name, scopes_of(scopes))
-        answer({"token": made})
-        if not as_json:
-            typer.echo(f"{made}\nKeep it: the file has its hash alone.")
-
-
-@tokens.command("list")
-def list_tokens(file: TokenFile, as_json: AsJson = False) -> None:
-    """List the tokens of a file."""
-    with ending(as_json, lambda: "the list of tokens") as answer:
-        from serving.access import read_tokens
-
-        found = read_tokens(file).values()
-        answer(
-            {"tokens": [{"id": t.id, "name": t.name, "scopes": sorted(t.scopes), "created": t.created} for t in found]}
-        )
-        if not as_json:
-            for each in found:
-                typer.echo(f"{each.id}  {','.join(sorted(each.scopes))}  {each.created}  {each.name}")
-
-
-@tokens.command("revoke")
-def revoke(
-    file: TokenFile,
-    token: Annotated[str, typer.Argument(metavar="ID", help="The token's id, as amenable tokens list has it.")],
-    as_json: AsJson = False,
-) -> None:
-    """Take a token back. A service that runs refuses it at once, and the sessions that it opened."""
-    with ending(as_json, lambda: "the token") as answer:
-        from serving.access import revoke_token
-
-        revoke_token(file, token)
-        answer({"revoked": token})
-        if not as_json:
-            typer.echo(f"Token {token} is revoked.")
-
-
 @app.command()
 def recipes(as_json: AsJson = False) -> None:
     """List the recipes that come with the program."""
@@ -442,16 +331,9 @@ def recipes(as_json: AsJson = False) -> None:
                 typer.echo(f"{one.name:{width}}  {one.says}")
 
 
+add_serving_to(app)
 add_to(app)
 add_watching_to(app)
-
-
-def _short(path: str) -> str:
-    """`path` as a person here would type it; an address as it is."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return path
 
 
 def main() -> None:

@@ -25,6 +25,14 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=_WIDTH_OF_FILES)
 
 
+def short_path(path: str) -> str:
+    """`path` as a person here would type it; an address as it is."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
 def tell_run(console: Console, summary: Summary) -> None:
     """Prints what came of a run: the verdict, one row a model, or the stages where nothing has been evaluated yet."""
     run = RunDirectory(summary.run_directory)

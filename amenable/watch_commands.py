@@ -8,12 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from amenable.arguments import AsJson
+from amenable.arguments import AsJson, Run
 from amenable.ending import ending
-
-Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's directory, its address, or the name of a run in ./runs.")
-]
 
 
 def add_to(app: typer.Typer) -> None:

@@ -293,6 +293,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "max by (run, role, worker) (ray_amenable_worker_memory_bytes{RUN})",
             "{{run}} {{worker}}",
         ),
+        _one(
+            "Driver, conductor, stream, weight store",
+            "bytes",
+            "max by (run, role) (ray_amenable_process_memory_bytes{RUN})",
+            "{{run}} {{role}}",
+        ),
         Panel(
             "Weight store",
             "bytes",

@@ -14,15 +14,15 @@ from cluster.bundles import spoken_bundle, spoken_labels
 
 @dataclass(frozen=True)
 class OwnPlacementGroup:
-    """One placement group of one bundle for each worker, on a node with the Ray labels `node_labels`. A group ends with
-    the process that asked for it."""
+    """One placement group of one bundle for each worker, on a node with the Ray labels `node_labels`. A group that
+    nobody releases ends with the job in which it was asked for, also where an actor asked for it that dies before."""
 
     bundle: Mapping[str, float]
     node_labels: Mapping[str, str] = field(default_factory=dict)
 
     def reserve(self, name: str) -> PlacementGroup:
         """Asks for room for the worker `name`; returns its placement group at once, whether there is room or not."""
-        labels = [dict(self.node_labels)] if self.node_labels else None
+        labels = [dict(self.node_labels)] if self.node_labels else []
         return placement_group(
             [dict(self.bundle)], strategy="PACK", name=f"amenable-{name}", bundle_label_selector=labels
         )

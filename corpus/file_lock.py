@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -38,8 +38,8 @@ def file_lock(path: Path, deadline_s: float) -> Iterator[IO[str]]:
                 time.sleep(_LOOK_S)
         lock.truncate(0)
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-        lock.flush()
+        with suppress(OSError):  # of a full disk: who waits is told less, and that is all
+            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
         try:
             yield lock
         finally:

@@ -7,6 +7,7 @@ a job's manifest on storage is the truth.
 """
 
 import contextlib
+import math
 import pickle
 import threading
 import time
@@ -51,6 +52,13 @@ class Patience:
     """For the checkpoint of a job that is asked to stop."""
     max_restarts: int = 3
     """Restarts after deaths; those for the sake of machines that are taken away are not counted."""
+
+    @property
+    def collective_s(self) -> int:
+        """Seconds after which torch gives up a collective. Above the stall clock, which says which rank it was: the
+        others wait in one while the first alone writes a checkpoint or an export. Ray Train's own 1800 at least, since
+        the ranks meet within it, too."""
+        return max(1800, math.ceil(self.stall_s) + 60)
 
 
 class LearnerGroup:
@@ -99,7 +107,9 @@ class LearnerGroup:
             TorchTrainer(
                 serve,
                 train_loop_config={"desk": self._desk, "threads": ranks.threads, "run": run_tag},
-                torch_config=TorchConfig(backend="nccl" if ranks.gpus else "gloo"),
+                torch_config=TorchConfig(
+                    backend="nccl" if ranks.gpus else "gloo", timeout_s=self._patience.collective_s
+                ),
                 scaling_config=ranks.scaling_config(),
                 run_config=RunConfig(
                     name="learners",

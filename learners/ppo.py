@@ -1,90 +1,41 @@
-"""The PPO learner: take a batch, value it, update, publish, checkpoint; and again.
-
-Stream and learner are one recovery unit: a checkpoint holds both, its manifest is the commit, and a restart returns
-both to it under a new attempt.
-"""
+"""The PPO learner: take a batch, value it, update, publish, checkpoint; and again."""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from torch import Tensor
 
-from actors.attempts import DIRECTORY as ATTEMPTS
-from actors.attempts import begin_attempt, read_attempts
-from actors.conductor import HeldOut
-from actors.episodes import EPISODE
-from actors.settings import SamplingSettings
 from actors.telemetry import Telemetry
-from corpus import logs
 from corpus.problems import RunProblem
 from corpus.schemas import read_table
-from corpus.stored_directory import StoredDirectory
-from learners.agreed_checkpoint import load_agreed
 from learners.agreed_wait import wait_together
 from learners.answers import Answers, has_come
-from learners.checkpoint import Checkpoint, write_checkpoint
-from learners.checkpoint_place import CheckpointPlace, checkpoints_of
 from learners.ema import WeightAverage
-from learners.engine import MOMENTS, Engine, EngineSettings
+from learners.engine import Engine
 from learners.exported_figures import ExportedFigures
 from learners.metrics import MetricsLog
 from learners.ppo_batch import RewardRules, episode_batch, reward_batch
 from learners.ppo_held_out import HeldOutEvaluations
+from learners.ppo_job import PpoJob
 from learners.ppo_mismatch import default_bound, mismatch, refuse_beyond, refuse_straggler
 from learners.ppo_networks import export_policy, export_value, load_policy, load_value
-from learners.ppo_publication import Publisher, made_up_sequence
-from learners.ppo_settings import PpoSettings
+from learners.ppo_publication import ARRIVAL, Publisher, made_up_sequence
+from learners.ppo_recovery import Progress, RecoveryUnit
 from learners.ppo_update import PpoUpdate, PretrainingOrder
 from learners.process_group import any_rank, problem_of_ranks, process_group, sum_over_ranks
 from learners.rows import documents
 from learners.supervised import peak_memory_bytes
-from learners.tracking import Tracked, WandbRun
+from learners.tracking import WandbRun
 from learners.worker import Interrupted, Reporter, Worker
 from models.build import context_length, load_tokenizer
 from models.forward import PolicyModel
 from objectives.kl import AdaptiveKL, FixedKL
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PpoJob:
-    """What the PPO stage reads, where it writes, and the actors it talks to. Paths are absolute."""
-
-    identity: str
-    """Hash of all that the stage reads; only a checkpoint of the same identity is continued."""
-    settings: PpoSettings
-    sampling: SamplingSettings
-    engine: EngineSettings
-    seed: int
-    directory: Path
-    tokenizer: str
-    policy: str
-    """Directory of the initial policy, which is the reference too."""
-    reward_model: str
-    """Directory from which the value network starts."""
-    pretraining: Path
-    stream: Any
-    conductor: Any
-    rollout_dtype: str
-    rollout_transport: str
-    answer_deadline_s: float
-    """Seconds until stream or conductor, who say nothing at all, are given up: above every deadline that they keep
-    themselves, which tell more."""
-    held_out: HeldOut
-    kv_kept: bool = False
-    """Whether engines keep the keys and values of running responses when weights change."""
-    stored: StoredDirectory | None = None
-    """Where an object store keeps the run; None where the directory itself is the run's."""
-    tracked: Tracked | None = None
-    """The tracker that metrics go to beside files; None for none."""
 
 
 def train_ppo(job: PpoJob, worker: Worker) -> dict[str, Any]:
@@ -109,33 +60,19 @@ def train_ppo(job: PpoJob, worker: Worker) -> dict[str, Any]:
             value.close()
 
 
-@dataclass
-class _Progress:
-    """What a checkpoint carries beside tensors and the stream."""
-
-    attempt: int = 0
-    update: int = 0
-    kl_coefficient: float = 0.0
-    stopped_by: str = ""
-
-
 class _PpoLoop:
     def __init__(self, job: PpoJob, worker: Worker, policy: Engine, value: Engine) -> None:
         settings = job.settings
         self._job, self._worker, self._settings = job, worker, settings
         self._policy, self._value = policy, value
         self._tokenizer = load_tokenizer(job.tokenizer)
-        self._checkpoints = checkpoints_of(job.directory, job.stored)
-        self._unreadable: frozenset[str] = frozenset()
-        """Names of checkpoints that could not be gone on from."""
         self._reporter = Reporter(worker, "ppo", settings.updates, "updates")
         self._first = worker.rank == 0
-        self._checkpoint_s: float | None = None
         pretraining = _pretraining(job, policy.module) if settings.ptx_coefficient > 0 else None
         budget = job.engine.tokens_per_microbatch
         self._update = PpoUpdate(policy, value, settings, job.sampling.temperature, budget, job.seed, pretraining)
         self._rules = RewardRules(**{name: getattr(settings, name) for name in RewardRules.__dataclass_fields__})
-        self._progress = _Progress(kl_coefficient=settings.kl_coefficient)
+        self._progress = Progress(kl_coefficient=settings.kl_coefficient)
         self._average = WeightAverage(policy.weights(), settings.ema_decay)
         self._answers = Answers(job.answer_deadline_s)
         dtypes = job.engine.dtype, job.rollout_dtype
@@ -166,13 +103,16 @@ class _PpoLoop:
             worker.check_lease,
             self._show_evaluation,
         )
+        self._unit = RecoveryUnit(
+            job, worker, policy, value, self._average, self._held_out, self._answers, self._progress
+        )
         self._metrics: MetricsLog | None = None
 
     # the whole -----------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         settings, progress = self._settings, self._progress
-        self._resume()
+        self._unit.resume()
         if self._first:
             tracked = self._job.tracked
             tracker = WandbRun(tracked, "ppo", self._job.directory) if tracked is not None else None
@@ -194,19 +134,19 @@ class _PpoLoop:
                 figures |= self._one_update()
                 progress.update += 1
                 with self._saving_what_is_trained():
-                    figures |= self._publisher.figures(wait=False)
+                    figures |= self._publisher.figures()
                 figures["time/publish"] = publishing
                 figures["time/update"] = time.monotonic() - began
                 figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
-                if self._checkpoint_s is not None:
-                    figures["time/checkpoint"] = self._checkpoint_s
+                if self._unit.checkpoint_s is not None:
+                    figures["time/checkpoint"] = self._unit.checkpoint_s
                 if self._metrics is not None:  # before the checkpoint: a run that goes on from it has every line
                     figures |= self._answers.of(self._job.stream.counts.remote(), "the stream's counts")
                     self._worker.check_lease()
                     self._metrics.log(progress.update, figures)
                 last = progress.update == settings.updates or bool(progress.stopped_by)
                 if self._first and not last and progress.update % settings.evaluate_every == 0:
-                    self._held_out.begin(self._version(), self._average.weights)
+                    self._held_out.begin(self._progress.version, self._average.weights)
                 stop = self._worker.agreed_to_stop()
                 due = last or stop or progress.update % settings.checkpoint_every == 0
                 if due and not stop:  # a checkpoint is to know its evaluations, but a stop does not wait for them
@@ -214,15 +154,18 @@ class _PpoLoop:
                 with self._saving_what_is_trained():
                     self._held_out.collect(wait=False)
                 if due:
-                    self._save()
+                    self._unit.save()
                 if stop and not last:
                     raise self._interrupted()
                 self._reporter.report(progress.update, figures, now=True)
             seconds = time.monotonic() - started
+            self._published()
             with self._saving_what_is_trained():  # for what it does on every rank: there is a checkpoint already
-                self._publisher.figures(wait=True)
                 if self._first and not self._held_out.is_known(progress.update):
-                    self._held_out.begin(self._version(), self._average.weights)
+                    self._held_out.begin(self._progress.version, self._average.weights)
+            if not self._evaluations_have_come():
+                raise self._interrupted()  # all is saved but what this evaluation finds: it is begun again
+            with self._saving_what_is_trained():
                 self._held_out.collect(wait=True)
         finally:
             if self._metrics is not None:
@@ -305,7 +248,7 @@ class _PpoLoop:
         if not any_rank(problem is not None):
             return
         try:
-            self._save()
+            self._unit.save()
         except Exception as second:  # noqa: BLE001 - the first problem is what a person must hear of
             log.warning("no checkpoint could be written at update %d: %s", self._progress.update, second)
         raise problem_of_ranks(problem)
@@ -313,13 +256,31 @@ class _PpoLoop:
     # phases --------------------------------------------------------------------------------------------------------
 
     def _publish(self) -> dict[str, float]:
-        """Bring the present weights into the engines; returns the figures of a publication that came to its end."""
+        """Bring the present weights into the engines; returns the figures of a publication that came to its end. Raises
+        Interrupted, after a checkpoint, where any rank is asked to stop while one is waited for: what is saved is what
+        the last update has left, and whoever goes on from it publishes it again."""
         weights, probe = self._publisher.prepare()
-        figures: dict[str, float] = {}
+        figures = self._published()  # the one before this
         with self._saving_what_is_trained():
             if self._first:
-                figures = self._publisher.publish(self._version(), weights, probe)
+                self._publisher.begin(self._progress.version, weights, probe)
+        if self._publisher.is_awaited:
+            figures = self._published()
+        with self._saving_what_is_trained():
+            self._publisher.let_lease(self._first)
         return figures
+
+    def _published(self) -> dict[str, float]:
+        """The figures of the publication under way, once it has come to its end; a stop is heeded meanwhile."""
+        if not self._wait(
+            lambda within_s: not self._first or self._publisher.has_come(within_s),
+            self._answers.patience_s,
+            lambda: self._answers.late(ARRIVAL),
+        ):
+            self._unit.save()
+            raise self._interrupted()
+        with self._saving_what_is_trained():
+            return self._publisher.figures()
 
     def _take(self, batch: int) -> pa.Table:
         """Batch `batch` from the stream. While it is waited for nothing is under way in the networks, so that a stop is
@@ -331,7 +292,7 @@ class _PpoLoop:
         if not self._wait(
             lambda within_s: has_come(answer, within_s), patience_s, lambda: RunProblem(told, "episodes/deadline")
         ):
-            self._save()
+            self._unit.save()
             raise self._interrupted()
         with self._saving_what_is_trained():
             return self._answers.of(answer, f"batch {batch}")
@@ -365,101 +326,7 @@ class _PpoLoop:
             return FixedKL(coefficient)
         return AdaptiveKL(coefficient, self._settings.kl_target_nats, self._settings.kl_horizon_episodes)
 
-    def _version(self) -> tuple[int, int]:
-        return self._progress.attempt, self._progress.update
-
-    # state -----------------------------------------------------------------------------------------------------------
-
-    def _resume(self) -> None:
-        """Begin an attempt: from the newest checkpoint of the same inputs, or, where there is none, from nothing."""
-        checkpoint = load_agreed(self._checkpoints, self._job.identity)
-        number = 0
-        if self._first:
-            self._worker.check_lease()
-            if checkpoint is None:
-                self._start_anew()
-            start, parent = (0, None) if checkpoint is None else (checkpoint.step, checkpoint.data["attempt"])
-            epoch = self._worker.run_epoch
-            number = begin_attempt(self._job.directory, start, epoch, parent, self._job.identity).number
-            if self._job.stored is not None:  # before it publishes: on another machine the number must be taken too
-                self._job.stored.push(self._worker.check_lease)
-        self._progress.attempt = int(sum_over_ranks(number)[0])
-        logs.note_attempt(self._progress.attempt)
-        if checkpoint is not None:
-            self._restore(checkpoint)
-        elif self._first and number > 0:  # a stream that lives may hold what an attempt before this one left
-            restored = self._job.stream.restore.remote(None, None, number)
-            self._answers.of(restored, "the stream to go back to the beginning")
-
-    def _start_anew(self) -> None:
-        """Remove what other inputs left, but for what nobody but a person may remove; what attempts of the same inputs
-        have done is kept as their record."""
-        CheckpointPlace(self._checkpoints).remove_all()
-        if any(each.identity != self._job.identity for each in read_attempts(self._job.directory)):
-            for name in (ATTEMPTS, "episodes"):
-                shutil.rmtree(self._job.directory / name, ignore_errors=True)
-        self._held_out.start_anew()
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        data, tensors = checkpoint.data, checkpoint.tensors
-        for name, engine in (("policy", self._policy), ("value", self._value)):
-            parts = {moment: tensors[f"{name}-{moment}"] for moment in ("weights", *MOMENTS)}
-            engine.load_state({**parts, "steps": data["steps"][name]})
-        self._average.weights = dict(tensors["ema"])
-        self._unreadable = checkpoint.passed_over
-        self._progress.update = checkpoint.step
-        self._progress.kl_coefficient = data["kl_coefficient"]
-        self._progress.stopped_by = data["stopped_by"]
-        self._held_out.restore(data, checkpoint.step)
-        if self._first:
-            episodes = checkpoint.tables["episodes"].cast(EPISODE)
-            restored = self._job.stream.restore.remote(data["ledger"], episodes, self._progress.attempt)
-            self._answers.of(restored, "the stream to go back to the checkpoint")
-            self._held_out.forget_what_followed()
-            self._held_out.begin_again(self._progress.attempt, data, tensors)
-            due = checkpoint.step % self._settings.evaluate_every == 0 and checkpoint.step < self._settings.updates
-            if due and not data["stopped_by"] and not self._held_out.is_known(checkpoint.step):
-                # The policy that it found is gone; the average is the same.
-                self._held_out.begin(self._version(), self._average.weights)
-
-    def _save(self) -> None:
-        """A checkpoint of learner and stream, and of the weights that held-out evaluations under way speak of."""
-        began = time.monotonic()
-        states = {"policy": self._policy.state(), "value": self._value.state()}
-        if self._first:
-            kept = self._job.stream.state.remote(self._progress.attempt)
-            ledger, episodes = self._answers.of(kept, "the stream's state")
-            tensors = {
-                f"{name}-{part}": state[part] for name, state in states.items() for part in ("weights", *MOMENTS)
-            }
-            progress = self._progress
-            data = {
-                "identity": self._job.identity,
-                "attempt": progress.attempt,
-                "steps": {name: state["steps"] for name, state in states.items()},
-                "kl_coefficient": progress.kl_coefficient,
-                **self._held_out.state(),
-                "stopped_by": progress.stopped_by,
-                "ledger": ledger,
-            }
-            self._worker.check_lease()
-            if self._job.stored is not None:  # the episodes that the checkpoint calls trained, figures, candidates
-                self._job.stored.push(self._worker.check_lease)
-                self._worker.check_lease()
-            write_checkpoint(
-                self._checkpoints,
-                progress.update,
-                {**tensors, "ema": self._average.weights, **self._held_out.tensors()},
-                data,
-                {"episodes": episodes},
-                keep=self._settings.checkpoints_kept,
-                pinned=self._held_out.best.updates,
-                unreadable=self._unreadable,
-                may_commit=self._worker.check_lease,
-            )
-            self._held_out.best.forget_others()
-        sum_over_ranks(0.0)
-        self._checkpoint_s = time.monotonic() - began
+    # exports -------------------------------------------------------------------------------------------------------
 
     def _export(self) -> None:
         """Exports; every rank takes part, because sharded weights are gathered. `best` appears last."""

@@ -17,13 +17,17 @@ from models.snapshot import Snapshot, pack
 PROBE_ROWS = 4
 """Episodes of the last batch that engine and learner both score after every publication."""
 
+ARRIVAL = "new weights to be published"
+"""What is waited for where the conductor does not say how a publication has ended."""
+
 
 class Publisher:
     """Publishes weights through the conductor, and lets the generators begin to lease once they have some.
 
-    At staleness 0, and the first time at any, the learner waits until a publication has come to its end. Otherwise the
-    engines need not hold the weights before the next batch is trained, so the learner goes on and only waits for the
-    publication before this one, where that is still under way.
+    At staleness 0, and the first time at any, a publication is waited for until it has come to its end (`is_awaited`).
+    Otherwise the engines need not hold the weights before the next batch is trained, so the learner goes on and only
+    waits for the publication before this one, where that is still under way. The waits are the caller's, who hears
+    meanwhile whether it is to stop; over a GPU transport, `begin` itself waits.
     """
 
     def __init__(
@@ -54,52 +58,59 @@ class Publisher:
         """The present weights and a probe of them; every rank takes part."""
         return self._policy.weights(), self._probe()
 
-    def publish(self, version: tuple[int, int], weights: dict[str, Tensor], probe: Probe) -> dict[str, float]:
-        """Bring what `prepare` gave into the engines as `version` (attempt, update); rank 0 alone calls this.
+    def begin(self, version: tuple[int, int], weights: dict[str, Tensor], probe: Probe) -> None:
+        """Have what `prepare` gave brought into the engines as `version` (attempt, update), where nothing is under way;
+        rank 0 alone calls this.
 
-        Returns the figures of a publication that came to its end. Raises what `figures` does, of this publication or
-        the one before it, and RunProblem where generators do not begin to lease.
+        Engines read the weights from this process's GPU where that is their transport. They stay there until the
+        publication has come to its end, which is waited for here, at any staleness. Raises what `figures` does then.
         """
+        assert self._publication is None, "the publication before this one has come to its end"
         snapshot = snapshot_of(weights, version, self._rollout_dtype)
-        figures = self.figures(wait=True)
-        if self._transport == "ipc":
-            figures = self._publish_from_gpu(version, snapshot, probe)
-        else:
+        if self._transport != "ipc":
             self._publication = self._conductor.publish.remote(*version, snapshot, probe)
-            if not self._leasing or self._max_staleness == 0:
-                figures = self.figures(wait=True)
-        if not self._leasing:
-            self._answers.of(self._conductor.start_leasing.remote(), "the generators to begin to lease")
-            self._leasing = True
-        return figures
-
-    def _publish_from_gpu(self, version: tuple[int, int], snapshot: Snapshot, probe: Probe) -> dict[str, float]:
-        """Engines read the weights from this process's GPU, where they stay until the publication has come to its end:
-        it is waited for at any staleness."""
+            return
         from actors.gpu_transports import GpuSender  # imports vllm
 
         if self._sender is None:
             # An engine takes weights one by one unless it is told otherwise, so there is nothing to connect.
             self._sender = GpuSender("ipc", device(), lambda _: None, packed=False)
-        figures: dict[str, float] = {}
 
         def deliver(offer: dict[str, Any]) -> None:
             self._publication = self._conductor.publish.remote(*version, snapshot, probe, offer)
-            figures.update(self.figures(wait=True))
+            self._answers.of(self._publication, ARRIVAL)
 
         self._sender.send(snapshot, deliver)
-        return figures
 
-    def figures(self, wait: bool) -> dict[str, float]:
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the learner may go on only once the publication that was begun has come to its end: the same on every
+        rank."""
+        return self._max_staleness == 0 or not self._leasing
+
+    def has_come(self, within_s: float = 0.0) -> bool:
+        """Whether no publication is under way; waits up to `within_s` seconds for its end."""
+        return self._publication is None or has_come(self._publication, within_s)
+
+    def let_lease(self, first: bool) -> None:
+        """After the first publication: let the generators lease. Every rank notes that, the `first` alone asks for it.
+
+        Raises RunProblem where they do not begin.
+        """
+        if not self._leasing and first:
+            self._answers.of(self._conductor.start_leasing.remote(), "the generators to begin to lease")
+        self._leasing = True
+
+    def figures(self) -> dict[str, float]:
         """What is to be logged of the publication under way once it has come to its end, and nothing before or again.
 
         Every publication is logged once: on the line of its own update, unless it takes longer than the update. One
         that takes longer than the last update is waited for, and on no line.
-        Raises RunProblem where a generator was late or disagrees with the probe, or the conductor says nothing.
+        Raises RunProblem where a generator was late or disagrees with the probe.
         """
-        if self._publication is None or not (wait or has_come(self._publication)):
+        if self._publication is None or not has_come(self._publication):
             return {}
-        published: Publication = self._answers.of(self._publication, "new weights to be published")
+        published: Publication = self._answers.of(self._publication, ARRIVAL)
         self._publication = None
         return {
             "sync/publish_seconds": published.seconds,

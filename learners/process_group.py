@@ -4,11 +4,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from corpus.deaths import death, is_death
 from corpus.problems import UNEXPECTED, RunProblem, UsageProblem
 
 
@@ -60,15 +60,18 @@ def any_rank(flag: bool) -> bool:
 def problem_of_ranks(problem: Exception | None) -> Exception:
     """What to raise where some rank has a problem: this rank's own, else what the lowest rank with one says, so that
     whoever is heard first says what was wrong; a collective, for which some rank must have one."""
-    own = None
+    every: list[UsageProblem | RunProblem | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, None if problem is None else _as_sent(problem))
+    return problem or next(each for each in every if each is not None)
+
+
+def _as_sent(problem: Exception) -> UsageProblem | RunProblem:
+    """A problem as other ranks can read it: what an actor has raised is of a class that Ray makes where it arrives, and
+    no other process knows."""
     if isinstance(problem, UsageProblem | RunProblem):
-        own = (type(problem), problem.sentence, problem.code)
-    elif problem is not None:
-        text = " ".join(str(problem).split())
-        own = (RunProblem, f"Learner rank {dist.get_rank()} failed: {type(problem).__name__}: {text[:400]}", UNEXPECTED)
-    every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, own)
-    if problem is not None:
-        return problem
-    sort, sentence, code = next(each for each in every if each is not None)
-    return sort(sentence, code)
+        sort = UsageProblem if isinstance(problem, UsageProblem) else RunProblem
+        return sort(problem.sentence, problem.code)
+    if is_death(problem):
+        return death(problem)
+    text = " ".join(str(problem).split())[:400].rstrip(". ")
+    return RunProblem(f"Learner rank {dist.get_rank()} failed: {type(problem).__name__}: {text}.", UNEXPECTED)

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import joblib
+
 from actors.owner import OWNER_VARIABLE
 from corpus.problems import RunProblem
 from corpus.telemetry import TELEMETRY_OFF
@@ -332,9 +334,9 @@ def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -
         "disable_fastapi_docs": True,
         "trust_remote_code": False,
         "allowed_origins": [],
-        # On a CPU vLLM gives the worker a process of its own, so that it can set OpenMP there, and the engine's loop
-        # waits for it by spinning on a core. OpenMP is set by the environment here, and one process does.
-        "distributed_executor_backend": UniProcExecutor if settings.gpus == 0 else None,
+        # Without a GPU vLLM by itself gives the worker a process of its own, for the sake of OpenMP, which the
+        # environment sets here.
+        "distributed_executor_backend": UniProcExecutor if is_one_process(settings) else None,
         "worker_extension_cls": "serving.worker.Extension",
         "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
     }
@@ -343,6 +345,16 @@ def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -
             raise RunProblem(f"This version of vLLM has no argument {name}.", "serving/engine")
         setattr(args, name, value)
     return args
+
+
+def is_one_process(settings: ServingSettings) -> bool:
+    """Whether an engine is one process, and not two: its loop, and the worker that the loop waits for by spinning on a
+    core. Where nothing is said of it, they are two on GPUs, and where loops and workers of all engines have cores."""
+    if settings.gpus > 0:
+        return False
+    if settings.worker_apart is not None:
+        return not settings.worker_apart
+    return joblib.cpu_count() < settings.max_replicas * settings.engines * (settings.threads + 1)
 
 
 def _once(body: bytes, gone: asyncio.Event) -> Any:

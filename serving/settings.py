@@ -101,6 +101,13 @@ class ServingSettings(BaseModel):
         "there.",
     )
     threads: int = Field(default=1, ge=1, description="CPU threads of each engine. House default.")
+    worker_apart: bool | None = Field(
+        default=None,
+        description="Without a GPU: whether the model's worker has a process beside that of the engine's loop, which "
+        "then waits by spinning on a core. None: where the cores of the machine, or of the container, are at least "
+        "threads + 1 for each engine of max_replicas. Measured in bench/README.md: up to a fifth quicker on idle "
+        "cores, and slower where cores are shared.",
+    )
     gpus: float = Field(default=0, ge=0, description="GPUs of each replica; 0 serves on the CPU. House default.")
     max_concurrent: int = Field(
         default=128, ge=1, description="Sequences that one engine works on at once. House default, as in rollouts."

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from amenable.json_files import write_json
@@ -31,11 +32,11 @@ def run(context: Context, spec: StageSpec) -> Finished:
     from actors.fleet import share_of
     from actors.generator import Work
     from actors.recruits import Call
-    from actors.role_reports import peak_bytes
     from actors.stream import EpisodeStream, StreamPlan
     from actors.weight_store import WeightStore
     from corpus.schemas import read_table
-    from learners.ppo import PpoJob, train_ppo
+    from learners.ppo import train_ppo
+    from learners.ppo_job import PpoJob
 
     recipe, settings = context.recipe, context.recipe.ppo
     initial = str(context.round.ppo_init / "export")
@@ -124,7 +125,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
         held_out=HeldOut(held_out, 1, recipe.seed + 7, gold_total if recipe.synthetic else None),
     )
     try:
-        result = context.learn(train_ppo, job, lambda: conductor.hear_of_driver.remote(peak_bytes()))
+        result = context.learn(train_ppo, job, memory_teller(conductor, context.crew.run_tag))
         asked = {"the conductor": conductor.survivors.remote()}
         context.crew.keep_only(context.crew.wait_for(asked, "the conductor to say who is left")["the conductor"])
         settle(context, store)
@@ -135,6 +136,27 @@ def run(context: Context, spec: StageSpec) -> Finished:
     names = ("policy", "ema", "value", "best", "attempts", "episodes", "evaluations.jsonl")
     made = [spec.directory / name for name in names]
     return Finished([*made, *(spec.directory / name for name in LOGS)], result)
+
+
+def memory_teller(conductor: Any, run_tag: str) -> Callable[[], None]:
+    """What exports this process's memory, and tells the conductor of it, each time that it is called. A conductor that
+    has not heard the last time is told nothing more: what waits for it does not grow while it stands still."""
+    import ray
+
+    from actors.exported_metrics import PROCESS_MEMORY
+    from actors.pulse import resident_bytes
+    from actors.role_reports import peak_bytes
+    from actors.telemetry import Telemetry
+
+    telemetry = Telemetry(run_tag, "driver")
+    told: list[Any] = []
+
+    def tell() -> None:
+        telemetry.set(PROCESS_MEMORY, resident_bytes())
+        if not told or ray.wait(told, timeout=0)[0]:
+            told[:] = [conductor.hear_of_driver.remote(peak_bytes())]
+
+    return tell
 
 
 def settle(context: Context, store: Any) -> None:

@@ -20,6 +20,28 @@ def replaced(each: Cast, spec: Spec, name: str) -> Generator:
     return spec.made[name][-1]
 
 
+class Room:
+    """What generators are placed in: there once `comes` is set, for which `wait` waits up to `patience_s` seconds."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self.asked, self.comes = threading.Event(), threading.Event()
+        self.given_back: list[str] = []
+
+    def reserve(self, name: str) -> str:
+        return f"room of {name}"
+
+    def wait(self, reserved: str, timeout_s: float) -> bool:
+        self.asked.set()
+        return self.comes.wait(self._patience_s)
+
+    def release(self, reserved: str) -> None:
+        self.given_back.append(reserved)
+
+    def says(self) -> str:
+        return "1 CPU"
+
+
 def test_the_survivors_go_on_and_a_replacement_is_refit_before_it_serves(play):
     spec = Spec(lambda name: Generator())
 
@@ -366,6 +388,37 @@ def test_a_version_is_admitted_once_nothing_is_leased_to_a_generator_that_leaves
     play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage), **generators)
 
 
+def test_who_leaves_while_another_leaves_is_waited_for_too(play, stage):
+    gates = {name: asyncio.Event() for name in ("generator-1", "generator-2")}
+
+    async def scene(each: Cast) -> None:
+        async def exclude(holder: str) -> None:
+            each.stream.excluded.append(holder)
+            await gates[holder].wait()
+
+        each.stream.exclude = exclude
+        await each.publish(0)
+        await each.conductor.start_leasing()
+        write_desired(stage, 0, 2, "a person", "now")
+        await until(lambda: each.stream.excluded == ["generator-2"])
+        publishing = asyncio.ensure_future(each.publish(1))
+        await until(lambda: each.generators["generator-1"].loaded == ["0.0", "0.1"])
+        await turns()
+        write_desired(stage, 1, 1, "a person", "later")
+        await until(lambda: each.stream.excluded == ["generator-2", "generator-1"])
+        gates["generator-2"].set()
+        await turns()
+        assert each.stream.admitted == [(0, 0)]
+        gates["generator-1"].set()
+        await publishing
+        assert each.stream.admitted == [(0, 0), (0, 1)]
+        assert each.stream.failures == []
+
+    spec = Spec(lambda name: Generator())
+    generators = {"generator-0": 0.0, "generator-1": 0.0, "generator-2": 0.0}
+    play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage), **generators)
+
+
 def test_a_version_is_admitted_once_nothing_is_leased_to_a_generator_that_was_late_with_it(play):
     async def scene(each: Cast) -> None:
         await each.publish(0)
@@ -384,24 +437,8 @@ def test_a_version_is_admitted_once_nothing_is_leased_to_a_generator_that_was_la
 
 
 def test_a_generator_without_room_is_told_of_and_comes_when_there_is(play, stage):
-    class Room:
-        def __init__(self) -> None:
-            self.free, self.given_back = False, []
-
-        def reserve(self, name: str) -> str:
-            return f"room of {name}"
-
-        def wait(self, reserved: str, timeout_s: float) -> bool:
-            return self.free
-
-        def release(self, reserved: str) -> None:
-            self.given_back.append(reserved)
-
-        def says(self) -> str:
-            return "1 CPU"
-
     spec = Spec(lambda name: Generator())
-    spec.placement = Room()  # pyright: ignore
+    spec.placement = Room(patience_s=0.0)  # pyright: ignore
 
     async def scene(each: Cast) -> None:
         await each.publish(0)
@@ -409,7 +446,7 @@ def test_a_generator_without_room_is_told_of_and_comes_when_there_is(play, stage
         told = "generator-1 waits for a bundle of 1 CPU, which the cluster has not free"
         await until(lambda: (read_fleet(stage) or {}).get("waiting") == [told])
         await each.publish(1)
-        spec.placement.free = True
+        spec.placement.comes.set()
         await until(lambda: each.conductor._fleet.figures()["fleet/generators_serving"] == 2)
         await until(lambda: (read_fleet(stage) or {}).get("waiting") == [])
         write_desired(stage, 1, 1, "a person", "later")
@@ -419,35 +456,80 @@ def test_a_generator_without_room_is_told_of_and_comes_when_there_is(play, stage
 
 
 def test_room_that_comes_as_its_generator_is_retired_is_given_back(play, stage):
-    class Room:
-        def __init__(self) -> None:
-            self.waiting, self.may_come, self.given_back = threading.Event(), threading.Event(), []
-
-        def reserve(self, name: str) -> str:
-            return f"room of {name}"
-
-        def wait(self, reserved: str, timeout_s: float) -> bool:
-            self.waiting.set()
-            return self.may_come.wait(30)
-
-        def release(self, reserved: str) -> None:
-            self.given_back.append(reserved)
-
-        def says(self) -> str:
-            return "1 CPU"
-
     spec = Spec(lambda name: Generator())
-    spec.placement = Room()  # pyright: ignore
+    spec.placement = Room(patience_s=30.0)  # pyright: ignore
 
     async def scene(each: Cast) -> None:
         await each.publish(0)
         write_desired(stage, 0, 2, "a person", "now")
-        await until(spec.placement.waiting.is_set)
+        await until(spec.placement.asked.is_set)
         write_desired(stage, 1, 1, "a person", "at once")
         await until(lambda: (read_fleet(stage) or {}).get("counter") == 2)
-        spec.placement.may_come.set()
+        spec.placement.comes.set()
         await until(lambda: spec.placement.given_back == ["room of generator-1"])
         assert spec.made == {}
+
+    play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage), **{"generator-0": 0.0})
+
+
+class Rooms:
+    """Room for all but `without`. Remembers who asked for some, and what was given back."""
+
+    def __init__(self, without: str = "") -> None:
+        self.without, self.asked, self.given_back = without, [], []
+
+    def reserve(self, name: str) -> str:
+        self.asked.append(name)
+        return f"room of {name}"
+
+    def wait(self, reserved: str, timeout_s: float) -> bool:
+        time.sleep(0.01)
+        return reserved != f"room of {self.without}"
+
+    def release(self, reserved: str) -> None:
+        self.given_back.append(reserved)
+
+    def says(self) -> str:
+        return "1 CPU"
+
+
+def test_at_the_end_the_room_of_whoever_was_made_or_waited_for_here_is_given_back(play, stage):
+    spec = Spec(lambda name: Generator())
+    spec.placement = Rooms(without="generator-2")  # pyright: ignore
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        write_desired(stage, 0, 3, "a person", "now")
+        await until(lambda: each.conductor._fleet.figures()["fleet/generators_serving"] == 2)
+        await until(lambda: (read_fleet(stage) or {}).get("waiting"))
+        assert spec.placement.given_back == []
+        await each.conductor.finish()
+        assert each.killed == []  # learners that start again may have an evaluation made
+        assert await each.conductor.survivors() == ["generator-0", "scoring-0"]
+        assert sorted(spec.placement.given_back) == ["room of generator-1", "room of generator-2"]
+        assert each.killed == [spec.made["generator-1"][0]]
+        assert each.stream.failures == []
+
+    specs = {"generators": spec, "reserved": {"generator-0": "room of generator-0"}}
+    play(scene, settings=QUICK, specs=specs, directory=str(stage), **{"generator-0": 0.0})
+
+
+def test_a_generator_that_could_not_be_made_is_made_again_in_the_room_that_was_asked_for(play, stage):
+    def make(name: str) -> Generator:
+        if name == "generator-1":
+            raise RuntimeError("no environment for it")
+        return Generator()
+
+    spec = Spec(make)
+    spec.placement = Rooms()  # pyright: ignore
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        write_desired(stage, 0, 2, "a person", "now")
+        await until(lambda: each.stream.failures or each.conductor._fleet.figures()["fleet/generators_serving"] == 2)
+        assert each.stream.failures == []
+        assert each.conductor._fleet.generators.lost[1].startswith("generator-1 was given up: generator-1 could not be")
+        assert (spec.placement.asked, spec.placement.given_back) == (["generator-1"], [])
 
     play(scene, settings=QUICK, specs={"generators": spec}, directory=str(stage), **{"generator-0": 0.0})
 

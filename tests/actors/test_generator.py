@@ -91,6 +91,16 @@ def publish(generator: Any, label: str) -> None:
     generator.confirm(label)
 
 
+def holding(generator: Any, engine: StandInEngine, *chunks: Chunk, share: int = 8) -> Place:
+    """Work is under way, and the engine holds the requests of `chunks`, which it was granted at its first lease."""
+    place = Place()
+    generator.work(work(place, share=share))
+    engine.held = True
+    place.grant(*chunks)
+    until(lambda: engine.pending == sum(len(each.slots) for each in chunks))
+    return place
+
+
 def test_a_leased_chunk_is_generated_scored_and_delivered_whole(made):
     generator, _ = made
     place = Place()
@@ -301,12 +311,8 @@ def test_a_heartbeat_is_answered_while_the_engine_stands_still_and_says_for_how_
 
 def test_a_lease_that_is_granted_again_under_way_goes_on_with_what_is_being_generated(made):
     generator, engine = made
-    place = Place()
     publish(generator, "0.0")
-    generator.work(work(place))
-    engine.held = True
-    place.grant(chunk())
-    until(lambda: engine.pending == 2)
+    place = holding(generator, engine, chunk())
     place.grant(chunk(), chunk(2), call=1)  # the lease of slots 0 and 1 ran out meanwhile
     until(lambda: engine.pending == 4)
     engine.held = False
@@ -319,12 +325,8 @@ def test_a_lease_that_is_granted_again_under_way_goes_on_with_what_is_being_gene
 
 def test_a_chunk_of_a_later_attempt_takes_the_place_of_what_is_being_generated(made):
     generator, engine = made
-    place = Place()
     publish(generator, "0.0")
-    generator.work(work(place))
-    engine.held = True
-    place.grant(chunk(), chunk(2))
-    until(lambda: engine.pending == 4)
+    place = holding(generator, engine, chunk(), chunk(2))
     place.grant(chunk(attempt=1), call=1)
     until(lambda: len(engine.submitted) == 6)
     assert engine.pending == 2, "what the stream would refuse is not generated to its end"
@@ -339,11 +341,7 @@ def test_a_chunk_of_a_later_attempt_takes_the_place_of_what_is_being_generated(m
 
 def test_work_that_never_came_to_its_end_is_not_delivered_to_the_next(made):
     generator, engine = made
-    place, following = Place(), Place()
-    generator.work(work(place))
-    engine.held = True
-    place.grant(chunk())
-    until(lambda: engine.pending == 2)
+    place, following = holding(generator, engine, chunk()), Place()
     generator.work(work(following))
     assert engine.pending == 0
     engine.held = False
@@ -389,6 +387,23 @@ def test_weights_that_were_sampled_under_do_not_stay_where_sampling_fails(made, 
     place.grant(chunk())
     until(lambda: place.accept.calls)
     assert place.accept.calls[0][0][0].column("version_spans").to_pylist()[0][0]["update"] == 7
+
+
+def test_where_the_published_weights_cannot_be_put_back_nothing_is_leased_until_others_are_published(made, monkeypatch):
+    generator, engine = made
+    monkeypatch.setattr(module.ray, "get", lambda reference, timeout: reference)
+    publish(generator, "0.7")
+    engine.refuses = True
+    with pytest.raises(RuntimeError, match="half of it is loaded"):
+        generator.sample(prompts([1]), 1, SamplingSettings(max_response_tokens=4), 0, ["average"])
+    place = Place()
+    generator.work(work(place))
+    time.sleep(0.1)
+    assert engine.version == "0.7"  # what it calls itself, with weights of the average in it
+    assert not place.lease.calls
+    engine.refuses = False
+    publish(generator, "0.8")
+    until(lambda: place.lease.calls)
 
 
 def test_weights_to_sample_under_that_do_not_come_are_told_of_with_who_owes_them(made, monkeypatch):
@@ -448,12 +463,8 @@ def test_commands_beyond_those_of_all_calls_are_refused(made):
 
 def test_an_engine_that_steps_is_waited_for_beyond_the_deadline_of_a_standstill(made, monkeypatch):
     generator, engine = made
-    place = Place()
     monkeypatch.setattr(module, "ENGINE_DEADLINE_S", 0.3)
-    generator.work(work(place))
-    engine.held = True
-    place.grant(chunk())
-    until(lambda: engine.pending == 2)
+    holding(generator, engine, chunk())
     threading.Timer(1.0, lambda: setattr(engine, "held", False)).start()
     generator.rest()
     assert engine.pending == 0
@@ -461,13 +472,8 @@ def test_an_engine_that_steps_is_waited_for_beyond_the_deadline_of_a_standstill(
 
 def test_weights_change_between_steps_while_requests_run_and_rest_waits_for_them(made):
     generator, engine = made
-    place = Place()
     publish(generator, "0.0")
-    generator.work(work(place))
-    until(lambda: place.lease.calls)
-    engine.held = True
-    place.lease.calls[0][1].set_result([chunk()])
-    until(lambda: engine.pending == 2)
+    place = holding(generator, engine, chunk())
     generator.load("weights", "0.1")
     assert engine.version == "0.1"
     assert engine.pending == 2
@@ -489,12 +495,8 @@ def test_what_a_caller_asks_wrongly_is_the_callers_and_the_generator_goes_on(mad
 
 def test_what_is_written_under_weights_is_delivered_once_they_are_confirmed_and_nothing_is_leased_before(made):
     generator, engine = made
-    place = Place()
     publish(generator, "0.0")
-    generator.work(work(place, share=6))
-    engine.held = True
-    place.grant(chunk(), chunk(2))
-    until(lambda: engine.pending == 4)
+    place = holding(generator, engine, chunk(), chunk(2), share=6)
     until(lambda: len(place.lease.calls) == 2)
     place.grant(call=1)  # nothing within the call's time
     until(lambda: len(place.lease.calls) == 3)
@@ -519,12 +521,8 @@ def test_what_is_written_under_weights_is_delivered_once_they_are_confirmed_and_
 
 def test_what_was_written_under_weights_that_are_never_confirmed_is_never_delivered(made):
     generator, engine = made
-    place = Place()
     publish(generator, "0.0")
-    generator.work(work(place))
-    engine.held = True
-    place.grant(chunk())
-    until(lambda: engine.pending == 2)
+    place = holding(generator, engine, chunk())
     generator.load("weights", "0.1")
     engine.held = False
     until(lambda: engine.pending == 0)
@@ -538,12 +536,8 @@ def test_what_was_written_under_weights_that_are_never_confirmed_is_never_delive
 
 def test_a_generator_that_rests_waits_until_what_it_holds_is_confirmed(made):
     generator, engine = made
-    place = Place()
     publish(generator, "0.0")
-    generator.work(work(place))
-    engine.held = True
-    place.grant(chunk())
-    until(lambda: engine.pending == 2)
+    place = holding(generator, engine, chunk())
     generator.load("weights", "0.1")
     engine.held = False
     resting = threading.Thread(target=generator.rest)
@@ -559,12 +553,8 @@ def test_a_generator_that_rests_waits_until_what_it_holds_is_confirmed(made):
 
 def test_after_a_load_that_failed_half_way_nothing_is_delivered_or_leased(made):
     generator, engine = made
-    place = Place()
     publish(generator, "0.0")
-    generator.work(work(place))
-    engine.held = True
-    place.grant(chunk())
-    until(lambda: engine.pending == 2)
+    place = holding(generator, engine, chunk())
     engine.refuses = True
     with pytest.raises(RuntimeError, match="half of it is loaded"):
         generator.load("weights", "0.1")

@@ -30,16 +30,15 @@ def test_an_address_without_a_host_or_with_an_impossible_port_is_refused(url, sa
 
 
 @contextmanager
-def service(*answers):
-    """A server that gives the answers (status, body) in turn, the last for ever. Yields its address and requests."""
-    requests = []
+def served(answer):
+    """A server that gives the (status, text) that `answer` makes of a request's body and Authorization header. Yields
+    its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append(body)
-            status, answer = answers[min(len(requests), len(answers)) - 1]
-            content = (answer if isinstance(answer, str) else answer(body)).encode()
+            status, text = answer(body, self.headers.get("Authorization", "nothing"))
+            content = text.encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -52,11 +51,25 @@ def service(*answers):
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/score", requests
+        yield f"http://127.0.0.1:{server.server_address[1]}/score"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def service(*answers):
+    """A server that gives the answers (status, body) in turn, the last for ever. Yields its address and requests."""
+    requests = []
+
+    def answer(body, _):
+        requests.append(body)
+        status, text = answers[min(len(requests), len(answers)) - 1]
+        return status, text if isinstance(text, str) else text(body)
+
+    with served(answer) as url:
+        yield url, requests
 
 
 def lengths(body):
@@ -108,33 +121,13 @@ def test_a_service_that_is_not_there_or_never_answers_meets_the_deadline():
         released.set()
 
 
-@contextmanager
 def guarded(token):
     """A service that scores for whoever has the token, and repeats to others what they sent."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            sent = self.headers.get("Authorization", "nothing")
-            is_right = sent == f"Bearer {token}"
-            content = (lengths(body) if is_right else f"not for {sent}").encode()
-            self.send_response(200 if is_right else 401)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def answer(body, sent):
+        return (200, lengths(body)) if sent == f"Bearer {token}" else (401, f"not for {sent}")
 
-        def log_message(self, format, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/score"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return served(answer)
 
 
 def test_a_token_of_the_environment_is_sent_and_told_nowhere(monkeypatch):

@@ -17,6 +17,7 @@ from actors.exported_metrics import (
     FLEET_LOSSES,
     FLEET_WANTED,
     FLEET_WORKERS,
+    PROCESS_MEMORY,
     PUBLICATION_BEGUN,
     PUBLICATION_FAILURES,
     PUBLICATION_LOSSES,
@@ -99,6 +100,7 @@ def test_the_fleet_is_exported_at_every_heartbeat_by_role_and_state(play, meter)
     play(scene, settings=QUICK)
     assert meter.of(FLEET_WANTED, role="generator") == 2
     assert meter.of(FLEET_LOSSES, role="scoring") is None
+    assert (meter.of(PROCESS_MEMORY, role="conductor") or 0) > 1e6
 
 
 # stream ---------------------------------------------------------------------------------------------------------------
@@ -152,6 +154,7 @@ def test_the_stream_exports_what_became_of_slots(stream, meter):
     assert meter.of(STREAM_SLOTS, outcome="leased") == 4
     assert meter.of(STREAM_SLOTS, outcome="trained") is None
     assert meter.of(STREAM_WAITING) == 0
+    assert (meter.of(PROCESS_MEMORY, role="stream") or 0) > 1e6
 
 
 def test_a_stream_that_goes_on_from_a_checkpoint_counts_its_own_alone(stream, meter, tmp_path):
@@ -213,6 +216,8 @@ def test_the_weight_store_exports_its_newest_snapshot(meter, monkeypatch):
     store.put(snapshot)
     assert meter.of(STORE_SNAPSHOT, run="demo", role="weight_store") == snapshot.buffer.nbytes
     assert meter.of(STORE_UPDATE) == 7
+    store.figures()
+    assert (meter.of(PROCESS_MEMORY, role="weight_store") or 0) > 1e6
 
 
 def test_weights_that_cannot_be_written_are_counted(meter, monkeypatch, tmp_path):

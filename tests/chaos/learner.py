@@ -4,15 +4,16 @@ from typing import Any
 
 import phases
 
-from learners import ppo
+from learners import ppo, ppo_recovery
+from learners.ppo_job import PpoJob
 
-train_ppo, write_checkpoint, publish = ppo.train_ppo, ppo.write_checkpoint, ppo._PpoLoop._publish
+train_ppo, write_checkpoint, publish = ppo.train_ppo, ppo_recovery.write_checkpoint, ppo._PpoLoop._publish
 
 
-def train(job: ppo.PpoJob, worker: Any) -> dict[str, Any]:
+def train(job: PpoJob, worker: Any) -> dict[str, Any]:
     """What `train_ppo` does."""
     phases.register("learner")
-    ppo.write_checkpoint = _write_checkpoint
+    ppo_recovery.write_checkpoint = _write_checkpoint
     ppo._PpoLoop._publish = _publish  # pyright: ignore[reportAttributeAccessIssue]
     return train_ppo(job, worker)
 

@@ -1,6 +1,7 @@
 """A lock between processes: with a real one that holds it."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -53,3 +54,18 @@ def test_it_is_waited_for_until_the_deadline(tmp_path):
         pass
     with file_lock(tmp_path / "lock", deadline_s=0.0):
         pass
+
+
+def test_a_disk_that_takes_nothing_more_keeps_nobody_from_the_lock(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # every write is refused, as on a full disk
+    try:
+        with pytest.raises(OSError, match="too large"), open(tmp_path / "other", "wb", buffering=0) as other:
+            other.write(b"a byte")
+        with file_lock(tmp_path / "lock", 1.0):
+            taken.append("held")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert taken == ["held"]
+    assert (tmp_path / "lock").read_text() == ""

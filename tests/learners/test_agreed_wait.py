@@ -29,6 +29,8 @@ def test_two_ranks_leave_a_wait_together(tmp_path):
         "who has its answer waits for a stop of the other: stopped",
         "a stop of one ends both: stopped",
     ]
-    together += ["one fails: its desk is gone", "one is late: late"]  # on both: either may be heard first
-    assert first == together
-    assert second == together
+    together += ["one fails: its desk is gone"]  # on both: either may be heard first
+    together += ["what an actor has raised: a batch is late"]
+    died = "its process was killed or crashed; the same command continues from what was last saved."
+    assert first == [*together, f"an actor has died: A process of the run died: {died}", "one is late: late"]
+    assert second == [*together, "an actor has died: ActorDiedError", "one is late: late"]

@@ -240,6 +240,55 @@ def test_a_stop_is_heeded_while_a_checkpoint_waits_for_an_evaluation(run, whole)
     assert equal(stopped.weights("policy"), whole.weights("policy"))
 
 
+def never_arrive_at(update: int) -> Callable[[Run], None]:
+    """A spoiler: the publication of that update's weights does not come to its end."""
+
+    def spoil(run: Run) -> None:
+        publish = run.conductor.publish
+
+        async def late(attempt: int, number: int, *rest):
+            return Late() if number == update else await publish(attempt, number, *rest)
+
+        run.conductor.publish = late
+
+    return spoil
+
+
+# At staleness 1 the learner takes the batch beside it, and waits for it before it publishes the next.
+@pytest.mark.parametrize(("staleness", "update", "saved"), [(0, 0, 0), (0, 2, 2), (1, 2, 3)])
+def test_a_stop_while_weights_are_published_saves_at_once_and_costs_no_bit(run, whole, staleness, update, saved):
+    stopped = run(max_staleness=staleness, checkpoint_every=100)
+    with pytest.raises(Interrupted, match=f"ppo, update {saved} of 4"):
+        stopped.train(stop_after=saved + 2, spoil=never_arrive_at(update))
+    [path] = (stopped.directory / "checkpoints").iterdir()
+    assert path.name == f"step-{saved:08d}-1"
+    stopped.train()
+    assert [row["step"] for row in stopped.metrics()] == [1, 2, 3, 4]
+    assert sorted(stopped.episodes()) == list(range(32))
+    if staleness == 0:
+        for name in ("policy", "ema", "value", "best"):
+            assert equal(stopped.weights(name), whole.weights(name)), name
+
+
+def test_a_publication_that_does_not_end_ends_the_run_with_all_that_was_trained_in_a_checkpoint(run, monkeypatch):
+    monkeypatch.setattr(answers.Answers, "patience_s", property(lambda self: -1.0))
+    lost = run(checkpoint_every=100)
+    with pytest.raises(RunProblem, match="for new weights to be published"):
+        lost.train(spoil=never_arrive_at(3))
+    [path] = checkpoint.list_complete(lost.directory / "checkpoints")
+    assert path.name.startswith("step-00000003")
+
+
+def test_a_stop_while_the_last_evaluation_is_waited_for_ends_the_run_and_it_is_made_again(run, whole):
+    stopped = run(evaluate_every=100)
+    with pytest.raises(Interrupted, match="ppo, update 4 of 4"):
+        stopped.train(stop_after=5, spoil=wait_at(9, evaluations=False))
+    stopped.train()
+    assert stopped.evaluated() == [4]
+    assert stopped.trained() == [(1, 0), (2, 0), (3, 0), (4, 0)]
+    assert equal(stopped.weights("policy"), whole.weights("policy"))
+
+
 @pytest.mark.slow
 def test_a_run_of_staleness_1_that_is_stopped_trains_every_slot_once(run):
     stopped = run(max_staleness=1)

@@ -39,7 +39,8 @@ class Scene:
         module = ModuleType("actors.gpu_transports")
         module.GpuSender = Sender  # pyright: ignore[reportAttributeAccessIssue]
         monkeypatch.setitem(sys.modules, "actors.gpu_transports", module)
-        monkeypatch.setattr(ppo_publication, "has_come", lambda _: False)
+        self.has_come = True
+        monkeypatch.setattr(ppo_publication, "has_come", lambda _, within_s=0.0: self.has_come)
 
     def _publish(self, *arguments: Any) -> Publication:
         self.published.append(arguments)
@@ -47,7 +48,7 @@ class Scene:
         return Publication(1.0, 0.5, 0.0, 0.0)
 
     def of(self, answer: Any, what: str) -> Any:
-        self.events.append(f"waited for {what}")
+        self.events.append(f"asked for {what}")
         return answer
 
 
@@ -59,21 +60,42 @@ def test_over_ipc_weights_stay_on_the_gpu_until_every_publication_has_come_to_it
     scene = Scene(monkeypatch)
     each = publisher(scene, 1, "ipc")
     for update in (0, 1):
-        figures = each.publish((0, update), WEIGHTS, PROBE)
-        assert figures["sync/pause_seconds"] == 0.5
-    turn = ["held on the GPU", "published", "waited for new weights to be published", "let go"]
-    leasing = ["waited for the generators to begin to lease"]
-    assert scene.events == ["sender made", *turn, *leasing, *turn]
+        each.begin((0, update), WEIGHTS, PROBE)
+        assert each.figures()["sync/pause_seconds"] == 0.5
+    arrived = "asked for new weights to be published"
+    turn = ["held on the GPU", "published", arrived, "let go", arrived]
+    assert scene.events == ["sender made", *turn, *turn]
     assert [(arguments[:2], arguments[4]) for arguments in scene.published] == [((0, 0), OFFER), ((0, 1), OFFER)]
     assert [arguments[2].version for arguments in scene.published] == [(0, 0), (0, 1)]
 
 
 @pytest.mark.parametrize("transport", ["object_store", "auto"])
-def test_through_the_object_store_nothing_is_offered_and_with_staleness_the_learner_goes_on(monkeypatch, transport):
+def test_through_the_object_store_nothing_is_offered_and_nothing_is_waited_for(monkeypatch, transport):
     scene = Scene(monkeypatch)
     each = publisher(scene, 1, transport)
-    each.publish((0, 0), WEIGHTS, PROBE)
-    del scene.events[:]
-    assert each.publish((0, 1), WEIGHTS, PROBE) == {}
-    assert scene.events == ["published"]
+    for update in (0, 1):
+        scene.has_come = False
+        each.begin((0, update), WEIGHTS, PROBE)
+        assert not each.has_come()
+        assert each.figures() == {}
+        scene.has_come = True
+        assert each.has_come()
+        assert each.figures()["sync/publish_seconds"] == 1.0
+        assert each.figures() == {}  # each is told of once
+    assert scene.events == ["published", "asked for new weights to be published"] * 2
     assert [len(arguments) for arguments in scene.published] == [4, 4]
+
+
+@pytest.mark.parametrize(("staleness", "awaited"), [(0, [True, True]), (1, [True, False])])
+@pytest.mark.parametrize("first", [True, False])
+def test_on_every_rank_the_first_publication_and_at_staleness_0_each_is_waited_for(
+    monkeypatch, staleness, awaited, first
+):
+    scene = Scene(monkeypatch)
+    each = publisher(scene, staleness, "object_store")
+    seen = []
+    for _ in range(2):
+        seen.append(each.is_awaited)
+        each.let_lease(first)
+    assert seen == awaited
+    assert scene.events == ["asked for the generators to begin to lease"] * first  # once, by one rank

@@ -22,7 +22,8 @@ from learners.engine import Engine, EngineSettings
 from learners.language_model import LanguageModelJob, LanguageModelSettings, train_language_model
 from learners.metrics import read_metrics
 from learners.optimizer import OptimizerSettings
-from learners.ppo import PpoJob, train_ppo
+from learners.ppo import train_ppo
+from learners.ppo_job import PpoJob
 from learners.reward_model import RewardModelJob, RewardModelSettings, train_reward_model
 from models.build import TinyLlamaSettings
 

@@ -14,7 +14,7 @@ from actors.stream import StreamPlan
 from corpus.schemas import make_table, write_table
 from learners.engine_settings import EngineSettings
 from learners.optimizer import OptimizerSettings
-from learners.ppo import PpoJob
+from learners.ppo_job import PpoJob
 from learners.ppo_settings import PpoSettings
 from models.build import load_tokenizer
 from models.export import export_causal_lm

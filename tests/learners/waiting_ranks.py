@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from ray.exceptions import ActorDiedError, RayTaskError
+
 from corpus.problems import RunProblem
 from learners.agreed_wait import wait_together
 from learners.process_group import process_group, sum_over_ranks
@@ -19,8 +21,17 @@ def after(looks: float) -> Callable[[float], bool]:
     return has_come
 
 
-def fails(within_s: float) -> bool:
-    raise RunProblem("its desk is gone", "run/unexpected")
+def failing(problem: Exception) -> Callable[[float], bool]:
+    """An answer that cannot be looked for."""
+
+    def has_come(within_s: float) -> bool:
+        raise problem
+
+    return has_come
+
+
+# As ray.get raises what an actor has raised: of a class that was made in this very process.
+OF_AN_ACTOR = RayTaskError("take", "its traceback", RunProblem("a batch is late", "a/b")).as_instanceof_cause()
 
 
 NEVER = float("inf")
@@ -29,7 +40,13 @@ WAITS = {
     "both come, one late": ((after(1), NEVER), (after(5), NEVER), 60.0),
     "who has its answer waits for a stop of the other": ((after(1), NEVER), (after(NEVER), 4), 60.0),
     "a stop of one ends both": ((after(NEVER), 3), (after(NEVER), NEVER), 60.0),
-    "one fails": ((after(NEVER), NEVER), (fails, NEVER), 60.0),
+    "one fails": (
+        (after(NEVER), NEVER),
+        (failing(RunProblem("its desk is gone", "run/unexpected")), NEVER),
+        60.0,
+    ),
+    "what an actor has raised": ((failing(OF_AN_ACTOR), NEVER), (after(NEVER), NEVER), 60.0),
+    "an actor has died": ((after(NEVER), NEVER), (failing(ActorDiedError()), NEVER), 60.0),
     "one is late": ((after(NEVER), NEVER), (after(1), NEVER), 0.0),
 }
 
@@ -45,7 +62,9 @@ def main(rank: int, store: str) -> None:
                 )
                 ended = "came" if came else "stopped"
             except RunProblem as problem:
-                ended = str(problem)
+                ended = problem.sentence
+            except ActorDiedError as problem:
+                ended = type(problem).__name__
             together = sum_over_ranks(1.0)[0] == 2.0  # no rank is left in a collective of the wait
             print(f"{name}: {ended}" if together else f"{name}: apart")
 

@@ -28,7 +28,8 @@ from tests.serving.run_on_disk import CONTEXT, alive, descendants, make_llama, p
 
 pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(900)]
 
-SETTINGS = ServingSettings(kv_cache_mib=16, max_concurrent=32, load_deadline_s=60)
+SETTINGS = ServingSettings(kv_cache_mib=16, max_concurrent=32, load_deadline_s=60, worker_apart=True)
+# Engines of one process are those of test_service.
 
 
 class Running:
@@ -313,7 +314,7 @@ from serving.settings import ServingSettings
 
 async def main():
     names = Names(Path(sys.argv[1]))
-    slot = EngineSlot(0, ServingSettings(kv_cache_mib=16), int(sys.argv[2]))
+    slot = EngineSlot(0, ServingSettings(kv_cache_mib=16, worker_apart=sys.argv[3] == "True"), int(sys.argv[2]))
     await slot.start("sft", names.find("sft"), names.skeleton())
     print("ready", flush=True)
     await asyncio.sleep(600)
@@ -323,13 +324,14 @@ if __name__ == "__main__":
 """
 
 
-def test_an_engine_does_not_outlive_a_replica_that_is_killed(tmp_path):
+@pytest.mark.parametrize("worker_apart", [True, False])
+def test_an_engine_does_not_outlive_a_replica_that_is_killed(worker_apart, tmp_path):
     run = write_run(tmp_path / "run")
     script = tmp_path / "replica.py"
     script.write_text(ORPHAN)
     root = str(Path(__file__).resolve().parents[2])
     process = subprocess.Popen(
-        [sys.executable, str(script), str(run), str(CONTEXT)],
+        [sys.executable, str(script), str(run), str(CONTEXT), str(worker_apart)],
         env={**os.environ, "PYTHONPATH": root},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -340,7 +342,7 @@ def test_an_engine_does_not_outlive_a_replica_that_is_killed(tmp_path):
     engine = [
         pid for pid in descendants(process.pid) if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
-    assert len(engine) == 1  # vLLM's loop, with its worker
+    assert len(engine) == 1 + worker_apart  # vLLM's loop, and its worker
     process.kill()
     process.wait()
     deadline = time.monotonic() + 20
