@@ -200,7 +200,8 @@ def shell(text: str, options: str = "-cl") -> list[str]:
 
 def rendered(home: Path) -> list[dict[str, Any]]:
     """What `amenable manifests` writes for the recipe, with directories of the test where its pods have volumes."""
-    words = ["manifests", str(RECIPE), "--image", "registry.example/amenable@sha256:" + "0" * 64, "--parts", "common,train"]
+    called = "registry.example/amenable@sha256:" + "0" * 64
+    words = ["manifests", str(RECIPE), "--image", called, "--parts", "common,train"]
     written = subprocess.run(
         [sys.executable, "-m", "amenable", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     ).stdout
