@@ -22,6 +22,7 @@ class OwnPlacementGroup:
 
     def reserve(self, name: str) -> PlacementGroup:
         """Asks for room for the worker `name`; returns its placement group at once, whether there is room or not."""
+        # None without any, which Ray's annotation leaves out: it refuses an empty list, as of another length.
         labels: Any = [dict(self.node_labels)] if self.node_labels else None
         return placement_group(
             [dict(self.bundle)], strategy="PACK", name=f"amenable-{name}", bundle_label_selector=labels

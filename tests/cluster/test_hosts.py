@@ -54,7 +54,9 @@ give_up = time.monotonic() + float(sys.argv[3])
 while (there := sum(node["Alive"] for node in ray.nodes())) < int(sys.argv[2]):
     assert time.monotonic() < give_up, f"{there} nodes"
     time.sleep(0.5)
-print(json.dumps({node["NodeManagerAddress"]: node["Resources"].get("CPU", 0) for node in ray.nodes()}))
+there = {node["NodeManagerAddress"]: node for node in ray.nodes()}
+roles = {address: node["Labels"].get("amenable-role", "") for address, node in there.items()}
+print(json.dumps({address: [node["Resources"].get("CPU", 0), roles[address]] for address, node in there.items()}))
 """
 ANSWERS = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
 
@@ -198,7 +200,8 @@ def shell(text: str, options: str = "-cl") -> list[str]:
 
 def rendered(home: Path) -> list[dict[str, Any]]:
     """What `amenable manifests` writes for the recipe, with directories of the test where its pods have volumes."""
-    words = ["manifests", str(RECIPE), "--image", "registry.example/amenable@sha256:" + "0" * 64, "--parts", "train"]
+    called = "registry.example/amenable@sha256:" + "0" * 64
+    words = ["manifests", str(RECIPE), "--image", called, "--parts", "common,train"]
     written = subprocess.run(
         [sys.executable, "-m", "amenable", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     ).stdout
@@ -378,7 +381,10 @@ def test_each_pod_is_a_host_of_its_own_and_the_head_has_no_work_to_hand_out(clus
     wait = [sys.executable, "-c", NODES, f"{HEAD}:6379", str(count), str(START_LIMIT_S)]
     asked = cluster.head.do(*wait, limit_s=START_LIMIT_S + 60)
     assert asked.returncode == 0, (asked.stderr[-2000:], worker.log.read_text()[-3000:])
-    assert json.loads(asked.stdout.splitlines()[-1]) == cluster.cpus
+    roles = {address: group for group, addresses in cluster.groups.items() for address in addresses}
+    told = json.loads(asked.stdout.splitlines()[-1])
+    assert told == {address: [cpus, roles.get(address, "")] for address, cpus in cluster.cpus.items()}
+    assert len(set(roles.values())) == len(cluster.groups) == 3
     assert cluster.cpus[HEAD] == 0
 
 

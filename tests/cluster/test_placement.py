@@ -15,6 +15,20 @@ def test_a_bundle_leaves_out_what_is_not_needed_and_is_spoken():
     assert spoken_bundle(bundle_of(1)) == "1 CPU"
 
 
+@pytest.mark.parametrize("labels", [{}, {"pool": "a"}])
+def test_what_is_asked_of_ray_is_what_ray_takes(monkeypatch, labels):
+    from ray.util.placement_group import validate_placement_group
+
+    def check(bundles, strategy, name, bundle_label_selector):
+        validate_placement_group(bundles=bundles, strategy=strategy, bundle_label_selector=bundle_label_selector)
+        return bundle_label_selector
+
+    monkeypatch.setattr("cluster.placement.placement_group", check)
+    assert OwnPlacementGroup(bundle_of(1), labels).reserve("w0") == ([labels] if labels else None)
+    with pytest.raises(ValueError, match="length"):
+        check([{"CPU": 1.0}], "PACK", "w0", [])
+
+
 @pytest.mark.slow
 def test_room_is_had_up_to_what_there_is_and_given_back():
     import ray
