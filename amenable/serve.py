@@ -1,8 +1,10 @@
 """`amenable serve`, `pin` and `tokens`: the service of a run, what it serves as `policy`, and who may use it."""
 
 import ipaddress
+import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -35,6 +37,14 @@ ENDING = "Ending the service when the requests under way are answered; once more
 
 LOOK_S = 5.0
 """Seconds between two looks at whether the service is still there."""
+
+LOOK_AT_END_S = 0.2
+"""The same while it ends."""
+
+ENDS_S = 20.0
+"""Seconds for replicas to end once they may not answer any longer. House default."""
+
+log = logging.getLogger(__name__)
 
 
 def served_run(run: str) -> "ServedRun":
@@ -160,11 +170,10 @@ def _start(application: Any, run: str, deadline_s: float) -> None:
 
 @contextmanager
 def _serving(host: str, port: int, own: bool) -> Iterator[None]:
-    """Ray Serve for the block. In a session of our own it ends with it; in a cluster only the application does."""
+    """Ray Serve for the block. In a session of our own it ends with it; in a cluster only the application does. Where
+    the block comes to its end, the requests under way come to theirs first."""
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions
-
-    from serving.application import APPLICATION
 
     ray_serve.start(
         proxy_location="HeadOnly" if own else "EveryNode",
@@ -173,11 +182,29 @@ def _serving(host: str, port: int, own: bool) -> Iterator[None]:
     )
     try:
         yield
+        if own:
+            _end_application()
     finally:
         if own:
-            ray_serve.shutdown()
+            ray_serve.shutdown()  # ends what stands before the replicas at once
         else:
-            ray_serve.delete(APPLICATION)
+            _end_application()
+
+
+def _end_application() -> None:
+    """Until the replicas have ended, which nobody is sent to any more, with what they had. One that does not end in
+    time is told of."""
+    from ray import serve as ray_serve
+
+    from serving.application import APPLICATION, DRAIN_S
+
+    ray_serve.delete(APPLICATION, _blocking=False)
+    give_up = time.monotonic() + DRAIN_S + ENDS_S
+    while APPLICATION in ray_serve.status().applications:
+        if time.monotonic() > give_up:
+            log.warning("the replicas have not ended within %.0f s: %s", DRAIN_S + ENDS_S, _reason(APPLICATION))
+            return
+        time.sleep(LOOK_AT_END_S)
 
 
 def _quiet() -> dict[str, Any]:
