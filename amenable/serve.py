@@ -18,6 +18,7 @@ from corpus.problems import RunProblem, UsageProblem
 
 if TYPE_CHECKING:
     from serving.served_run import ServedRun
+    from serving.settings import ServingSettings
 
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
@@ -97,26 +98,33 @@ def serve(
     check_listening(host, port, not access.open)
     for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from serving.front import fronted
+    from serving.front import BEHIND, fronted
+    from serving.settings import ServingSettings
 
+    run.look()
+    run.names.skeleton()
+    settings = ServingSettings.model_validate(run.names.recipe().get("serving", {}))
     # What stands before the replicas of a cluster is said by the environment of its processes.
-    with fronted(host) if address is None else nullcontext() as no_haproxy:
+    with fronted(host, settings.limits.request_s) if address is None else nullcontext() as no_haproxy:
         listens = {"url": _url(host, port), "open": access.open, "no_haproxy": no_haproxy}
-        _serve(run, host, port, address, token_file, lambda: ready({"run": run.name, **listens}))
+        behind = BEHIND if address is None and no_haproxy is None else host
+        _serve(run, settings, behind, port, address, token_file, lambda: ready({"run": run.name, **listens}))
 
 
 def _serve(
-    run: "ServedRun", host: str, port: int, address: str | None, token_file: Path | None, ready: Callable[[], None]
+    run: "ServedRun",
+    settings: "ServingSettings",
+    host: str,
+    port: int,
+    address: str | None,
+    token_file: Path | None,
+    ready: Callable[[], None],
 ) -> None:
-    """See `serve`. Ray Serve reads its environment when it is imported, which is here."""
+    """See `serve`; `host` is where Ray Serve listens. It reads its environment when it is imported, which is here."""
     from cluster.session import session
     from serving.access import TOKENS_VARIABLE
-    from serving.application import APPLICATION, Arguments, ServingSettings, build
+    from serving.application import APPLICATION, Arguments, build
 
-    run.look()
-    names = run.names
-    names.skeleton()
-    settings = ServingSettings.model_validate(names.recipe().get("serving", {}))
     if address is not None and os.environ.get(TOKENS_VARIABLE) and token_file is None:
         raise UsageProblem(
             f"Replicas in a cluster do not see {TOKENS_VARIABLE} of this shell: give --token-file FILE.",
