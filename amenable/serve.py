@@ -1,8 +1,10 @@
 """`amenable serve`, `pin` and `tokens`: the service of a run, what it serves as `policy`, and who may use it."""
 
 import ipaddress
+import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from corpus.problems import RunProblem, UsageProblem
 
 if TYPE_CHECKING:
     from serving.served_run import ServedRun
+    from serving.settings import ServingSettings
 
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
@@ -35,6 +38,14 @@ ENDING = "Ending the service when the requests under way are answered; once more
 
 LOOK_S = 5.0
 """Seconds between two looks at whether the service is still there."""
+
+LOOK_AT_END_S = 0.2
+"""The same while it ends."""
+
+ENDS_S = 20.0
+"""Seconds for replicas to end once they may not answer any longer. House default."""
+
+log = logging.getLogger(__name__)
 
 
 def served_run(run: str) -> "ServedRun":
@@ -87,26 +98,33 @@ def serve(
     check_listening(host, port, not access.open)
     for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from serving.front import fronted
+    from serving.front import BEHIND, fronted
+    from serving.settings import ServingSettings
 
+    run.look()
+    run.names.skeleton()
+    settings = ServingSettings.model_validate(run.names.recipe().get("serving", {}))
     # What stands before the replicas of a cluster is said by the environment of its processes.
-    with fronted(host) if address is None else nullcontext() as no_haproxy:
+    with fronted(host, settings.limits.request_s) if address is None else nullcontext() as no_haproxy:
         listens = {"url": _url(host, port), "open": access.open, "no_haproxy": no_haproxy}
-        _serve(run, host, port, address, token_file, lambda: ready({"run": run.name, **listens}))
+        behind = BEHIND if address is None and no_haproxy is None else host
+        _serve(run, settings, behind, port, address, token_file, lambda: ready({"run": run.name, **listens}))
 
 
 def _serve(
-    run: "ServedRun", host: str, port: int, address: str | None, token_file: Path | None, ready: Callable[[], None]
+    run: "ServedRun",
+    settings: "ServingSettings",
+    host: str,
+    port: int,
+    address: str | None,
+    token_file: Path | None,
+    ready: Callable[[], None],
 ) -> None:
-    """See `serve`. Ray Serve reads its environment when it is imported, which is here."""
+    """See `serve`; `host` is where Ray Serve listens. It reads its environment when it is imported, which is here."""
     from cluster.session import session
     from serving.access import TOKENS_VARIABLE
-    from serving.application import APPLICATION, Arguments, ServingSettings, build
+    from serving.application import APPLICATION, Arguments, build
 
-    run.look()
-    names = run.names
-    names.skeleton()
-    settings = ServingSettings.model_validate(names.recipe().get("serving", {}))
     if address is not None and os.environ.get(TOKENS_VARIABLE) and token_file is None:
         raise UsageProblem(
             f"Replicas in a cluster do not see {TOKENS_VARIABLE} of this shell: give --token-file FILE.",
@@ -160,11 +178,10 @@ def _start(application: Any, run: str, deadline_s: float) -> None:
 
 @contextmanager
 def _serving(host: str, port: int, own: bool) -> Iterator[None]:
-    """Ray Serve for the block. In a session of our own it ends with it; in a cluster only the application does."""
+    """Ray Serve for the block. In a session of our own it ends with it; in a cluster only the application does. Where
+    the block comes to its end, the requests under way come to theirs first."""
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions
-
-    from serving.application import APPLICATION
 
     ray_serve.start(
         proxy_location="HeadOnly" if own else "EveryNode",
@@ -173,11 +190,29 @@ def _serving(host: str, port: int, own: bool) -> Iterator[None]:
     )
     try:
         yield
+        if own:
+            _end_application()
     finally:
         if own:
-            ray_serve.shutdown()
+            ray_serve.shutdown()  # ends what stands before the replicas at once
         else:
-            ray_serve.delete(APPLICATION)
+            _end_application()
+
+
+def _end_application() -> None:
+    """Until the replicas have ended, which nobody is sent to any more, with what they had. One that does not end in
+    time is told of."""
+    from ray import serve as ray_serve
+
+    from serving.application import APPLICATION, DRAIN_S
+
+    ray_serve.delete(APPLICATION, _blocking=False)
+    give_up = time.monotonic() + DRAIN_S + ENDS_S
+    while APPLICATION in ray_serve.status().applications:
+        if time.monotonic() > give_up:
+            log.warning("the replicas have not ended within %.0f s: %s", DRAIN_S + ENDS_S, _reason(APPLICATION))
+            return
+        time.sleep(LOOK_AT_END_S)
 
 
 def _quiet() -> dict[str, Any]:

@@ -6,7 +6,6 @@ read anew when it changes, so that a token can be revoked while the service runs
 AMENABLE_TOKENS, with the same JSON. Sessions are signed with a secret of the run, and end with their token.
 """
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -21,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from corpus.file_lock import file_lock
 from corpus.problems import RunProblem, UsageProblem
 from serving.page.backend import CSRF_HEADER, SESSION_COOKIE, Scope, Session, Visitor
 from serving.stored_sessions import StoredSessions
@@ -32,6 +32,9 @@ SCHEMA_VERSION = 1
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 SESSION_S = 8 * 3600
 """How long a browser stays logged in, seconds. House default: a working day."""
+
+LOCK_S = 15.0
+"""Seconds that a change of a token file waits for those of other processes. House default, as of an audit log."""
 
 _TOKEN = re.compile(r"amn_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _COOKIE = re.compile(r"([0-9a-f]{12})\.(\d{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})")
@@ -270,11 +273,11 @@ def _run_secret(path: Path) -> bytes:
 
 
 def _change(file: Path, change: Any) -> None:
-    """Read, change and write a token file while nobody else does; it is readable by its owner alone."""
+    """Read, change and write a token file while nobody else does; it is readable by its owner alone. Raises
+    UsageProblem where that cannot be done, or another process has been at it for LOCK_S."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file.with_name(f".{file.name}.lock"), "a", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with file_lock(file.with_name(f".{file.name}.lock"), LOCK_S):
             tokens = read_tokens(file) if file.exists() else {}
             kept = change(tokens)
             content = {

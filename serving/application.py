@@ -38,7 +38,7 @@ from serving.page.api import page_router
 from serving.page.backend import ServedLimits, ServedModel, ServedState, Session, Visitor, Wish, WishConflict
 from serving.page.run_view import PageRun
 from serving.requests import Bounds
-from serving.scores import Scores, has_reward_model, scorer_of
+from serving.scores import Scores, has_reward_model, positions_of, scorer_of
 from serving.served_run import ServedRun, place_of
 from serving.settings import ServingSettings
 from serving.slots import Slots
@@ -321,7 +321,7 @@ def bounds_of(settings: ServingSettings, recipe: dict[str, Any], skeleton: Path)
     most = limits.max_tokens or min(sampling.max_response_tokens, tokens.context_tokens - 1)
     config = json.loads((skeleton / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
-    context = min(tokens.context_tokens, int(config.get("max_position_embeddings", tokens.context_tokens)))
+    context = min(tokens.context_tokens, positions_of(skeleton, tokens.context_tokens))
     prompt = min(limits.prompt_tokens or context - 1, context - 1)
     return Bounds(limits, context, prompt, min(most, context - 1), int(config["vocab_size"]))
 
@@ -367,7 +367,8 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         health_check_timeout_s=HEALTH_TIMEOUT_S,
     )(Scores)
     device = "cuda" if scoring.gpus else "cpu"
-    bound = scores.bind(told.run, scoring.rows_per_batch, device, scoring.dtype)
+    context = TokenLimits.model_validate(recipe.get("tokens", {})).context_tokens
+    bound = scores.bind(told.run, scoring.rows_per_batch, device, scoring.dtype, context)
     return policy.bind(told.model_dump(mode="json"), bound)
 
 

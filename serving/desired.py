@@ -10,7 +10,6 @@ Of a run that an object store keeps the wish is the newest of the numbered objec
 run as `Place`: its directory, or its address.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from pyarrow import fs
 
 from actors.published import DESIRED_FILE, PINNED_NAME, STORED_WISHES
 from corpus.audit_log import PINNED, UNPINNED, audited
+from corpus.file_lock import file_lock
 from corpus.numbered_objects import NumberedObjects, Overtaken
 from corpus.problems import RunProblem, UsageProblem
 from corpus.storage import below, is_object_store, one_line, opened, without_options
@@ -32,6 +32,9 @@ from corpus.storage import below, is_object_store, one_line, opened, without_opt
 SCHEMA_VERSION = 1
 REPLICAS = Path("serving", "replicas")
 LOCK_FILE = ".desired.lock"
+LOCK_S = 15.0
+"""Seconds that a wish waits for those of other processes. House default, as of an audit log."""
+
 REPORT_STALE_S = 30.0
 """Seconds after which a replica that has said nothing is no longer told of."""
 
@@ -76,7 +79,8 @@ def read_wish(run: Place) -> Wish:
 def write_wish(run: Place, pinned: str | None, seen: int, who: str, when: str, token_name: str | None = None) -> Wish:
     """The wish that follows the one numbered `seen`, where the run is kept, and in its audit log. `token_name` is that
     of the token by which the service knew who asks. Raises WishOvertaken where somebody else has changed it since,
-    UsageProblem for a name that no version can have, RunProblem where it cannot be recorded."""
+    UsageProblem for a name that no version can have and where another process has been writing one for LOCK_S,
+    RunProblem where it cannot be recorded."""
     if pinned is not None and not PINNED_NAME.fullmatch(pinned):
         raise UsageProblem(
             f"{pinned!r} names no version; give policy@UPDATE, as in policy@12, or newest.", "serving/version"
@@ -98,8 +102,7 @@ def _put(run: Place, wish: Wish, seen: int) -> None:
         return
     path = Path(run) / DESIRED_FILE
     path.parent.mkdir(exist_ok=True)
-    with open(path.parent / LOCK_FILE, "a", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(path.parent / LOCK_FILE, LOCK_S):
         present = read_wish(run)
         if present.counter != seen:
             raise _overtaken(present)

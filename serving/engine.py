@@ -2,8 +2,10 @@
 
 Invariants:
 - A request is answered by the model that it named: other models are only put in once the slot's requests have ended.
-- Newer weights of the same model go in between two engine steps, and requests go on; their keys and values are computed
+- Newer weights of the policy go in between two engine steps, and requests go on; their keys and values are computed
   again, the prefix cache is emptied, and each response says which version wrote which tokens.
+- Any other name keeps its weights to the end of a request: policy@N is another version where a later attempt of the run
+  has published its update N.
 - A slot whose weights could not be changed half-way is broken, and its replica is replaced.
 
 vLLM is imported when an engine is made: the import takes seconds.
@@ -25,7 +27,7 @@ from corpus.problems import RunProblem
 from corpus.telemetry import TELEMETRY_OFF
 from serving.errors import engine_lost
 from serving.feeds import TAKES
-from serving.names import Weights
+from serving.names import POLICY, Weights
 from serving.settings import ServingSettings
 from serving.versions import CURRENT, Annotating, Send, Spans, tracked
 
@@ -72,7 +74,7 @@ class EngineSlot:
         self.version = ""
         """The version of these weights."""
         self.loading: str | None = None
-        """The name that is being put in, in place of another."""
+        """The name that is being put in, in place of another, or with other weights than before."""
         self.in_flight = 0
         """Requests under way."""
         self.used_at = 0.0
@@ -132,8 +134,8 @@ class EngineSlot:
         self._heart = asyncio.create_task(self._beat())
 
     async def take(self, name: str, weights: Weights, *, newer: bool = False) -> None:
-        """Put `weights` in and call them `name`. Requests go on where that is the model's name already; those of
-        another model are waited for. With `newer` nothing is done where the slot holds another model by then.
+        """Put `weights` in and call them `name`. Requests go on where that is the policy and was before; all others are
+        waited for. With `newer` nothing is done where the slot holds another model by then.
 
         Raises RunProblem where the weights are damaged or do not fit, the former ones staying, or where the requests
         did not end in time; where the engine could not take them the slot is broken.
@@ -150,11 +152,12 @@ class EngineSlot:
             former = self.holds
             if newer and former != name:
                 return
-            if former not in (None, name):
+            goes_on = former == name == POLICY
+            if former is not None and not goes_on:
                 self.loading, self.holds = name, None
             try:
                 async with asyncio.timeout(self._settings.load_deadline_s):
-                    if former != name:
+                    if not goes_on:
                         await self._idle.wait()
                     await self._swap(weights)
             except TimeoutError:

@@ -5,9 +5,11 @@ everywhere else. Both give a file of this machine that holds a weight snapshot.
 """
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,6 +29,10 @@ STORE_FILE = "store.json"
 
 ANSWER_S = 30.0
 """Seconds for the weight store to answer. House default."""
+
+_PREFIX = "amenable-weights-"
+_LIVES = "lives"
+"""A file that a process locks for as long as it has the directory."""
 
 KEPT = 2
 """Snapshots of the weight store that are kept as files: the present one, and the one before it for an engine that is
@@ -59,11 +65,16 @@ class PublishedFeed:
 
 class StoreFeed:
     """The weight store of a PPO stage that trains in this Ray cluster. Snapshots are files in a directory of this
-    process, which ends with it."""
+    process, which ends with it; the next feed on this machine removes that of a process that was killed."""
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self._directory = Path(tempfile.mkdtemp(prefix="amenable-weights-"))
+        _remove_left()
+        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        partial = self._directory / f"{_LIVES}.partial"
+        self._lives: int | None = os.open(partial, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lives, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        partial.replace(self._directory / _LIVES)  # nobody finds it unlocked
         self._have: dict[Version, PublishedSnapshot] = {}
 
     async def newest(self) -> Weights | None:
@@ -87,6 +98,9 @@ class StoreFeed:
     def close(self) -> None:
         """Remove the files."""
         shutil.rmtree(self._directory, ignore_errors=True)
+        if self._lives is not None:
+            os.close(self._lives)
+            self._lives = None
 
     def _store(self) -> Any:
         try:
@@ -106,6 +120,22 @@ class StoreFeed:
         for version in sorted(self._have)[: max(0, len(self._have) - KEPT + 1)]:
             self._have.pop(version).weights.unlink(missing_ok=True)
         return PublishedSnapshot(snapshot.version, path, path.stat().st_size, digest, "store")
+
+
+def _remove_left() -> None:
+    """Removes the directories whose process has ended without removing them: nobody locks their file any more."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            lives = os.open(directory / _LIVES, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # one that is just being made, or somebody else's
+            continue
+        try:
+            fcntl.flock(lives, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lives)
 
 
 class NewestOf:

@@ -214,6 +214,10 @@ def _scored(each: dict[str, Any], key: str) -> tuple[str, list[tuple[str, bool]]
     texts = [response for response in responses if isinstance(response, str)]
     if len(texts) != len(responses):
         raise bad_request("Prompts and responses should be texts.", key)
+    try:
+        "".join([each["prompt"], *texts]).encode()
+    except UnicodeEncodeError:
+        raise bad_request("A prompt or response has half a surrogate pair, which is no text.", key) from None
     return each["prompt"], list(zip(texts, flags, strict=True))
 
 

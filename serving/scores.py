@@ -4,6 +4,7 @@ Scores are calibrated as the reward model is: demonstrations average 0 (Instruct
 """
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from serving.errors import REPLACED_S, ApiError
+from corpus.problems import UsageProblem
+from serving.errors import REPLACED_S, ApiError, bad_request
 from serving.requests import Lists
 from serving.served_run import ServedRun
 
@@ -23,12 +25,19 @@ BATCH_WAIT_S = 0.005
 
 Texts = list[tuple[str, list[tuple[str, bool]]]]
 
+Row = tuple[list[int], list[int]]
+"""Tokens of a prompt and of one of its responses."""
+
 
 class RewardScores:
-    """The reward model in `directory`, with the run's tokenizer."""
+    """The reward model in `directory`, with the run's tokenizer; it reads at most `context_tokens`, prompt and response
+    together."""
 
-    def __init__(self, directory: str, tokenizer: str, rows_per_batch: int, device: str, dtype: str) -> None:
+    def __init__(
+        self, directory: str, tokenizer: str, rows_per_batch: int, device: str, dtype: str, context_tokens: int
+    ) -> None:
         """Raises UsageProblem where they do not load."""
+        self._context_tokens = context_tokens
         from actors.rewards import RewardSettings, make_reward
         from models.build import load_tokenizer
 
@@ -37,51 +46,82 @@ class RewardScores:
         dtypes: Any = dtype
         self._reward = make_reward(settings, directory, self._tokenizer, rows_per_batch, device, dtypes)
 
-    def of(self, items: Texts) -> list[list[float]]:
-        """The score of every response, by prompt. One that came to its own end is scored with its end-of-text."""
+    def rows(self, items: Texts) -> list[Row]:
+        """The tokens of every response with its prompt, in their order. A response that came to its own end has its
+        end-of-text. Raises ApiError (400) for what is longer than the model reads, UsageProblem for what the chat
+        template refuses."""
         from corpus.templates import encode_prompts, encode_responses
 
         prompts = encode_prompts(self._tokenizer, [prompt for prompt, _ in items])
         flat = [(prompts[row], text, end) for row, (_, responses) in enumerate(items) for text, end in responses]
         whole = encode_responses(self._tokenizer, [text for _, text, _ in flat])
-        tokens = [each if end else each[:-1] for each, (_, _, end) in zip(whole, flat, strict=True)]
-        scores = iter(self._reward.score([], [], [prompt for prompt, _, _ in flat], tokens))
-        return [[next(scores) for _ in responses] for _, responses in items]
+        rows = [(prompt, each if end else each[:-1]) for each, (prompt, _, end) in zip(whole, flat, strict=True)]
+        longest = max(len(prompt) + len(response) for prompt, response in rows)
+        if longest > self._context_tokens:
+            raise bad_request(
+                f"A prompt with its response has {longest} tokens; the reward model reads {self._context_tokens}."
+            )
+        return rows
+
+    def of(self, rows: list[Row]) -> list[float]:
+        """The score of every row."""
+        return self._reward.score([], [], [prompt for prompt, _ in rows], [response for _, response in rows])
 
 
 class Scores:
     """The deployment."""
 
-    def __init__(self, run: str, rows_per_batch: int, device: str, dtype: str) -> None:
+    def __init__(self, run: str, rows_per_batch: int, device: str, dtype: str, context_tokens: int) -> None:
         """`run` is the run's directory or address. Raises RunProblem or UsageProblem where its reward model cannot be
         brought here or does not load."""
         served = ServedRun.of(run)
         served.look()
         tokenizer = str(served.root / "data" / "tokenizer")
-        self._scores = RewardScores(str(served.names.whole_reward_model()), tokenizer, rows_per_batch, device, dtype)
+        directory = served.names.whole_reward_model()
+        context = min(context_tokens, positions_of(directory, context_tokens))
+        self._scores = RewardScores(str(directory), tokenizer, rows_per_batch, device, dtype, context)
+        self._encoding = asyncio.Lock()
 
     @serve.batch(max_batch_size=BATCH_REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def _together(self, requests: list[Texts]) -> list[list[list[float]]]:
-        scored = iter(await asyncio.to_thread(self._scores.of, [item for texts in requests for item in texts]))
-        return [[next(scored) for _ in texts] for texts in requests]
+    async def _together(self, requests: list[list[Row]]) -> list[list[float]]:
+        scored = iter(await asyncio.to_thread(self._scores.of, [row for rows in requests for row in rows]))
+        return [[next(scored) for _ in rows] for rows in requests]
 
-    async def score(self, items: Texts) -> list[list[float]]:
-        """Scores by prompt."""
-        return await self._together(items)  # pyright: ignore[reportCallIssue, reportArgumentType, reportGeneralTypeIssues]
+    async def score(self, items: Texts) -> list[list[float]] | str:
+        """Scores by prompt; or why there are none, where the fault is the request's: what others ask in the same batch
+        has its scores all the same."""
+        try:
+            async with self._encoding:  # a tokenizer is no thread's but one's
+                rows = await asyncio.to_thread(self._scores.rows, items)
+        except (ApiError, UsageProblem) as problem:
+            return str(problem)
+        scores: list[float] = await self._together(rows)  # pyright: ignore[reportCallIssue, reportArgumentType, reportGeneralTypeIssues, reportAssignmentType]
+        scored = iter(scores)
+        return [[next(scored) for _ in responses] for _, responses in items]
 
 
 def scorer_of(handle: Any) -> Any:
-    """What a gateway scores with: calls the deployment behind `handle`. It raises ApiError (503) where the replica that
-    it came to has died."""
+    """What a gateway scores with: calls the deployment behind `handle`. It raises ApiError: 400 for what cannot be
+    scored, 503 where the replica that it came to has died."""
 
     async def scorer(asked: Lists) -> list[list[float]]:
         try:
-            return await handle.score.remote(asked.items)
+            found = await handle.score.remote(asked.items)
         except (RayActorError, DeploymentUnavailableError) as error:
             said = "The replica that scores has died and is being replaced; ask again in a few seconds."
             raise ApiError(503, "scorer_lost", said, retry_after_s=REPLACED_S) from error
+        if isinstance(found, str):
+            raise bad_request(found, "pairs" if asked.pairs else "lists")
+        return found
 
     return scorer
+
+
+def positions_of(directory: Path, otherwise: int) -> int:
+    """How many tokens the model in a Hugging Face directory reads, by its configuration; `otherwise` where that does
+    not say."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("text_config", config).get("max_position_embeddings", otherwise))
 
 
 def has_reward_model(directory: Path | None) -> bool:

@@ -96,7 +96,7 @@ class Slots:
                 return slot
         if all(slot.broken is not None for slot in self.slots):
             raise engine_lost()
-        if name not in self._taking:
+        if name not in self._taking and not any(slot.loading == name for slot in self.slots):
             if await self.meaning(name) is None:
                 raise ApiError(
                     404, "model_not_found", f"There is no model {name[:80]!r}; /v1/models lists them.", "model"

@@ -95,10 +95,10 @@ class ComparisonStore:
         self._directory, self._send = directory, send
 
     def keep(self, comparison: Comparison, who: str) -> StoredComparison:
-        """The comparison as it is kept, with its new id. Raises RunProblem where there are too many, or the disk or the
-        run's store refuses."""
+        """The comparison as it is kept, with its new id. Raises UsageProblem where there are too many, RunProblem where
+        the disk or the run's store refuses."""
         if self._count() >= MAX_STORED:
-            raise RunProblem(
+            raise UsageProblem(
                 f"{MAX_STORED:,} comparisons are kept already, which is the limit; remove some from "
                 "serving/comparisons in the run's directory.",
                 "serving/comparison",

@@ -21,6 +21,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from serving.settings import Limits
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster" / "docker"
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
@@ -132,6 +134,8 @@ def test_an_image_runs_as_a_user_with_a_health_check_and_without_telemetry():
     program, _, entry = next(line for line in SCRIPTS if "haproxy" in line).partition(" = ")
     assert entry == '"serving.front:main"'
     assert f"RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_HAPROXY_BINARY_PATH=/opt/amenable/bin/{program}" in environment
+    [hard_stop] = re.findall(r"RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S=(\d+)", environment)
+    assert int(hard_stop) > Limits().request_s, "a change of replicas would cut requests that are within the limit"
     assert not any(word == "USER" for name in ("cpu", "cuda") for word, _ in stages(DOCKERFILE)[name])
 
 

@@ -111,19 +111,19 @@ def until(condition: Callable[[], Any], what: str, deadline_s: float = 120.0) ->
 
 
 @contextmanager
-def serving(directory: Path, **settings: Any) -> Iterator[Service]:
+def serving(directory: Path, host: str = "127.0.0.1", **settings: Any) -> Iterator[Service]:
     """The command for the block, on a toy run in `directory` with one published version; settings are those of the
     recipe's `serving`. It is asked to end, and afterwards nothing of it is left."""
     run = write_run(directory / "run", kv_cache_mib=16, max_concurrent=32, follow_s=0.1, **settings)
     publish(run, 1, seed=21)
-    with serve(run, directory) as service:
+    with serve(run, directory, host) as service:
         yield service
 
 
 @contextmanager
-def serve(run: Place, directory: Path) -> Iterator[Service]:
-    """The command for the block, on `run`, a directory or an address; tokens and logs lie in `directory`. It is asked
-    to end, and afterwards nothing of it is left."""
+def serve(run: Place, directory: Path, host: str = "127.0.0.1") -> Iterator[Service]:
+    """The command for the block, on `run`, a directory or an address; tokens and logs lie in `directory`. It listens on
+    `host`, by which 127.0.0.1 is meant too. It is asked to end, and afterwards nothing of it is left."""
     file = directory / "tokens.json"
     tokens = {scope: new_token(file, scope, frozenset({scope})) for scope in ("read", "score", "operate")}  # pyright: ignore
     token = new_token(file, "all", ALL)
@@ -142,6 +142,8 @@ def serve(run: Place, directory: Path) -> Iterator[Service]:
                 "amenable",
                 "serve",
                 str(run),
+                "--host",
+                host,
                 "--port",
                 str(port),
                 "--token-file",
@@ -160,7 +162,7 @@ def serve(run: Place, directory: Path) -> Iterator[Service]:
             assert line, (logs / "command").read_text()[-4000:]
             said += line
         answer = json.loads(said)
-        assert answer.get("url") == f"http://127.0.0.1:{port}", answer
+        assert answer.get("url") == f"http://{host}:{port}", answer
         assert answer["no_haproxy"] == (f"{ENABLED} is 0" if os.environ.get(ENABLED) == "0" else None)
         service = Service(run, port, token, logs, process, tokens)
         yield service

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from corpus.file_lock import file_lock
 from corpus.problems import UsageProblem
 from serving import access as access_module
 from serving.access import TOKENS_VARIABLE, Access, csrf_holds, new_token, read_tokens, revoke_token
@@ -148,3 +149,17 @@ def test_tokens_may_come_from_the_environment(tmp_path, file, monkeypatch):
     monkeypatch.setenv(TOKENS_VARIABLE, "nonsense")
     with pytest.raises(UsageProblem, match="AMENABLE_TOKENS is no token file"):
         Access(tmp_path, None)
+
+
+def test_a_token_file_that_another_process_holds_is_told_of_in_time(file, monkeypatch):
+    monkeypatch.setattr(access_module, "LOCK_S", 0.2)
+    new_token(file, "ada", frozenset({"read"}))
+    [before] = read_tokens(file)
+    with file_lock(file.with_name(f".{file.name}.lock"), 1.0):
+        for change in (lambda: new_token(file, "bob", frozenset({"read"})), lambda: revoke_token(file, before)):
+            with pytest.raises(UsageProblem, match=r"was locked for 0\.2 s by process \d+") as found:
+                change()
+            assert found.value.code == "storage/locked"
+    assert list(read_tokens(file)) == [before]
+    revoke_token(file, before)
+    assert read_tokens(file) == {}

@@ -125,7 +125,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with fronted("127.0.0.1") as reason:
+    with fronted("127.0.0.1", 300.0) as reason:
         assert reason is None
         head = Head(tmp_path_factory.mktemp("head"))
         yield head

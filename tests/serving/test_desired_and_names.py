@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from actors.published import DESIRED_FILE, PUBLISHED, PublishedFiles
+from corpus.file_lock import file_lock
 from corpus.problems import RunProblem, UsageProblem
 from models.snapshot import Snapshot, pack
+from serving import desired
 from serving.desired import WishOvertaken, read_reports, read_wish, remove_report, write_report, write_wish
 from serving.names import Names
 from tests.serving.run_on_disk import commit, write_recipe, write_weights
@@ -31,6 +33,18 @@ def test_who_has_not_seen_the_last_wish_changes_nothing(tmp_path):
     with pytest.raises(WishOvertaken, match="ada has asked for policy@12 at now"):
         write_wish(tmp_path, None, 0, "bob", "later")
     assert read_wish(tmp_path).who == "ada"
+
+
+def test_a_wish_that_another_process_keeps_from_being_written_is_told_of_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(desired, "LOCK_S", 0.2)
+    write_wish(tmp_path, None, 0, "ada", "now")
+    with (
+        file_lock(tmp_path / "serving" / desired.LOCK_FILE, 1.0),
+        pytest.raises(UsageProblem, match=r"was locked for 0\.2 s by process \d+"),
+    ):
+        write_wish(tmp_path, "policy@3", 1, "bob", "now")
+    assert read_wish(tmp_path).who == "ada"
+    assert write_wish(tmp_path, "policy@3", 1, "bob", "now").counter == 2
 
 
 def test_of_many_at_once_one_is_taken(tmp_path):

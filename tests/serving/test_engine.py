@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from corpus.problems import RunProblem
 from serving.engine import EngineSlot
 from serving.errors import ApiError
 from serving.gateway import ROUTES, _own_scope
-from serving.names import Names
+from serving.names import Names, Weights
 from serving.settings import ServingSettings
 from serving.versions import FAILED
 from tests.serving.run_on_disk import CONTEXT, alive, descendants, make_llama, publish, write_run
@@ -204,7 +204,7 @@ def test_damaged_and_misfitting_weights_are_refused_and_the_former_ones_stay(run
 
 def test_a_swap_under_load_loses_nothing(running):
     """How long it stands still is measured in bench/serve.py."""
-    running.take("policy@3")
+    running.do(running.slot.take("policy", running.names.find("policy@3")))
 
     async def client(number: int) -> list[str]:
         versions = []
@@ -224,7 +224,7 @@ def test_a_swap_under_load_loses_nothing(running):
     assert one is not None
     assert other is not None
     for weights in (one, other, one, other):
-        running.do(running.slot.take("policy@3", weights))
+        running.do(running.slot.take("policy", weights))
     seen = {version for versions in begun.result(120) for version in versions}
     assert seen == {"0.2", "0.3"}
     assert running.slot.in_flight == 0
@@ -269,6 +269,44 @@ def test_the_heart_beats_while_the_engine_works_and_not_while_it_hangs(running):
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_an_engine_is_ready_once_it_has_generated_a_token(hangs, monkeypatch, tmp_path):
+    asked: list[int | None] = []
+
+    class Engine:
+        errored = False
+
+        async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[None]:
+            asked.append(params.max_tokens)
+            if hangs:
+                await asyncio.sleep(60)
+            yield None
+
+        async def update_weight_version(self, version: str) -> None:
+            """It is told."""
+
+        async def get_weight_version(self) -> str:
+            return "1"
+
+    async def play() -> None:
+        slot: Any = EngineSlot(0, ServingSettings(start_deadline_s=0.5), CONTEXT)
+
+        async def make(directory: Path) -> None:
+            slot._engine = Engine()
+
+        monkeypatch.setattr(slot, "_make", make)
+        monkeypatch.setattr(slot, "_now_holds", lambda name, version: None)
+        await slot.start("sft", Weights("1", tmp_path), tmp_path)
+        slot._heart.cancel()
+
+    if hangs:
+        with pytest.raises(RunProblem, match="generated no token"):
+            asyncio.run(play())
+    else:
+        asyncio.run(play())
+    assert asked == [1]
+
+
 def test_what_vllm_says_of_an_engine_that_has_died_is_not_sent():
     """vLLM's own handlers before an engine that is a stand-in: an answer, and an event of a stream."""
     from fastapi import FastAPI
@@ -309,7 +347,7 @@ ORPHAN = """
 import asyncio, sys, time
 from pathlib import Path
 from serving.engine import EngineSlot
-from serving.names import Names
+from serving.names import Names, Weights
 from serving.settings import ServingSettings
 
 async def main():

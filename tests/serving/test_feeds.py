@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +67,7 @@ def test_the_store_gives_its_newest_weights_as_files(run, ray_session):
         assert found is not None
         assert (found.version, value(found)) == (f"0.{update}", update)
         assert asyncio.run(feed.newest()) == found  # the file is there already
-    files = list(found.files()[0].parent.iterdir())
+    files = list(found.files()[0].parent.glob("*.safetensors"))
     assert len(files) == KEPT
     feed.close()
     assert not found.files()[0].exists()
@@ -91,3 +95,43 @@ def test_without_a_store_that_answers_the_runs_files_are_read(run, ray_session):
     assert asyncio.run(feed.newest()).version == "0.6"  # pyright: ignore[reportOptionalMemberAccess]
     ray_session.kill(store)
     assert asyncio.run(feed.newest()).version == "0.5"  # pyright: ignore[reportOptionalMemberAccess]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from serving.feeds import StoreFeed
+from serving.names import Names
+feed = StoreFeed(Names(Path(sys.argv[1])))
+print(feed._directory, flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_another_has_stays(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    root = str(Path(__file__).resolve().parents[2])
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run)],
+        env={**os.environ, "PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None
+        directory = Path(holder.stdout.readline().strip())
+        assert directory.parent == tmp_path / "temporary"
+        (directory / "0.1.safetensors").write_bytes(b"weights")
+        first = StoreFeed(Names(run))
+        assert directory.is_dir(), "the files of a process that lives were removed"
+    finally:
+        holder.kill()
+        holder.wait(30)
+    second = StoreFeed(Names(run))
+    assert not directory.exists()
+    assert len(list((tmp_path / "temporary").iterdir())) == 2
+    for feed in (first, second):
+        feed.close()
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from corpus.schemas import read_table
 from serving.application import Replica
 from serving.page import run_view
+from serving.page import store as page_store
 from serving.page.api import CONTENT_SECURITY_POLICY, PAGE_ROUTES, STATIC_FILES
 from serving.page.backend import CSRF_HEADER, SESSION_COOKIE, Visitor, Wish
 from serving.page.run_view import PageRun
@@ -195,6 +196,13 @@ def test_a_body_that_cannot_be_used_is_told_and_not_repeated(
     answer = client.post(path, content=content, headers=headers)
     assert refusal(answer) == expected
     assert "xxxx" not in answer.text
+
+
+def test_a_run_that_keeps_as_many_as_it_may_says_so(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    headers = logged_in(client)
+    assert client.post("/page/comparisons", json=COMPARISON, headers=headers).status_code == 201
+    monkeypatch.setattr(page_store, "MAX_STORED", 1)
+    assert refusal(client.post("/page/comparisons", json=COMPARISON, headers=headers)) == (400, "not_possible")
 
 
 def test_a_prompt_is_encoded_by_the_template_of_the_run(client: TestClient, run: PageRun):

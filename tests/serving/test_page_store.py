@@ -78,7 +78,7 @@ def test_the_disk_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     store = ComparisonStore(tmp_path)
     store.keep(comparison(), "ann")
     store.keep(comparison(), "ann")
-    with pytest.raises(RunProblem, match="2 comparisons are kept already"):
+    with pytest.raises(UsageProblem, match="2 comparisons are kept already"):
         store.keep(comparison(), "ann")
     assert len(list(tmp_path.iterdir())) == 2
 

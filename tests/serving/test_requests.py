@@ -192,6 +192,8 @@ def test_pairs_and_lists_are_read():
         {"lists": [{"prompt": "a", "responses": ["b"], "finished": [True, False]}]},
         {"pairs": [{"prompt": "a", "response": "b"}] * 257},
         {"pairs": [{"prompt": "a", "response": "b"}], "n": 1},
+        {"pairs": [{"prompt": "\ud800", "response": "b"}]},
+        {"lists": [{"prompt": "a", "responses": ["b", "\udfff"]}]},
     ],
 )
 def test_other_bodies_are_not_scored(body):

@@ -10,7 +10,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from serving.errors import ApiError
 from serving.requests import Lists
-from serving.scores import scorer_of
+from serving.scores import RewardScores, Scores, positions_of, scorer_of
+from tests.serving.run_on_disk import CONTEXT, write_run
 
 NO_ID: Any = None
 ASKED = Lists([("a", [("bc", True)])], pairs=True)
@@ -41,3 +42,38 @@ def test_scores_and_what_else_goes_wrong_come_as_they_are():
     assert scored([[1.5]]) == [[1.5]]
     with pytest.raises(ZeroDivisionError):
         scored(ZeroDivisionError())
+
+
+def test_what_cannot_be_scored_is_the_fault_of_the_request():
+    with pytest.raises(ApiError) as caught:
+        scored("It is too long.")
+    assert (caught.value.status, caught.value.message, caught.value.param) == (400, "It is too long.", "pairs")
+
+
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory: pytest.TempPathFactory) -> RewardScores:
+    run = write_run(tmp_path_factory.mktemp("scores") / "run")
+    directory = run / "round-01" / "rm" / "export"
+    assert positions_of(directory, 7) >= CONTEXT
+    return RewardScores(str(directory), str(run / "data" / "tokenizer"), 4, "cpu", "float32", CONTEXT)
+
+
+def test_a_text_that_is_longer_than_the_model_reads_is_refused_before_others_are_scored_with_it(rewards):
+    deployed: Any = object.__new__(Scores)
+    together = []
+
+    async def batch(rows: Any) -> list[float]:
+        together.extend(rows)
+        return rewards.of(rows)
+
+    async def ask(words: int) -> Any:
+        vars(deployed).update(_scores=rewards, _encoding=asyncio.Lock(), _together=batch)
+        return await deployed.score([("w5", [("w6 " * words, True), ("w7", False)])])
+
+    [(prompt, response), _] = rewards.rows([("w5", [("w6", True), ("w7", False)])])
+    most = CONTEXT - len(prompt) - len(response) + 1
+    [[longest, short]] = asyncio.run(ask(most))
+    assert longest != short
+    assert (len(together), sum(map(len, together[0]))) == (2, CONTEXT)
+    assert f"{CONTEXT + 1} tokens; the reward model reads {CONTEXT}" in asyncio.run(ask(most + 1))
+    assert len(together) == 2

@@ -31,7 +31,8 @@ TOKENS = [5, 9, 33, 60, 12, 7, 41]
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     limits = {"concurrent": 64, "body_bytes": 1 << 16}
-    with serving(tmp_path_factory.mktemp("service"), memory_budget_gib=5.0, engine_gib=2.5, limits=limits) as service:
+    directory = tmp_path_factory.mktemp("service")
+    with serving(directory, "0.0.0.0", memory_budget_gib=5.0, engine_gib=2.5, limits=limits) as service:
         yield service
 
 
@@ -261,12 +262,19 @@ def listening(process: psutil.Process) -> set[tuple[str, int]]:
     return {(each.laddr.ip, each.laddr.port) for each in process.net_connections("inet") if each.status == "LISTEN"}
 
 
-def test_haproxy_stands_before_the_replica_and_both_listen_to_this_machine_alone(service):
+def test_haproxy_alone_listens_beyond_this_machine(service):
     below = [psutil.Process(pid) for pid in descendants(service.process.pid)]
     proxies = [each for each in below if "haproxy.cfg" in " ".join(each.cmdline())]
-    assert {port for each in proxies for port in listening(each)} == {("127.0.0.1", service.port)}
-    ports = listening(psutil.Process(service.replica()))
-    assert [host for host, port in ports if service.answers_http(port)] == ["127.0.0.1"]
+    assert {port for each in proxies for port in listening(each)} == {("0.0.0.0", service.port)}
+    answering = {
+        each.name(): host
+        for each in below
+        if each.is_running() and each not in proxies
+        for host, port in listening(each)
+        if service.answers_http(port)
+    }
+    assert set(answering.values()) == {"127.0.0.1"}, answering
+    assert len(answering) == 2, f"the replica and the proxy that waits for one are expected, not {answering}"
 
 
 def test_a_client_that_leaves_has_its_request_ended(service):
@@ -336,3 +344,26 @@ def test_no_token_and_no_prompt_is_in_a_log(service):
         text = path.read_text(errors="replace")
         assert not [secret for secret in secrets if secret in text], path
         assert marked not in text, path
+
+
+def test_requests_under_way_are_answered_before_the_service_ends(service):
+    """Ten at once, each of 1,536 tokens, of which most have not been answered when the service is asked to end."""
+    asked = {"prompt": [[number + 2, 6] for number in range(8)], "n": 8, "max_tokens": 24, "ignore_eos": True}
+    below = descendants(service.process.pid)
+
+    def under_way() -> float:
+        text = service.ask("GET", "/metrics")[2].decode()
+        return sum(float(value) for value in re.findall(r"^amenable_requests_in_flight(?:{.*})? (\S+)", text, re.M))
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = [pool.submit(service.ask, "POST", "/v1/completions", asked) for _ in range(10)]
+        until(lambda: under_way() >= 6, "six requests under way", 30)
+        waiting = [answer for answer in answers if not answer.done()]
+        service.process.send_signal(signal.SIGTERM)
+        assert len(waiting) >= 5, "too few were under way for this to say something"
+        for answer in answers:
+            status, _, body = answer.result(120)
+            assert status == 200, body
+            assert [choice["finish_reason"] for choice in json.loads(body)["choices"]] == ["length"] * 64
+    assert service.process.wait(120) == 0
+    until(lambda: not any(alive(pid) for pid in below), "the end of all processes", 30)

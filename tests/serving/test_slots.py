@@ -9,9 +9,11 @@ import pytest
 
 from corpus.problems import RunProblem
 from serving.desired import write_wish
+from serving.engine import EngineSlot
 from serving.errors import ApiError
 from serving.feeds import TAKES
 from serving.names import Weights
+from serving.settings import ServingSettings
 from serving.slots import DWELL_S, Slots
 
 
@@ -115,6 +117,22 @@ def test_many_who_ask_at_once_load_a_model_once(tmp_path):
         assert slot.taken == ["base b"]
 
     asyncio.run(scene())
+
+
+def test_a_model_that_is_given_other_weights_in_its_slot_is_not_put_into_another(tmp_path):
+    async def play() -> None:
+        names = StandInNames(policy="1", **{"policy@3": "0.3"})
+        one, other = StandInSlot(0, "policy"), StandInSlot(1)
+        slots = slots_of(tmp_path, [one, other], names)
+        other.loading = "policy@3"
+        assert await refusal(slots, "policy@3") == "model_loading"
+        await asyncio.sleep(0.02)
+        assert (one.taken, other.taken) == ([], [])
+        other.loading = None
+        assert await refusal(slots, "policy@3") == "model_loading"
+        await until(lambda: other.taken == ["policy@3 0.3"])
+
+    asyncio.run(play())
 
 
 def test_a_model_that_was_just_put_in_stays_until_it_was_used(tmp_path):
@@ -255,3 +273,42 @@ def test_a_start_looks_again_for_weights_that_were_removed_before_they_were_read
     else:
         with pytest.raises(RunProblem):
             asyncio.run(start())
+
+
+class StandInWeights:
+    """Weights without files."""
+
+    def __init__(self, version: str) -> None:
+        self.version, self.directory, self.snapshot = version, None, None
+
+    def check(self) -> None:
+        """They are whole."""
+
+    def files(self) -> list[Path]:
+        """There are none."""
+        return []
+
+
+@pytest.mark.parametrize(("name", "goes_on"), [("policy", True), ("policy@3", False), ("sft", False)])
+def test_only_the_policy_is_given_other_weights_while_it_answers(name, goes_on, monkeypatch):
+    """policy@3 is another version where a later attempt of the run has published its update 3."""
+
+    async def play() -> None:
+        slot: Any = EngineSlot(0, ServingSettings(), 64)
+        put: list[str] = []
+
+        async def swap(weights: Any) -> None:
+            put.append(weights.version)
+
+        monkeypatch.setattr(slot, "_swap", swap)
+        monkeypatch.setattr(slot, "_now_holds", lambda name, version: vars(slot).update(holds=name, version=version))
+        slot.holds, slot.version = name, "0.3"
+        slot._idle.clear()  # a request is under way
+        taking = asyncio.create_task(slot.take(name, StandInWeights("1.3"), newer=True))
+        await until(lambda: put or slot.loading)
+        assert (put, slot.holds) == ((["1.3"], name) if goes_on else ([], None))
+        slot._idle.set()
+        await taking
+        assert (put, slot.holds, slot.version, slot.loading) == (["1.3"], name, "1.3", None)
+
+    asyncio.run(play())
