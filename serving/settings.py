@@ -87,8 +87,8 @@ class ServingSettings(BaseModel):
     engine_gib: float = Field(
         default=2.5,
         gt=0,
-        description="Memory that one engine's process is reckoned to take, GiB. Measured for tiny models on a CPU: 1.0 "
-        "resident, keys and values beside it. The replica's own process, 0.8, is not in the budget.",
+        description="Memory that one engine is reckoned to take, GiB. Measured for tiny models on a CPU: 1.0 resident, "
+        "1.7 with the worker apart, keys and values beside it. The replica's own process, 0.8, is not in the budget.",
     )
     loaded: tuple[str, ...] = Field(
         default=("policy", "sft"),
