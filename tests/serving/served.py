@@ -63,7 +63,7 @@ class Service:
         """Whether a port of this machine answers the service's health in HTTP."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as response:
-                return response.status == 200
+                return response.status == 200 and response.read() == b'{"status": "ok"}'  # not any page of Ray's
         except (OSError, http.client.HTTPException):
             return False
 

@@ -23,6 +23,9 @@ REQUESTS = 500
 BODY_BYTES = 1 << 16
 ALLOWED = {200, 400, 401, 403, 404, 408, 413, 415, 429, 503}
 CODES_503 = {"model_loading", "time_limit"}
+PARSER = b"<h1>400 Bad request</h1>\nYour browser sent an invalid request."
+"""What HAProxy says by itself of what is no HTTP, such as an odd Host, before any rule of its configuration."""
+
 seen: Counter[int] = Counter()
 
 
@@ -198,7 +201,7 @@ def test_whatever_is_asked_the_answer_is_a_proper_one(service, method, asked, wh
     status, given_kind, answer = send(service, method, path, body, headers)
     seen[status] += 1
     assert status in ALLOWED | {405}, (status, answer[:300])
-    if status >= 400 and method != "HEAD":
+    if status >= 400 and method != "HEAD" and PARSER not in answer:
         assert given_kind.startswith("application/json"), (status, given_kind, answer[:300])
         error = json.loads(answer)["error"]
         assert error["message"]
