@@ -1,5 +1,6 @@
-"""Which of the fast tests `make check` leaves out."""
+"""Which of the fast tests `make check` leaves out, and that none of them starts Ray unasked."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ THOROUGH = frozenset(
 )
 """Modules of fast tests that take more than a second each, but for four that a change is likely to break: nine tenths
 of the time of all."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Among fast tests a call of Ray without a session fails. By itself it starts one, which all later tests then have:
+    a thread that outlives its test, and with it the test's stand-in for Ray, would do that now and then."""
+    if "not slow" in config.option.markexpr:
+        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # read when Ray is imported
 
 
 @pytest.hookimpl(tryfirst=True)
