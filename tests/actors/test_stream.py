@@ -59,8 +59,19 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     thread = threading.Thread(target=events.run_forever, daemon=True)
     thread.start()
     yield events
+    asyncio.run_coroutine_threadsafe(_end_tasks(), events).result(30)
     events.call_soon_threadsafe(events.stop)
     thread.join()
+    events.close()
+
+
+async def _end_tasks() -> None:
+    """As `asyncio.run` does at its end: a task that is left says so in the log of whichever test is under way when
+    it is collected."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 @pytest.fixture
