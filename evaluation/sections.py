@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluation.figures import Interval, Series, histogram, interval_chart, line_chart, number
+from evaluation.gold_curve import GoldCurve, fit_gold_curve
 from evaluation.markup import Markup, element, join
 from evaluation.run_files import Evaluation
 from evaluation.schema import Accuracy, Comparison, Judge, ModelResult, Results, RewardModelResult, SideBySide
@@ -296,6 +297,9 @@ def frontier_section(evaluations: Sequence[Evaluation]) -> Markup:
         parts.append(
             element("p", "There is no gold judge in this run, so only the proxy can be drawn.", class_="absent")
         )
+    curve = fit_gold_curve(distance, gold.y)
+    if curve is not None:
+        parts.append(element("p", _turn(curve, max(distance)), class_="fine"))
     last = evaluations[-1]
     parts.append(
         element(
@@ -306,6 +310,20 @@ def frontier_section(evaluations: Sequence[Evaluation]) -> Markup:
         )
     )
     return element("section", parts, id="frontier")
+
+
+def _turn(curve: GoldCurve, travelled: float) -> str:
+    fit = (
+        f"Gao et al.'s curve through the dots of the gold score, start + d (α − β ln d), has start "
+        f"{number(curve.start)}, α {number(curve.alpha)} and β {number(curve.beta)}, by least squares. "
+    )
+    if curve.turn is None:
+        return fit + "It has no maximum: nothing in these dots says where more reward would be worse answers."
+    where = "already passed" if curve.turn < travelled else f"beyond the {number(travelled)} that were travelled"
+    return fit + (
+        f"Its maximum is at √KL {number(curve.turn)}, {where}. Their law was measured without a KL penalty; from few "
+        "dots it is a hint."
+    )
 
 
 def reward_model_section(found: RewardModelResult | None) -> Markup:
