@@ -12,7 +12,7 @@ from models.snapshot import Snapshot
 class VllmEngine(RolloutEngine):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self._update = 0
+        self._at_update = 0
         self._samples = False
 
     def submit(self, request: Request) -> None:
@@ -21,7 +21,7 @@ class VllmEngine(RolloutEngine):
 
     def step(self) -> list[Completion]:
         if self._samples:
-            phases.linger("generator", "generating", self._update)
+            phases.linger("generator", "generating", self._at_update)
         completed = super().step()
         self._samples = self._samples and self.pending > 0
         return completed
@@ -29,5 +29,5 @@ class VllmEngine(RolloutEngine):
     def load(self, snapshot: Snapshot, version: str, offer: Any = None) -> float:
         if version != "sample":
             phases.linger("generator", "publishing", snapshot.version[1])
-            self._update = parse_version(version)[1]
+            self._at_update = parse_version(version)[1]
         return super().load(snapshot, version, offer)
