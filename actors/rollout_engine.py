@@ -113,6 +113,7 @@ class RolloutEngine:
                     max_num_seqs=settings.max_concurrent,
                     enforce_eager=True,
                     kv_cache_memory_bytes=(settings.kv_cache_mib << 20) // ranks,  # vLLM's is of one device
+                    gpu_memory_utilization=free_share(settings.gpus / ranks),
                     tensor_parallel_size=ranks,
                     # One device: in this very process. More: a process for each, below this one; vLLM's Ray executor
                     # would make actors of its own, which nobody of ours gives up or places.
@@ -319,6 +320,15 @@ class RolloutEngine:
 def probe_request(key: str, tokens: Sequence[int]) -> Request:
     """A request whose completion carries the log-probabilities of `tokens`, at temperature 1."""
     return Request(key, tokens, max_tokens=1, temperature=1.0, seed=0, score_prompt=True)
+
+
+def free_share(gpus: float) -> float:
+    """The share of a GPU's memory that must be free when an engine starts there, where its process has `gpus` of one.
+
+    vLLM would have nine tenths of any GPU free, whatever the engine is to take: on a GPU that is shared it would not
+    start beside a learner, or beside other engines.
+    """
+    return 0.9 * min(gpus, 1.0) if gpus else 0.9
 
 
 def chosen_transport(settings: RolloutSettings) -> str:

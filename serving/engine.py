@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import joblib
 
 from actors.owner import OWNER_VARIABLE
+from actors.rollout_engine import free_share
 from corpus.problems import RunProblem
 from corpus.telemetry import TELEMETRY_OFF
 from serving.errors import engine_lost
@@ -325,6 +326,7 @@ def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -
         "max_num_seqs": settings.max_concurrent,
         "enforce_eager": settings.gpus == 0,
         "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
+        "gpu_memory_utilization": free_share(settings.gpus / settings.engines),
         "generation_config": "vllm",  # not the model's own sampling defaults
         "max_logprobs": max(settings.limits.logprobs, 1),
         # A prompt is read in one step: vLLM takes back the draw of an unfinished prompt, which a CPU generator with a

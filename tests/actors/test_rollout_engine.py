@@ -9,7 +9,7 @@ import torch
 import toy_engine
 from toy_engine import reference_logprobs, snapshot_of
 
-from actors.rollout_engine import Request, RolloutEngine, probe_request
+from actors.rollout_engine import Request, RolloutEngine, free_share, probe_request
 from actors.settings import RolloutSettings
 from corpus.problems import RunProblem, UsageProblem
 from models.snapshot import Snapshot, pack
@@ -172,3 +172,25 @@ def test_a_damaged_or_foreign_snapshot_is_refused_and_the_weights_stay(engine):
 def test_a_prompt_beyond_the_context_is_refused(engine):
     with pytest.raises(UsageProblem, match="do not fit the context of 64 tokens"):
         engine.submit(Request("long", [5] * 60, 5, 1.0, seed=0))
+
+
+@pytest.mark.parametrize("gpus", [0.25, 0.5, 1.0])
+def test_an_engine_asks_no_more_of_a_shared_gpu_than_its_share_of_it(gpus):
+    from types import SimpleNamespace
+    from typing import Any
+
+    from vllm.v1.worker.utils import request_memory
+
+    total = 80 << 30
+
+    def start(free_bytes: float, share: float) -> int:
+        device: Any = SimpleNamespace(total_memory=total, free_memory=int(free_bytes), device_="cuda:0")
+        cache: Any = SimpleNamespace(gpu_memory_utilization=share)
+        return request_memory(device, cache)
+
+    start(0.95 * gpus * total, free_share(gpus))
+    with pytest.raises(ValueError, match="Free memory on device cuda:0"):
+        start(0.8 * gpus * total, free_share(gpus))
+    if gpus < 1:
+        with pytest.raises(ValueError, match="Free memory on device cuda:0"):
+            start(0.85 * total, free_share(1.0))  # vLLM's own demand
