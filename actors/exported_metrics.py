@@ -334,6 +334,7 @@ REQUEST_SECONDS_TAKEN = _histogram(
 )
 GENERATED_TOKENS = _counter("generated_tokens_total", "Tokens generated.", ("model",))
 REQUESTS_IN_FLIGHT = _gauge("requests_in_flight", "Requests that generate or score, queued ones too.")
+RESPONSES_QUEUED = _gauge("responses_queued", "Responses beyond those that the engines work on at once.")
 SLOT = _gauge("slot", "1 for what each engine slot holds.", ("slot", "model", "version"))
 WEIGHT_CHANGES = _counter("weight_changes_total", "Weights put into engines.", ("slot",))
 STOOD_STILL = _counter("stood_still_seconds_total", "Generation stood still for weights.", ("slot",))

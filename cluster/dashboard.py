@@ -326,6 +326,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "{{run}} {{route}} 95 %",
         ),
         _one("Under way", "none", "sum by (run, worker) (ray_amenable_requests_in_flight{RUN})", "{{run}} {{worker}}"),
+        _one("Queued", "none", "sum by (run, worker) (ray_amenable_responses_queued{RUN})", "{{run}} {{worker}}"),
         _one(
             "Tokens generated",
             "none",

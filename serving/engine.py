@@ -105,6 +105,13 @@ class EngineSlot:
         assert self._app is not None, "the engine is not started"
         return self._app
 
+    @property
+    def queued(self) -> int:
+        """Responses that wait for a place in the engine: those beyond `max_concurrent`."""
+        if self._engine is None:
+            return 0
+        return max(0, self._engine.get_num_unfinished_requests() - self._settings.max_concurrent)
+
     async def start(self, name: str, weights: Weights, skeleton: Path, latest: Latest = _nothing_newer) -> None:
         """Make the engine, with these weights, and have it generate a token. `skeleton` has config and tokenizer.
 

@@ -10,6 +10,7 @@ from actors.exported_metrics import (
     REQUEST_SECONDS_TAKEN,
     REQUESTS,
     REQUESTS_IN_FLIGHT,
+    RESPONSES_QUEUED,
     SLOT,
     STOOD_STILL,
     WEIGHT_CHANGES,
@@ -30,6 +31,7 @@ class Metrics:
         )
         self._tokens = Counter(*_told(GENERATED_TOKENS), registry=registry)
         self._in_flight = Gauge(*_told(REQUESTS_IN_FLIGHT), registry=registry)
+        self._queued = Gauge(*_told(RESPONSES_QUEUED), registry=registry)
         self._slots = Gauge(*_told(SLOT), registry=registry)
         self._swaps = Counter(*_told(WEIGHT_CHANGES), registry=registry)
         self._stood_still = Counter(*_told(STOOD_STILL), registry=registry)
@@ -55,7 +57,10 @@ class Metrics:
         self._telemetry.set(REQUESTS_IN_FLIGHT, requests)
 
     def slots(self, slots: list[Any]) -> None:
-        """What the engine slots hold now, and what changing weights has cost them."""
+        """What the engine slots hold now, how many responses wait for them, and what changing weights has cost them."""
+        queued = sum(slot.queued for slot in slots)
+        self._queued.set(queued)
+        self._telemetry.set(RESPONSES_QUEUED, queued)
         self._slots.clear()
         held = {(str(slot.number), slot.holds, slot.version) for slot in slots if slot.holds is not None}
         for number, model, version in held:

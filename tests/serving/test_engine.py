@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,6 +187,28 @@ def test_a_client_who_leaves_is_taken_out_of_the_engine(running):
     while running.slot.in_flight or running.slot._engine.get_num_unfinished_requests():
         assert time.monotonic() < deadline, "the request is still in the engine"
         time.sleep(0.01)
+
+
+def test_responses_beyond_what_the_engine_works_on_at_once_are_queued(running):
+    from serving.metrics import Metrics
+
+    metrics = Metrics()
+
+    def told() -> float:
+        metrics.slots([running.slot])
+        [value] = re.findall(r"^amenable_responses_queued (\S+)", metrics.exposition().decode(), re.M)
+        return float(value)
+
+    assert told() == 0
+    begun = running.begin(running.ask(prompt=[[5], [6], [7], [8], [9], [10]], n=8, max_tokens=60, ignore_eos=True))
+    most, deadline = 0.0, time.monotonic() + 60
+    while not begun.done():
+        assert time.monotonic() < deadline, "the request did not end"
+        most = max(most, told())
+        time.sleep(0.001)
+    assert begun.result(1).status == 200
+    assert 0 < most <= 6 * 8 - SETTINGS.max_concurrent
+    assert told() == 0
 
 
 def test_damaged_and_misfitting_weights_are_refused_and_the_former_ones_stay(running):
