@@ -29,7 +29,7 @@ class GoldCurve:
     @property
     def turn(self) -> float | None:
         """The distance beyond which more of the proxy is less gold: where α − β (ln d + 1) is 0. None where the curve
-        has no maximum."""
+        has no maximum, or none below a distance of a million."""
         if self.beta <= 0:
             return None
         exponent = self.alpha / self.beta - 1

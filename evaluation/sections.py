@@ -317,6 +317,8 @@ def _turn(curve: GoldCurve, travelled: float) -> str:
         f"Gao et al.'s curve through the dots of the gold score, start + d (α − β ln d), has start "
         f"{number(curve.start)}, α {number(curve.alpha)} and β {number(curve.beta)}, by least squares. "
     )
+    if curve.turn is None and curve.at(travelled) < curve.start:
+        return fit + "It has no maximum, and lies below its start where the dots end: more reward was worse answers."
     if curve.turn is None:
         return fit + "It has no maximum: nothing in these dots says where more reward would be worse answers."
     where = "already passed" if curve.turn < travelled else f"beyond the {number(travelled)} that were travelled"

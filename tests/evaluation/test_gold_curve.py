@@ -53,5 +53,6 @@ def test_the_report_says_where_the_gold_score_turns():
     assert curve.turn == pytest.approx(np.exp(0.5))
     assert "Its maximum is at √KL 1.649, already passed." in says(curve, DISTANCES)
     assert "Its maximum is at √KL 1.649, beyond the 1.2 that were travelled." in says(curve, [0.3, 0.6, 0.9, 1.2])
-    assert "It has no maximum" in says(GoldCurve(0.8, 0.3, -0.1), DISTANCES)
+    assert "nothing in these dots says" in says(GoldCurve(0.8, 0.3, -0.1), DISTANCES)
+    assert "more reward was worse answers." in says(GoldCurve(0.8, -0.3, -0.1), DISTANCES)
     assert "curve through the dots" not in says(curve, DISTANCES[: FEWEST - 1])
