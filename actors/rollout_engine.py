@@ -325,8 +325,8 @@ def probe_request(key: str, tokens: Sequence[int]) -> Request:
 def free_share(gpus: float) -> float:
     """The share of a GPU's memory that must be free when an engine starts there, where its process has `gpus` of one.
 
-    vLLM would have nine tenths of any GPU free, whatever the engine is to take: on a GPU that is shared it would not
-    start beside a learner, or beside other engines.
+    vLLM by itself would have 0.92 of any GPU free, whatever the engine is to take: on a GPU that is shared it would not
+    start beside a learner, or beside other engines. Of a whole one 0.9 must be.
     """
     return 0.9 * min(gpus, 1.0) if gpus else 0.9
 

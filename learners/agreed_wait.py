@@ -21,10 +21,11 @@ def wait_together(
 ) -> bool:
     """True once every rank has what it waits for, False where any rank was asked to stop before that; a collective.
 
-    `has_come` waits up to so many seconds for this rank's answer; while it has not come `should_stop` is asked, and
-    `still_waiting` is called. Every look ends in a collective, also one that fails: so no rank is ever in another one
-    than the rest, and none goes on alone. Raises on every rank where one fails: what its look raised, what `late` makes
-    after `patience_s` seconds, and elsewhere the same sentence.
+    `has_come` waits up to so many seconds for this rank's answer; while it has not come `should_stop` is asked.
+    `still_waiting` is called at every look: a rank that waits for the others alone lives too. Every look ends in a
+    collective, also one that fails: so no rank is ever in another one than the rest, and none goes on alone. Raises on
+    every rank where one fails: what its look raised, what `late` makes after `patience_s` seconds, and elsewhere the
+    same sentence.
     """
     give_up = time.monotonic() + patience_s
     while True:
@@ -32,8 +33,8 @@ def wait_together(
         is_here = is_asked = False
         try:
             is_here = has_come(LOOK_S)
+            still_waiting()
             if not is_here:
-                still_waiting()
                 is_asked = should_stop()
                 if time.monotonic() > give_up and not is_asked:
                     problem = late()

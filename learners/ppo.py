@@ -257,7 +257,7 @@ class _PpoLoop:
 
     def _publish(self) -> dict[str, float]:
         """Bring the present weights into the engines; returns the figures of a publication that came to its end. Raises
-        Interrupted, after a checkpoint, where any rank is asked to stop while one is waited for: what is saved is what
+        Interrupted, after a checkpoint, where rank 0 is asked to stop while one is waited for: what is saved is what
         the last update has left, and whoever goes on from it publishes it again."""
         weights, probe = self._publisher.prepare()
         figures = self._published()  # the one before this
@@ -302,7 +302,7 @@ class _PpoLoop:
         return self._wait(
             lambda within_s: not self._first or self._held_out.have_come(within_s),
             self._answers.patience_s,
-            lambda: self._answers.late("the held-out prompts to be answered"),
+            lambda: self._answers.late("the conductor to have the held-out prompts answered"),
         )
 
     def _wait(self, come: Callable[[float], bool], patience_s: float, late: Callable[[], RunProblem]) -> bool:

@@ -127,7 +127,7 @@ class HeldOutEvaluations:
             if not wait and not has_come(evaluation.answer):
                 waiting.append(evaluation)
                 continue
-            found = self._answers.of(evaluation.answer, "the held-out prompts to be answered")
+            found = self._answers.of(evaluation.answer, "the conductor to have the held-out prompts answered")
             objective = found["reward"] - self._settings.kl_coefficient * found["kl"]
             if not math.isfinite(objective):  # not written down, so that a run that goes on asks again
                 raise RunProblem(

@@ -17,7 +17,7 @@ from models.snapshot import Snapshot, pack
 PROBE_ROWS = 4
 """Episodes of the last batch that engine and learner both score after every publication."""
 
-ARRIVAL = "new weights to be published"
+ARRIVAL = "the conductor to say that new weights are published"
 """What is waited for where the conductor does not say how a publication has ended."""
 
 

@@ -179,6 +179,7 @@ def test_an_engine_asks_no_more_of_a_shared_gpu_than_its_share_of_it(gpus):
     from types import SimpleNamespace
     from typing import Any
 
+    from vllm.config import CacheConfig
     from vllm.v1.worker.utils import request_memory
 
     total = 80 << 30
@@ -193,4 +194,4 @@ def test_an_engine_asks_no_more_of_a_shared_gpu_than_its_share_of_it(gpus):
         start(0.8 * gpus * total, free_share(gpus))
     if gpus < 1:
         with pytest.raises(ValueError, match="Free memory on device cuda:0"):
-            start(0.85 * total, free_share(1.0))  # vLLM's own demand
+            start(0.85 * total, CacheConfig().gpu_memory_utilization)  # what vLLM asks for by itself

@@ -23,7 +23,11 @@ def test_two_ranks_leave_a_wait_together(tmp_path):
         )
         for rank in (0, 1)
     ]
-    first, second = (rank.communicate(timeout=120)[0].splitlines() for rank in ranks)
+    try:
+        first, second = (rank.communicate(timeout=120)[0].splitlines() for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
     together = [
         "both come, one late: came",
         "who has its answer waits for a stop of the other: stopped",

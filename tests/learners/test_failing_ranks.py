@@ -28,5 +28,9 @@ def test_where_no_checkpoint_can_be_written_either_no_rank_waits_for_the_other(t
         )
         for rank in (0, 1)
     ]
-    said = [rank.communicate(timeout=200) for rank in ranks]
+    try:
+        said = [rank.communicate(timeout=200) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     assert [out.splitlines()[-1:] for out, _ in said] == [["RunProblem: the stream died"]] * 2, said

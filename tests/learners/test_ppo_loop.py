@@ -273,7 +273,7 @@ def test_a_stop_while_weights_are_published_saves_at_once_and_costs_no_bit(run, 
 def test_a_publication_that_does_not_end_ends_the_run_with_all_that_was_trained_in_a_checkpoint(run, monkeypatch):
     monkeypatch.setattr(answers.Answers, "patience_s", property(lambda self: -1.0))
     lost = run(checkpoint_every=100)
-    with pytest.raises(RunProblem, match="for new weights to be published"):
+    with pytest.raises(RunProblem, match="for the conductor to say that new weights are published"):
         lost.train(spoil=never_arrive_at(3))
     [path] = checkpoint.list_complete(lost.directory / "checkpoints")
     assert path.name.startswith("step-00000003")

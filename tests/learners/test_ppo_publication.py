@@ -62,7 +62,7 @@ def test_over_ipc_weights_stay_on_the_gpu_until_every_publication_has_come_to_it
     for update in (0, 1):
         each.begin((0, update), WEIGHTS, PROBE)
         assert each.figures()["sync/pause_seconds"] == 0.5
-    arrived = "asked for new weights to be published"
+    arrived = "asked for the conductor to say that new weights are published"
     turn = ["held on the GPU", "published", arrived, "let go", arrived]
     assert scene.events == ["sender made", *turn, *turn]
     assert [(arguments[:2], arguments[4]) for arguments in scene.published] == [((0, 0), OFFER), ((0, 1), OFFER)]
@@ -82,7 +82,7 @@ def test_through_the_object_store_nothing_is_offered_and_nothing_is_waited_for(m
         assert each.has_come()
         assert each.figures()["sync/publish_seconds"] == 1.0
         assert each.figures() == {}  # each is told of once
-    assert scene.events == ["published", "asked for new weights to be published"] * 2
+    assert scene.events == ["published", "asked for the conductor to say that new weights are published"] * 2
     assert [len(arguments) for arguments in scene.published] == [4, 4]
 
 

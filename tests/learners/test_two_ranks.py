@@ -108,7 +108,11 @@ def two_ranks(tmp_path_factory, tokenizer_directory) -> Path:
         )
         for rank in (0, 1)
     ]
-    outputs = [rank.communicate(timeout=550)[0] for rank in ranks]
+    try:
+        outputs = [rank.communicate(timeout=550)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
     return directory
 
