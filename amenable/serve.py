@@ -179,23 +179,31 @@ def _start(application: Any, run: str, deadline_s: float) -> None:
 @contextmanager
 def _serving(host: str, port: int, own: bool) -> Iterator[None]:
     """Ray Serve for the block. In a session of our own it ends with it; in a cluster only the application does. Where
-    the block comes to its end, the requests under way come to theirs first."""
+    the block comes to its end, the requests under way come to theirs first; a KeyboardInterrupt waits for none."""
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions
+
+    from serving.application import APPLICATION
 
     ray_serve.start(
         proxy_location="HeadOnly" if own else "EveryNode",
         http_options=HTTPOptions(host=host, port=port),
         logging_config=_quiet(),
     )
+    at_once = False
     try:
         yield
         if own:
             _end_application()
+    except KeyboardInterrupt:  # asked twice: the end of a session of our own ends what is left
+        at_once = True
+        raise
     finally:
-        if own:
+        if at_once and not own:
+            ray_serve.delete(APPLICATION, _blocking=False)
+        elif own and not at_once:
             ray_serve.shutdown()  # ends what stands before the replicas at once
-        else:
+        elif not own:
             _end_application()
 
 
@@ -203,16 +211,21 @@ def _end_application() -> None:
     """Until the replicas have ended, which nobody is sent to any more, with what they had. One that does not end in
     time is told of."""
     from ray import serve as ray_serve
+    from ray.exceptions import RayError
 
     from serving.application import APPLICATION, DRAIN_S
 
-    ray_serve.delete(APPLICATION, _blocking=False)
     give_up = time.monotonic() + DRAIN_S + ENDS_S
-    while APPLICATION in ray_serve.status().applications:
-        if time.monotonic() > give_up:
-            log.warning("the replicas have not ended within %.0f s: %s", DRAIN_S + ENDS_S, _reason(APPLICATION))
-            return
-        time.sleep(LOOK_AT_END_S)
+    try:
+        ray_serve.delete(APPLICATION, _blocking=False)
+        while APPLICATION in ray_serve.status().applications:
+            if time.monotonic() > give_up:
+                why = _reason(APPLICATION) or "Ray Serve does not say why."
+                log.warning("the replicas have not ended within %.0f s: %s", DRAIN_S + ENDS_S, why)
+                return
+            time.sleep(LOOK_AT_END_S)
+    except RayError as error:  # its controller has died
+        log.warning("Ray Serve does not say how far its end is: %s", error)
 
 
 def _quiet() -> dict[str, Any]:

@@ -365,6 +365,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=settings.limits.concurrent,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=DRAIN_S,
     )(Scores)
     device = "cuda" if scoring.gpus else "cpu"
     context = TokenLimits.model_validate(recipe.get("tokens", {})).context_tokens

@@ -361,7 +361,8 @@ def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -
 
 def is_one_process(settings: ServingSettings) -> bool:
     """Whether an engine is one process, and not two: its loop, and the worker that the loop waits for by spinning on a
-    core. Where nothing is said of it, they are two on GPUs, and where loops and workers of all engines have cores."""
+    core. On GPUs vLLM chooses. Without, where nothing is said, they are two where loops and workers of all engines have
+    cores."""
     if settings.gpus > 0:
         return False
     if settings.worker_apart is not None:

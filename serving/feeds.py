@@ -132,7 +132,7 @@ def _remove_left() -> None:
         try:
             fcntl.flock(lives, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)
-        except BlockingIOError:
+        except OSError:  # somebody has it, or the file system cannot tell
             continue
         finally:
             os.close(lives)

@@ -77,9 +77,11 @@ _LEFT_OUT = ("frontend prometheus", "listen stats")
 _FRONTEND = "frontend http_frontend"
 _EMPTY = "backend default_backend"
 _WHO_ASKS = [
-    '    http-request set-header x-forwarded-for "%[req.fhdr(x-forwarded-for)], %[src]" '
+    "    http-request set-var(txn.who) src",
+    f"    http-request set-var(txn.who) str({BEHIND}) if {{ src ::1 }}",  # the name by which replicas know this machine
+    '    http-request set-header x-forwarded-for "%[req.fhdr(x-forwarded-for)], %[var(txn.who)]" '
     "if { req.hdr(x-forwarded-for) -m found }",
-    "    http-request set-header x-forwarded-for %[src] if !{ req.hdr(x-forwarded-for) -m found }",
+    "    http-request set-header x-forwarded-for %[var(txn.who)] if !{ req.hdr(x-forwarded-for) -m found }",
 ]
 _TO_RAY = [
     f"    http-request del-header {each}"
@@ -87,10 +89,8 @@ _TO_RAY = [
         "x-request-id",
         "x-request-timeout-seconds",
         "x-request-disconnect-disabled",
-        "x-session-id",
-        "x_session_id",
-        "serve_multiplexed_model_id",
-        "serve-multiplexed-model-id",
+        "'^x[-_]session[-_]id$' -m reg",  # Ray takes "-" and "_" for one another, each for itself
+        "'^serve[-_]multiplexed[-_]model[-_]id$' -m reg",
         "x-serve-router- -m beg",
     )
 ]
@@ -101,7 +101,7 @@ def hardened(config: str, answers: Path, host: str | None = None) -> str:
     """Ray's configuration without what opens more than the service, listening on `host` where it is given. `answers` is
     a directory with the files of `write_answers`. Raises ValueError where the configuration is not as expected."""
     lines: list[str] = []
-    section, opens, sockets = "", [], 0
+    section, opens, sockets, defaults, returns = "", [], 0, 0, 0
     for line in config.splitlines():
         words = line.split()
         if words and not line[0].isspace() and not line.startswith("#"):
@@ -117,6 +117,7 @@ def hardened(config: str, answers: Path, host: str | None = None) -> str:
             opens.append(section)
             lines += [_bound(line, host), *_WHO_ASKS, *_TO_RAY]
         elif section == _EMPTY and words[:2] == ["http-request", "return"]:
+            returns += 1
             lines += [
                 f"    http-request return status 503 errorfile {_file(answers, LOST)} if {{ path_beg / }}",
                 f"    http-request return status 404 errorfile {_file(answers, NOWHERE)}",
@@ -124,12 +125,18 @@ def hardened(config: str, answers: Path, host: str | None = None) -> str:
         elif section != "defaults" or words[:2] not in (["timeout", "client"], ["timeout", "http-request"]):
             lines.append(line)
         if line == "defaults":
+            defaults += 1
             lines += [f"    timeout http-request {HEAD_S}s", f"    timeout client {SILENT_S}s"]
             lines += [f"    errorfile {status} {_file(answers, LOST)}" for status in _WITHOUT_A_REPLICA]
     if opens != [_FRONTEND] or sockets != 1:
         raise ValueError(
             f"HAProxy's configuration opens {', '.join(opens) or 'nothing'} and {sockets} sockets, where one "
             f"{_FRONTEND!r} and one socket are expected: set {ENABLED}=0, or take the Ray that amenable names."
+        )
+    if (defaults, returns) != (1, 1):
+        raise ValueError(
+            f"HAProxy's configuration has {defaults} times 'defaults' and {returns} answers in {_EMPTY!r}, where "
+            f"one of each is expected: set {ENABLED}=0, or take the Ray that amenable names."
         )
     return "\n".join(lines) + "\n"
 
@@ -213,8 +220,8 @@ def check_guarded() -> None:
         from corpus.problems import UsageProblem
 
         raise UsageProblem(
-            f"A service without tokens needs to know who asks, and {BELIEVED} lets others than this machine say it: "
-            "unset it, or make tokens.",
+            f"A service without tokens needs to know who asks, and {BELIEVED} is {os.environ[BELIEVED]!r}, where "
+            f"replicas must believe this machine ({BEHIND}) and nobody else: unset it, or make tokens.",
             "serving/open",
         )
     if os.environ.get(ENABLED) == "1" and Path(os.environ.get(STARTED_BY_RAY, "")).name != PROGRAM:

@@ -5,6 +5,7 @@ Scores are calibrated as the reward model is: demonstrations average 0 (Instruct
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Scores:
         directory = served.names.whole_reward_model()
         context = min(context_tokens, positions_of(directory, context_tokens))
         self._scores = RewardScores(str(directory), tokenizer, rows_per_batch, device, dtype, context)
-        self._encoding = asyncio.Lock()
+        self._encoder = ThreadPoolExecutor(1)  # a tokenizer is one thread's, also where who asked has left meanwhile
 
     @serve.batch(max_batch_size=BATCH_REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
     async def _together(self, requests: list[list[Row]]) -> list[list[float]]:
@@ -91,8 +92,7 @@ class Scores:
         """Scores by prompt; or why there are none, where the fault is the request's: what others ask in the same batch
         has its scores all the same."""
         try:
-            async with self._encoding:  # a tokenizer is no thread's but one's
-                rows = await asyncio.to_thread(self._scores.rows, items)
+            rows = await asyncio.get_running_loop().run_in_executor(self._encoder, self._scores.rows, items)
         except (ApiError, UsageProblem) as problem:
             return str(problem)
         scores: list[float] = await self._together(rows)  # pyright: ignore[reportCallIssue, reportArgumentType, reportGeneralTypeIssues, reportAssignmentType]

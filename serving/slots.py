@@ -7,7 +7,7 @@ A model that no slot holds takes the place of the one that was used least recent
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from actors.episodes import parse_version
@@ -110,15 +110,28 @@ class Slots:
         )
 
     async def follow(self) -> None:
-        """Put newer weights in as they come, for ever."""
-        while True:
-            try:
-                await self.follow_once()
-            except Exception as error:  # noqa: BLE001 - told of, and tried again: what is served goes on being served
-                if str(error) != self.problem:
-                    log.warning("weights are not followed: %s", error)
-                self.problem = str(error)
-            await asyncio.sleep(self._follow_s)
+        """Put newer weights in as they come, for ever. A slot that waits for its requests keeps no other one back."""
+        under_way: dict[int, asyncio.Task[None]] = {}
+        try:
+            while True:
+                await self._told(self._look_around())
+                for slot in self.slots:
+                    renewal = under_way.get(slot.number)
+                    if renewal is None or renewal.done():
+                        under_way[slot.number] = asyncio.create_task(self._told(self._renew(slot)))
+                await asyncio.sleep(self._follow_s)
+        finally:
+            for renewal in under_way.values():
+                renewal.cancel()
+
+    async def _told(self, work: Coroutine[Any, Any, None]) -> None:
+        """`work`, whose problem is told of: it is tried again, and what is served goes on being served."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - see above
+            if str(error) != self.problem:
+                log.warning("weights are not followed: %s", error)
+            self.problem = str(error)
 
     async def catch_up(self) -> None:
         """Look as `follow` does, until a look has come to its end. Raises what the last of TAKES looks raised: what was
@@ -132,20 +145,27 @@ class Slots:
 
     async def follow_once(self) -> None:
         """One look at what is wanted and at every model that a slot holds. Raises what putting weights in raises."""
+        await self._look_around()
+        for slot in self.slots:
+            await self._renew(slot)
+
+    async def _look_around(self) -> None:
         await self.read_wish()
         await self._look_at_news()
-        for slot in self.slots:
-            name = slot.holds
-            if name is None or slot.broken is not None:
-                continue
-            weights = await self.meaning(name)
-            if weights is None:
-                if name == POLICY and self.wish.pinned is not None:
-                    self.problem = f"{self.wish.pinned} is wanted as policy, and its weights are not there (any more)."
-                continue
-            back = _is_older(weights.version, slot.version) and not self._is_pinned(name)
-            if weights.version != slot.version and not back and slot.holds == name:
-                await slot.take(name, weights, newer=True)
+
+    async def _renew(self, slot: Slot) -> None:
+        """Put newer weights of what `slot` holds into it, where there are some."""
+        name = slot.holds
+        if name is None or slot.broken is not None:
+            return
+        weights = await self.meaning(name)
+        if weights is None:
+            if name == POLICY and self.wish.pinned is not None:
+                self.problem = f"{self.wish.pinned} is wanted as policy, and its weights are not there (any more)."
+            return
+        back = _is_older(weights.version, slot.version) and not self._is_pinned(name)
+        if weights.version != slot.version and not back and slot.holds == name:
+            await slot.take(name, weights, newer=True)
 
     def state(self) -> dict[str, Any]:
         """What this replica serves, as it reports it."""

@@ -165,7 +165,10 @@ class _TellingRoute(APIRoute):
             except WishConflict as conflict:
                 response = _refusal(PageProblem(409, "changed_meanwhile", str(conflict)))
             except UsageProblem as problem:
-                response = _refusal(PageProblem(400, "not_possible", str(problem)))
+                told = PageProblem(400, "not_possible", str(problem))
+                if problem.code == "storage/locked":  # somebody else writes: it goes over
+                    told = PageProblem(503, "busy", str(problem))
+                response = _refusal(told)
             except RunProblem as problem:
                 response = _refusal(PageProblem(500, "run_problem", str(problem)))
             for name, value in SECURITY_HEADERS.items():

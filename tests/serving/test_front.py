@@ -109,6 +109,8 @@ def test_what_is_left_of_rays_configuration_opens_the_service_alone(directory):
         ("frontend prometheus", "frontend metrics"),
         ("frontend http_frontend", "frontend service"),
         ("mode 666", "mode 777"),
+        ("\ndefaults\n", "\ndefaults of_all\n"),
+        ("\nbackend default_backend", "\nbackend nowhere"),
         ("frontend http_frontend", "listen other\n    bind :99\nfrontend http_frontend"),
         ("    stats timeout", "    stats socket /tmp/x mode 666\n    stats timeout"),
     ],
@@ -171,7 +173,7 @@ def answered(port: int, path: str = "/", **headers: str) -> bytes | None:
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         return probe.connect_ex((host, port)) == 0
 
 
@@ -319,7 +321,7 @@ def test_haproxy_tells_the_replica_who_asks_opens_nothing_else_and_ends_with_who
     rays(directory, port, replica, stats, metrics)
     told = {"X-Forwarded-For": "10.1.2.3", "X-Forwarded-Proto": "https"}
     to_ray = ("X-Request-Id", "X-Request-Timeout-Seconds", "X-Request-Disconnect-Disabled", "X-Session-Id")
-    to_ray += ("serve_multiplexed_model_id", "X-Serve-Router-Any")
+    to_ray += ("serve_multiplexed_model_id", "serve-multiplexed_model-id", "X-Session_Id", "X-Serve-Router-Any")
     told |= dict.fromkeys(to_ray, "\xff")
     command = [str(front._program(directory)), "-db", "-f", str(directory / "haproxy.cfg")]
     starter = subprocess.Popen([sys.executable, "-c", STARTER, *command])
@@ -338,6 +340,15 @@ def test_haproxy_tells_the_replica_who_asks_opens_nothing_else_and_ends_with_who
     while listens(port):
         assert time.monotonic() < give_up, "HAProxy outlived the process that started it"
         time.sleep(0.1)
+
+
+@needs_haproxy
+def test_this_machine_has_one_name_by_which_replicas_know_it_whatever_address_it_asks_from(directory, replica):
+    port = free_port()
+    with proxied(directory, port, hardened(rays(directory, port, replica), directory, "::1"), "::1"):
+        request = urllib.request.Request(f"http://[::1]:{port}/", headers={"X-Forwarded-For": "10.1.2.3"})
+        found = json.load(urllib.request.urlopen(request, timeout=10))
+        assert found["x-forwarded-for"] == "10.1.2.3, 127.0.0.1"
 
 
 @needs_haproxy
@@ -445,7 +456,7 @@ def test_a_service_without_tokens_refuses_a_haproxy_that_hides_who_asks(monkeypa
     check_guarded()
     for believed in ("*", "10.0.0.0/8", ""):
         monkeypatch.setenv(BELIEVED, believed)
-        with pytest.raises(UsageProblem, match="lets others than this machine say it"):
+        with pytest.raises(UsageProblem, match=f"{BELIEVED} is .* nobody else: unset it"):
             check_guarded()
     monkeypatch.setenv(BELIEVED, "127.0.0.1")
     check_guarded()

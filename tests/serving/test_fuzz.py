@@ -147,7 +147,8 @@ hosts = st.sampled_from(["", "", "", "evil.example", "localhost:1", "127.0.0.1.e
 extra_headers = st.dictionaries(
     st.sampled_from(["X-Request-Id", "X-Forwarded-For", "X-data-parallel-rank", "Origin", "Cookie", "traceparent",
                      "Content-Encoding", "x-csrf-token", "Accept", "X-Request-Timeout-Seconds", "X-Session-Id",
-                     "X-Request-Disconnect-Disabled", "serve_multiplexed_model_id"]),
+                     "X-Request-Disconnect-Disabled", "serve_multiplexed_model_id", "serve-multiplexed_model-id",
+                     "X-Session_Id"]),
     st.text(string.printable.strip() + "\x80\xe9\xff", max_size=40) | st.sampled_from(["\xff", "1e-6", "?1"]),
     max_size=3,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 from fastapi.testclient import TestClient
 
+from corpus.problems import UsageProblem
 from corpus.schemas import read_table
 from serving.application import Replica
 from serving.page import run_view
@@ -105,6 +106,17 @@ def test_the_page_has_nothing_inline_and_nothing_from_elsewhere():
         )
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text), script
         assert not re.search(r"setTimeout\(\s*[\"'`]", text), script
+
+
+def test_a_file_that_somebody_else_writes_just_now_is_no_fault_of_the_request(
+    client: TestClient, service: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    async def held(*_: Any) -> Any:
+        raise UsageProblem("The lock of desired.json was not free for 15 s.", "storage/locked")
+
+    monkeypatch.setattr(service, "want", held)
+    answer = client.post("/page/desired", json={"pinned": None, "seen": 0}, headers=logged_in(client))
+    assert refusal(answer) == (503, "busy")
 
 
 @pytest.mark.parametrize("path", READ_ROUTES)

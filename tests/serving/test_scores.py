@@ -1,6 +1,8 @@
 """How the gateway asks the deployment that scores, where that is a stand-in."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,6 +60,39 @@ def rewards(tmp_path_factory: pytest.TempPathFactory) -> RewardScores:
     return RewardScores(str(directory), str(run / "data" / "tokenizer"), 4, "cpu", "float32", CONTEXT)
 
 
+def test_one_thread_alone_is_in_the_tokenizer_also_where_who_asked_has_left():
+    deployed: Any = object.__new__(Scores)
+    begun, go_on = threading.Event(), threading.Event()
+    inside: list[int] = []
+    most = 0
+
+    def rows(items: Any) -> list[Any]:
+        nonlocal most
+        inside.append(1)
+        most = max(most, len(inside))
+        begun.set()
+        go_on.wait(10)
+        inside.pop()
+        return []
+
+    async def batch(_: Any) -> list[float]:
+        return []
+
+    async def scene() -> None:
+        scores = SimpleNamespace(rows=rows)
+        vars(deployed).update(_scores=scores, _encoder=ThreadPoolExecutor(1), _together=batch)
+        first = asyncio.create_task(deployed.score([]))
+        await asyncio.to_thread(begun.wait, 10)
+        first.cancel()
+        second = asyncio.create_task(deployed.score([]))
+        await asyncio.sleep(0.1)
+        go_on.set()
+        assert await second == []
+
+    asyncio.run(scene())
+    assert most == 1
+
+
 def test_a_text_that_is_longer_than_the_model_reads_is_refused_before_others_are_scored_with_it(rewards):
     deployed: Any = object.__new__(Scores)
     together = []
@@ -67,7 +102,7 @@ def test_a_text_that_is_longer_than_the_model_reads_is_refused_before_others_are
         return rewards.of(rows)
 
     async def ask(words: int) -> Any:
-        vars(deployed).update(_scores=rewards, _encoding=asyncio.Lock(), _together=batch)
+        vars(deployed).update(_scores=rewards, _encoder=ThreadPoolExecutor(1), _together=batch)
         return await deployed.score([("w5", [("w6 " * words, True), ("w7", False)])])
 
     [(prompt, response), _] = rewards.rows([("w5", [("w6", True), ("w7", False)])])

@@ -214,6 +214,24 @@ def test_newer_weights_are_followed_and_older_ones_are_not(tmp_path):
     asyncio.run(scene())
 
 
+def test_a_slot_that_waits_for_its_requests_keeps_no_other_one_from_newer_weights(tmp_path):
+    async def scene() -> None:
+        busy, free = StandInSlot(0, "sft"), StandInSlot(1, "policy")
+        names = StandInNames(sft="again", policy="0.4")
+        following = asyncio.create_task(slots_of(tmp_path, [busy, free], names).follow())
+        busy.gate.clear()
+        await until(lambda: free.taken == ["policy 0.4"])
+        names.meaning["policy"] = "0.5"
+        await until(lambda: free.taken == ["policy 0.4", "policy 0.5"])
+        assert busy.taken == []
+        busy.gate.set()
+        await until(lambda: busy.taken == ["sft again"])
+        following.cancel()
+        assert busy.taken == ["sft again"], "it was asked to take them more than once"
+
+    asyncio.run(scene())
+
+
 def test_what_people_pin_is_served_until_they_let_go(tmp_path):
     async def scene() -> None:
         slot = StandInSlot(0, "policy")
