@@ -28,14 +28,15 @@ def check_alone(recipe: Recipe) -> None:
 
 def check_early(recipe: Recipe, address: str | None = None) -> None:
     """Raises UsageProblem for a base model, corpus, reward or cluster address that is not there or cannot serve, for
-    stages whose sequences are too short for their data, and for GPUs that a local session (no `address`) cannot have.
-    """
+    stages whose sequences are too short for their data, and for GPUs and node labels that a local session (no
+    `address`) cannot have."""
     if address is not None:
         cluster_place(address)
     check_alone(recipe)
     _check_corpus(recipe)
     if address is None:
         _check_gpus(recipe)
+        _check_labels(recipe)
     if recipe.model.base is not None:
         from models.build import check_causal_lm
 
@@ -149,6 +150,22 @@ def _check_gpus(recipe: Recipe) -> None:
             "give a cluster that has some with --address.",
             "devices/none",
         )
+
+
+def _check_labels(recipe: Recipe) -> None:
+    asked = {
+        "learners.node_labels": recipe.learners.node_labels,
+        "rollouts.node_labels": recipe.rollouts.node_labels,
+        "scoring.node_labels": recipe.scoring.node_labels,
+    }
+    for key, labels in asked.items():
+        if labels:
+            told = ", ".join(f"{name}={value}" for name, value in labels.items())
+            raise UsageProblem(
+                f"{key} asks for nodes with {told}, and a session of this machine has no labels; leave them out, or "
+                "give a cluster that has such nodes with --address.",
+                "placement/labels",
+            )
 
 
 def _has_gpu() -> bool:

@@ -312,6 +312,11 @@ SYMPTOMS = (
                 "Ask for fewer or smaller ones, or add nodes; `amenable plan RECIPE` reckons.",
             ),
             Code(
+                "placement/labels",
+                "Roles ask for node labels that a session of one machine does not have.",
+                "Leave `node_labels` out, or give `--address`.",
+            ),
+            Code(
                 "devices/none",
                 "The recipe asks for GPUs that this machine does not have.",
                 "Set the keys named to 0, or give `--address`.",
@@ -356,6 +361,7 @@ SYMPTOMS = (
                 "`--parts` names something else.",
                 "`storage`, `common`, `train`, `serve`, `interactive`.",
             ),
+            Code("manifests/label", "A node label has a name of the manifests' own.", "Give it another name."),
             Code("manifests/invalid", "KubeRay would refuse what was rendered.", "Change what the sentence names."),
         ),
     ),
@@ -544,6 +550,7 @@ SYMPTOMS = (
 HTTP_CODES = (
     Code("invalid_value", "400: something in the request is wrong.", "`param` names it."),
     Code("invalid_body", "400: the page's request is not what it should be.", "Load the page again."),
+    Code("busy", "503: somebody else writes the file that the request is to change.", "Ask again in a few seconds."),
     Code("not_possible", "400: what was asked for cannot be.", "The message says why."),
     Code("invalid_token", "401: no token, or one that is not known or was revoked.", "`Authorization: Bearer amn_…`"),
     Code(

@@ -29,6 +29,9 @@ SLICES = {"learners": "learners", "generators": "rollouts", "scoring": "scoring"
 RAYS_OWN = "ray.io/"
 """How the labels begin that Ray gives nodes itself."""
 
+OWN_LABELS = frozenset({"amenable-run", "amenable-client"})
+"""Labels of pods by which the network policies of a run select them."""
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -123,8 +126,18 @@ def rendered(
 
 
 def _bound(recipe: "Recipe") -> "Recipe":
-    """The recipe with each role on the pods of its own worker group, where it names no labels itself."""
+    """The recipe with each role on the pods of its own worker group, where it names no labels itself. Raises
+    UsageProblem where it names one by which network policies tell pods apart: KubeRay makes Ray's labels theirs."""
     from cluster.manifests import ROLE_LABEL
+
+    for slice_ in SLICES.values():
+        own = sorted(OWN_LABELS & set(getattr(recipe, slice_).node_labels))
+        if own:
+            raise UsageProblem(
+                f"{slice_}.node_labels names {own[0]}, by which the run's network policies know its pods: give it "
+                "another name.",
+                "manifests/label",
+            )
 
     bound = {
         slice_: getattr(recipe, slice_).model_copy(update={"node_labels": {ROLE_LABEL: group}})

@@ -54,7 +54,7 @@ class ModelSettings(_Slice):
     )
 
 
-LIE_THERE_TOO = " The run's stream, conductor and weight store lie there too: their loss ends the command."
+LIE_THERE_TOO = " The run's stream, conductor, weight store and desk lie there too: their loss ends the command."
 
 
 class LearnerSettings(_Slice):

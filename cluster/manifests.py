@@ -291,7 +291,8 @@ def _cluster(spec: Document, asked: RunManifests, groups: Sequence[WorkerGroup])
     """Fills in a cluster: its head as the base has it, and `groups` made after the base's first."""
     head = spec["headGroupSpec"]
     _pod(head["template"]["spec"], asked)
-    # Actors that ask for no CPU may be placed on the head: the weight store, with its snapshots, is one.
+    # Actors that ask for no CPU may be placed on the head where a recipe names no labels, as in a cluster for jobs of
+    # any: the weight store, with its snapshots, is one.
     store_gib = max(group.object_store_gib for group in groups)
     _object_store(head["rayStartParams"], head["template"]["spec"], store_gib, store_gib + 1)
     [container] = head["template"]["spec"]["containers"]

@@ -20,7 +20,11 @@ SPARE = 1.25
 """Memory of a pod over what its processes are reckoned to need."""
 
 OBJECTS = 2
-"""Snapshots of the weights in a pod's object store at a time: the weight store keeps the last two."""
+"""Snapshots of the weights in a pod's object store at a time: the one that is loaded, and the one before it."""
+
+LEARNERS_OBJECTS = 5
+"""The same of a learners' pod, where conductor and weight store lie too: the last two, which the weight store keeps,
+the newest, which it takes before it drops the oldest, and what learner and conductor hand on."""
 
 SHARED_BYTES_OF_A_GPU_PROCESS = GIB
 """Of /dev/shm, beside Ray's object store, for each process on a GPU: the rings of NCCL and of vLLM's engines between
@@ -74,7 +78,7 @@ def worker_groups(plan: Plan, shares: Shares, devices_per_node: int, most_genera
     ranks = _ranks_in_a_pod(shares.learners, devices_per_node)
     return [
         # Ray Train's controller and the run's other actors ask for nothing; one CPU more lets none of them wait.
-        _group("learners", shares.learners, ranks, roles["learners"], snapshot, spare_cpus=1),
+        _group("learners", shares.learners, ranks, roles["learners"], snapshot, spare_cpus=1, objects=LEARNERS_OBJECTS),
         _group("generators", shares.generators, 1, roles["generators"], snapshot, most=most_generators, is_spot=True),
         _group(
             "scoring", Share(sum(s.processes for s in scoring), scoring[0].cpus, scoring[0].gpus), 1, largest, snapshot
@@ -97,9 +101,10 @@ def _group(
     spare_cpus: int = 0,
     most: int = 0,
     is_spot: bool = False,
+    objects: int = OBJECTS,
 ) -> WorkerGroup:
     pods = -(-share.processes // in_a_pod)
-    objects = max(LEAST_OBJECT_STORE_BYTES, OBJECTS * snapshot_bytes)
+    store = max(LEAST_OBJECT_STORE_BYTES, objects * snapshot_bytes)
     needs = in_a_pod * _node_bytes(share, role)
     gpus = math.ceil(in_a_pod * share.gpus)
     return WorkerGroup(
@@ -108,8 +113,8 @@ def _group(
         most_pods=max(pods, most),
         ray_cpus=in_a_pod * share.cpus + spare_cpus,
         gpus=gpus,
-        memory_gib=math.ceil(max(LEAST_POD_BYTES, SPARE * needs + objects) / GIB) + _shared_gib(gpus),
-        object_store_gib=math.ceil(objects / GIB),
+        memory_gib=math.ceil(max(LEAST_POD_BYTES, SPARE * needs + store) / GIB) + _shared_gib(gpus),
+        object_store_gib=math.ceil(store / GIB),
         is_spot_allowed=is_spot,
     )
 

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from amenable.error_codes import Code, Symptom
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "bench" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 README = ROOT / "README.md"
 RECIPES = ROOT / "docs" / "recipes.md"
 OBSERVABILITY = ROOT / "docs" / "observability.md"

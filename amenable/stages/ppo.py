@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amenable.json_files import write_json
 from amenable.stage_reuse import StageSpec
@@ -12,6 +12,9 @@ from amenable.stages.judge import gold_total
 from amenable.stages.sampling import load_reference, load_reward, reward_call, start_actors
 from amenable.stages.supervised import LOGS
 from corpus.problems import RunProblem, UsageProblem
+
+if TYPE_CHECKING:
+    from actors.telemetry import Telemetry
 
 PUBLICATION_DEADLINE_S = 300.0
 SETTLE_S = 300.0
@@ -29,10 +32,12 @@ def run(context: Context, spec: StageSpec) -> Finished:
     import ray
 
     from actors.conductor import Conductor, Fellowship, HeldOut
+    from actors.exported_metrics import PROCESS_MEMORY
     from actors.fleet import share_of
     from actors.generator import Work
     from actors.recruits import Call
     from actors.stream import EpisodeStream, StreamPlan
+    from actors.telemetry import Telemetry
     from actors.weight_store import WeightStore
     from corpus.schemas import read_table
     from learners.ppo import train_ppo
@@ -124,12 +129,14 @@ def run(context: Context, spec: StageSpec) -> Finished:
         answer_deadline_s=4 * (PUBLICATION_DEADLINE_S + recipe.deadline_s),
         held_out=HeldOut(held_out, 1, recipe.seed + 7, gold_total if recipe.synthetic else None),
     )
+    telemetry = Telemetry(context.crew.run_tag, "driver")
     try:
-        result = context.learn(train_ppo, job, memory_teller(conductor, context.crew.run_tag))
+        result = context.learn(train_ppo, job, memory_teller(conductor, telemetry))
         asked = {"the conductor": conductor.survivors.remote()}
         context.crew.keep_only(context.crew.wait_for(asked, "the conductor to say who is left")["the conductor"])
         settle(context, store)
     finally:
+        telemetry.clear(PROCESS_MEMORY)  # what comes after PPO measures it no more
         (spec.directory / STORE_FILE).unlink(missing_ok=True)
         for actor in (conductor, store, stream):
             ray.kill(actor)
@@ -138,7 +145,7 @@ def run(context: Context, spec: StageSpec) -> Finished:
     return Finished([*made, *(spec.directory / name for name in LOGS)], result)
 
 
-def memory_teller(conductor: Any, run_tag: str) -> Callable[[], None]:
+def memory_teller(conductor: Any, telemetry: "Telemetry") -> Callable[[], None]:
     """What exports this process's memory, and tells the conductor of it, each time that it is called. A conductor that
     has not heard the last time is told nothing more: what waits for it does not grow while it stands still."""
     import ray
@@ -146,9 +153,7 @@ def memory_teller(conductor: Any, run_tag: str) -> Callable[[], None]:
     from actors.exported_metrics import PROCESS_MEMORY
     from actors.pulse import resident_bytes
     from actors.role_reports import peak_bytes
-    from actors.telemetry import Telemetry
 
-    telemetry = Telemetry(run_tag, "driver")
     told: list[Any] = []
 
     def tell() -> None:

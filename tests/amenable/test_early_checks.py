@@ -303,6 +303,14 @@ def test_gpus_that_this_machine_lacks_are_told_at_once_and_a_cluster_may_have_th
     check_early(asks)
 
 
+@pytest.mark.parametrize("role", ["learners", "rollouts", "scoring"])
+def test_labels_that_a_session_of_one_machine_lacks_are_told_at_once_and_a_cluster_may_have_them(tmp_path, role):
+    asks = recipe(tmp_path, **{role: {"node_labels": {"pool": "spot", "zone": "a"}}})
+    with pytest.raises(UsageProblem, match=rf"{role}\.node_labels asks for nodes with pool=spot, zone=a, and"):
+        check_early(asks)
+    check_early(asks, "auto")
+
+
 @pytest.mark.parametrize(
     "address", ["garbage", "10.0.0.7", "http://10.0.0.7:80", "a b:6379", "host:99999", ":6379", ""]
 )

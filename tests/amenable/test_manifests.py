@@ -91,6 +91,22 @@ def test_labels_that_the_recipe_names_are_those_of_the_pods_but_for_rays_own():
     }
 
 
+@pytest.mark.parametrize("name", ["amenable-run", "amenable-client"])
+def test_a_label_by_which_network_policies_know_pods_is_refused(name):
+    ended = command("demo", f"scoring.node_labels.{name}=x")
+    assert ended.exit_code == 2
+    assert f"scoring.node_labels names {name}, by which" in ended.output
+
+
+def test_a_learners_pod_has_room_for_what_weight_store_and_conductor_hold_there_too():
+    """Five snapshots of the weights, where other pods have two; both in whole GiB."""
+    of = groups(documents(*PAPER)["RayJob"])
+    gib = {name: int(of[name]["rayStartParams"]["object-store-memory"]) >> 30 for name in ("learners", "generators")}
+    assert gib["generators"] > 2, "the least there is says nothing"
+    assert 2 * gib["learners"] > 5 * (gib["generators"] - 1)
+    assert 2 * (gib["learners"] - 1) < 5 * gib["generators"]
+
+
 def test_gpus_of_the_pods_are_those_of_the_recipe():
     job = documents(*PAPER)["RayJob"]
     assert {name: gpus(group) for name, group in groups(job).items()} == {"learners": 8, "generators": 4, "scoring": 2}

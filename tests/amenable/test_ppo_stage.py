@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import ray
 
-from actors import telemetry
 from actors.exported_metrics import PROCESS_MEMORY
 from actors.fleet import share_of
+from actors.telemetry import Telemetry
 from amenable.stages.ppo import memory_teller
 
 
@@ -34,8 +34,7 @@ def test_a_generators_share_is_its_part_of_what_is_admitted_in_whole_chunks(
 
 def test_the_driver_tells_its_memory_and_nothing_more_to_a_conductor_that_has_not_heard_it_yet(monkeypatch):
     exported: list[tuple[str, str]] = []
-    meter = SimpleNamespace(record=lambda metric, value, labels: exported.append((metric.name, labels["role"])))
-    monkeypatch.setattr(telemetry, "_ray_meter", lambda: meter)
+    meter: Any = SimpleNamespace(record=lambda metric, value, labels: exported.append((metric.name, labels["role"])))
     calls: list[dict[str, Any]] = []
 
     def hear(memory_bytes: int) -> dict[str, Any]:
@@ -48,7 +47,8 @@ def test_the_driver_tells_its_memory_and_nothing_more_to_a_conductor_that_has_no
         return heard, [each for each in answers if not each["is_heard"]]
 
     monkeypatch.setattr(ray, "wait", wait)
-    tell = memory_teller(SimpleNamespace(hear_of_driver=SimpleNamespace(remote=hear)), "demo")
+    conductor = SimpleNamespace(hear_of_driver=SimpleNamespace(remote=hear))
+    tell = memory_teller(conductor, Telemetry("demo", "driver", meter=meter))
     for _ in range(3):
         tell()
     assert len(calls) == 1
