@@ -108,7 +108,9 @@ class ServingSettings(BaseModel):
         "threads + 1 for each engine of max_replicas. Measured in bench/README.md: up to a fifth quicker on idle "
         "cores, and slower where cores are shared.",
     )
-    gpus: float = Field(default=0, ge=0, description="GPUs of each replica; 0 serves on the CPU. House default.")
+    gpus: float = Field(
+        default=0, ge=0, description="GPUs of each replica, shared by its engines; 0 serves on the CPU. House default."
+    )
     max_concurrent: int = Field(
         default=128, ge=1, description="Sequences that one engine works on at once. House default, as in rollouts."
     )

@@ -47,14 +47,16 @@ class Campaign:
         self._outcomes = [Outcome(cell) for cell in cells]
         self._command = self._start()
 
-    def play(self) -> list[Outcome]:
-        """What came of each cell. What is wrong with the run as a whole is a problem of the last one."""
+    def play(self, tell: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
+        """What came of each cell, of which `tell` hears at its end; the audit comes after all. What is wrong with the
+        run as a whole is a problem of the last one."""
         last = self._outcomes[-1]
         try:
             for outcome in self._outcomes:
                 began = time.monotonic()
                 self._play(outcome)
                 outcome.seconds = time.monotonic() - began
+                tell(outcome)
             (self._directory / "brake").unlink(missing_ok=True)
             code = self._command.wait()
             if code != 0:

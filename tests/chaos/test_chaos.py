@@ -28,8 +28,12 @@ def test_the_run_is_finished_and_accepted_after_a_strike(cell, template, tmp_pat
 @pytest.mark.chaos
 @pytest.mark.timeout(3 * 3600)
 @pytest.mark.parametrize("engine", CAMPAIGNS)
-def test_one_run_is_finished_and_accepted_after_strike_upon_strike(engine, template, tmp_path, played):
-    outcomes = Campaign(CAMPAIGNS[engine], template, tmp_path / "campaign").play()
+def test_one_run_is_finished_and_accepted_after_strike_upon_strike(engine, template, tmp_path, played, capfd):
+    def tell(outcome: Outcome) -> None:
+        with capfd.disabled():
+            print("\n" + " | ".join(outcome.row.values()), *outcome.problems, flush=True)
+
+    outcomes = Campaign(CAMPAIGNS[engine], template, tmp_path / "campaign").play(tell)
     played.extend(outcomes)
     assert {outcome.cell.name: outcome.problems for outcome in outcomes if outcome.problems} == {}
 
