@@ -58,8 +58,8 @@ class RolloutSettings(BaseModel):
     gpus: float = Field(
         default=0,
         ge=0,
-        description="GPUs of each generator; 0 generates on the CPU. Fractions share a GPU: nine tenths of that fraction "
-        "of its memory must be free when an engine starts. House default.",
+        description="GPUs of each generator; 0 generates on the CPU. Fractions share a GPU: nine tenths of that "
+        "fraction of its memory must be free when an engine starts. House default.",
     )
     node_labels: NodeLabels = Field(default={}, description=LABELS.format("a generator", ""))
     tensor_parallel: int = Field(
