@@ -170,14 +170,14 @@ class Campaign:
         with suppress(FileNotFoundError):
             (self._directory / "plan.json").unlink()
         holder, give_up = opened.get("pid"), time.monotonic() + 2 * phases.HOLD_S
-        while not (self._directory / "closed").exists() and time.monotonic() < give_up:
+        closed = phases.closed(self._directory, opened.get("number"))
+        while not closed.exists() and time.monotonic() < give_up:
             playing = phases.registered(self._directory).values()
             if holder not in {each["pid"] for players in playing for each in players}:
                 break
             time.sleep(0.05)
-        for name in ("opened.json", "struck", "closed"):
-            with suppress(FileNotFoundError):
-                (self._directory / name).unlink()
+        for path in (self._directory / "opened.json", self._directory / "struck", closed):
+            path.unlink(missing_ok=True)
 
     def _await(self, holds: Callable[[], bool]) -> bool:
         """Until it holds; False where it does not within RECOVERY_S, or before the command is over."""

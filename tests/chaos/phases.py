@@ -1,9 +1,9 @@
 """Phases of a run that a process enters visibly, and stays in until it, or another, has been struck.
 
 Every process of a cell finds the cell's directory in the environment. `plan.json` there says which phase is wanted, and
-who is to hold it open; `opened.json` is written by the process that entered it, `closed` when it went on; `struck` by
-whoever struck. Without a plan nothing lingers. `brake` says with which update the learner waits; `engine` says which
-engine the generators have.
+who is to hold it open; `opened.json` is written by the process that entered it, `closed-NUMBER`, with the number of its
+plan, when it went on; `struck` by whoever struck. Without a plan nothing lingers. `brake` says with which update the
+learner waits; `engine` says which engine the generators have.
 """
 
 import json
@@ -101,16 +101,12 @@ def linger(role: str, phase: str, update: int) -> None:
     """Where the plan wants `role` to hold `phase` open, says that it is and waits until somebody has struck, or
     HOLD_S. Does so once a plan, and not before update FROM_UPDATE."""
     cell = cell_directory()
-    plan = cell / "plan.json"
-    if update < FROM_UPDATE or not plan.exists():
-        return
-    try:
-        wanted = json.loads(plan.read_text())
-    except FileNotFoundError:  # it was over just now
-        return
-    if (wanted["holder"], wanted["phase"]) != (role, phase):
+    wanted = _plan(cell)
+    if update < FROM_UPDATE or (wanted.get("holder"), wanted.get("phase")) != (role, phase):
         return
     _await_player(wanted["target"])
+    if _plan(cell) != wanted:  # whoever is to be struck was struck just now, and had to be made anew
+        return
     mine = {"role": role, "phase": phase, "pid": os.getpid(), "at": time.time(), "number": wanted.get("number")}
     if not write_new(cell / "opened.json", mine):
         return
@@ -118,7 +114,20 @@ def linger(role: str, phase: str, update: int) -> None:
     while not (cell / "struck").exists() and time.monotonic() < give_up:
         time.sleep(0.01)
     if opened(cell).get("number") == mine["number"]:
-        write_new(cell / "closed", {"at": time.time()})
+        closed(cell, mine["number"]).touch()
+
+
+def closed(cell: Path, number: int | None) -> Path:
+    """The file that says that the phase of plan `number` is over: one that had read an earlier plan and comes late says
+    nothing of a later one."""
+    return cell / f"closed-{number}"
+
+
+def _plan(cell: Path) -> dict[str, Any]:
+    try:
+        return json.loads((cell / "plan.json").read_text())
+    except FileNotFoundError:
+        return {}
 
 
 def opened(cell: Path) -> dict[str, Any]:

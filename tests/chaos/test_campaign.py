@@ -137,6 +137,17 @@ def test_a_process_that_comes_late_to_an_earlier_plan_opens_nothing(play, monkey
     assert (outcome.landed, outcome.problems) == (True, [])
 
 
+def test_an_earlier_phase_that_is_over_only_now_says_nothing_of_a_later_one(play, monkeypatch):
+    start = Campaign._let_go_on
+    monkeypatch.setattr(
+        Campaign,
+        "_let_go_on",
+        lambda self, updates: (start(self, updates), phases.closed(self._directory, 7).touch()),
+    )
+    [outcome] = play([Cell("scorer", "generating", "SIGKILL")], "recovers")
+    assert (outcome.landed, outcome.problems) == (True, [])
+
+
 def test_campaigns_play_every_kill_and_stop_once():
     assert {"torch": [*KILLS, *STOPS], "vLLM": REAL, "staleness 1": STALE} == CAMPAIGNS
     assert all(cell.stale for cell in STALE)

@@ -85,6 +85,19 @@ def test_a_strike_after_the_phase_does_not_land(cell):
     )
 
 
+def test_who_waits_for_the_one_that_is_to_be_struck_opens_nothing_once_the_plan_is_over(cell, monkeypatch):
+    """The one that was to be struck may just have been, while another process held the phase open."""
+    monkeypatch.setenv(phases.VARIABLE, str(cell))
+    plan = json.loads((cell / "plan.json").read_text())
+    monkeypatch.setattr(phases, "_await_player", lambda role: (cell / "plan.json").unlink())
+    phases.linger("scorer", "generating", phases.FROM_UPDATE)
+    assert not (cell / "opened.json").exists()
+    (cell / "plan.json").write_text(json.dumps(plan))
+    monkeypatch.setattr(phases, "_await_player", lambda role: (cell / "struck").touch())
+    phases.linger("scorer", "generating", phases.FROM_UPDATE)
+    assert phases.opened(cell)["phase"] == "generating"
+
+
 def test_a_phase_that_nobody_enters_is_not_awaited_for_ever(cell):
     hold(cell, phase="publishing")
     assert await_phase(cell, "generating", 1.0) == {}
