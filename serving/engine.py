@@ -362,12 +362,12 @@ def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -
 def is_one_process(settings: ServingSettings) -> bool:
     """Whether an engine is one process, and not two: its loop, and the worker that the loop waits for by spinning on a
     core. On GPUs vLLM chooses. Without, where nothing is said, they are two where loops and workers of all engines have
-    cores."""
+    cores, and what stands before them one more."""
     if settings.gpus > 0:
         return False
     if settings.worker_apart is not None:
         return not settings.worker_apart
-    return joblib.cpu_count() < settings.max_replicas * settings.engines * (settings.threads + 1)
+    return joblib.cpu_count() <= settings.max_replicas * settings.engines * (settings.threads + 1)
 
 
 def _once(body: bytes, gone: asyncio.Event) -> Any:

@@ -104,9 +104,9 @@ class ServingSettings(BaseModel):
     worker_apart: bool | None = Field(
         default=None,
         description="Without a GPU: whether the model's worker has a process beside that of the engine's loop, which "
-        "then waits by spinning on a core. None: where the cores of the machine, or of the container, are at least "
-        "threads + 1 for each engine of max_replicas. Measured in bench/README.md: up to a fifth quicker on idle "
-        "cores, and slower where cores are shared.",
+        "then waits by spinning on a core. None: where the cores of the machine, or of the container, are more than "
+        "threads + 1 for each engine of max_replicas. Measured in bench/README.md: slower where the two use up the "
+        "cores, or share them.",
     )
     gpus: float = Field(
         default=0, ge=0, description="GPUs of each replica, shared by its engines; 0 serves on the CPU. House default."

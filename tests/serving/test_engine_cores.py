@@ -10,12 +10,15 @@ from serving.settings import ServingSettings
 @pytest.mark.parametrize(
     ("cores", "given", "apart"),
     [
-        (2, {"memory_budget_gib": 2.5}, True),  # one engine
+        (2, {"memory_budget_gib": 2.5}, False),  # one engine, and no core for what stands before it
+        (3, {"memory_budget_gib": 2.5}, True),
         (2, {}, False),  # two engines
-        (4, {}, True),
+        (4, {}, False),
+        (5, {}, True),
         (4, {"max_replicas": 2}, False),
         (4, {"threads": 2}, False),
-        (6, {"threads": 2}, True),
+        (6, {"threads": 2}, False),
+        (7, {"threads": 2}, True),
         (1, {"worker_apart": True}, True),
         (64, {"worker_apart": False}, False),
         (1, {"gpus": 1, "worker_apart": False}, True),  # a matter of vLLM's
