@@ -76,7 +76,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="how often the two servers take turns")
     parser.add_argument("--threads", type=int, default=1, help="of each engine")
     parser.add_argument(
-        "--one-process", action="store_true", help="amenable's engine is loop and worker in one process"
+        "--processes",
+        type=int,
+        choices=[1, 2],
+        help="of amenable's engine: loop and worker in one, or apart; else what the number of cores says",
     )
     parser.add_argument("--json", action="store_true", help="one JSON answer")
     options = parser.parse_args()
@@ -85,7 +88,7 @@ def main() -> None:
     spent: dict[Key, dict[str, float]] = {}
     swaps: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="amenable-bench-") as temporary:
-        run = make_run(Path(temporary), options.threads, options.one_process)
+        run = make_run(Path(temporary), options.threads, options.processes)
         for number in range(options.rounds):
             for name, server in (("vllm", vllm_alone), ("amenable", amenable_serve)):
                 with server(run, options.threads) as (port, process):
@@ -98,9 +101,9 @@ def main() -> None:
     print(json.dumps(answer, indent=2) if options.json else table(answer))
 
 
-def make_run(directory: Path, threads: int, one_process: bool) -> Path:
-    """A run whose PPO is next; its first weights are published. Served, an engine is `one_process`, or what the number
-    of cores makes it."""
+def make_run(directory: Path, threads: int, processes: int | None) -> Path:
+    """A run whose PPO is next; its first weights are published. Served, an engine is so many `processes`, or as
+    many as the number of cores makes it."""
     workload = Workload("A", RESPONSE_TOKENS, 0.0, 32, 32, 1024, True, "")
     recipe = recipe_for(workload, Options(False, 0, "float32", threads, 2, 1), directory)
     serving = ServingSettings(
@@ -108,7 +111,7 @@ def make_run(directory: Path, threads: int, one_process: bool) -> Path:
         loaded=("policy",),
         kv_cache_mib=256,
         threads=threads,
-        worker_apart=False if one_process else None,
+        worker_apart=None if processes is None else processes == 2,
         score=False,
         follow_s=0.2,
     )
