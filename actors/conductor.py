@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 
 from actors.calls import of_each, within
 from actors.exported_metrics import (
@@ -31,11 +32,20 @@ from actors.exported_metrics import (
     PUBLICATION_UPDATE,
     PUBLICATIONS,
 )
-from actors.failures import Problem, actor_names, dead_actor, plain_problem
+from actors.failures import (
+    Problem,
+    WorkerBroke,
+    actor_names,
+    broken_worker,
+    dead_actor,
+    plain_problem,
+    worker_broke,
+)
 from actors.generator import ScoringPools, Work
 from actors.held_out import HeldOut, held_out_means
 from actors.publication import Probe, Publication, Published
 from actors.role_reports import peak_bytes
+from actors.roster import called
 from actors.settings import FleetSettings, SamplingSettings
 from actors.stage_fleet import REPORT_PATIENCE_S, Fellowship, StageFleet
 from actors.telemetry import Telemetry
@@ -137,12 +147,13 @@ class Conductor:
         self._driver_memory = {"memory/driver_bytes": float(memory_bytes)}
 
     async def broke(self, name: str, problem: Problem) -> None:
-        """The engine of a generator that calls itself `name` has failed for a reason that another process may not meet:
-        it is replaced."""
-        roster = self._fleet.generators
-        own = roster.called(name)
-        if own is not None:
-            roster.give_up(own, roster.members[own].incarnation, str(problem).rstrip("."))
+        """A worker that calls itself `name` has failed for a reason that another process may not meet: it is
+        replaced."""
+        why = problem.why if isinstance(problem, WorkerBroke) else str(problem).rstrip(".")
+        for roster in self._fleet.rosters():
+            own = roster.called(name)
+            if own is not None:
+                roster.give_up(own, roster.members[own].incarnation, why)
 
     # publication ---------------------------------------------------------------------------------------------------
 
@@ -281,7 +292,8 @@ class Conductor:
         """Sample the held-out prompts under `snapshot` (the EMA policy) on one generator and score them.
 
         Returns means over samples: reward, gold (None without a judge), length in tokens, eos_rate, and kl, the
-        summed log-ratio to the reference in nats a sequence. An actor that dies under way has its part done by another.
+        summed log-ratio to the reference in nats a sequence. An actor that dies under way, or breaks, has its part done
+        by another.
         """
         hold = self._store.hold.remote(snapshot)
         reference = await self._within(hold, "the weight store", "take the EMA weights")
@@ -306,21 +318,29 @@ class Conductor:
     async def _sample(self, held_out: HeldOut, sampling: SamplingSettings, reference: list[Any]) -> pa.Table:
         await self._fleet.until(lambda: bool(self._fleet.able()), "a generator to serve")
         name, generator = next(iter(self._fleet.able().items()))
+        label = called(name, self._fleet.generators.members[name].incarnation)
         with self._busy_sampling(name):
             samples = generator.sample.remote(held_out.prompts, held_out.samples, sampling, held_out.seed, reference)
-            return await self._within(samples, name, "sample the held-out prompts", self._sampling_deadline_s)
+            try:
+                return await self._within(samples, name, "sample the held-out prompts", self._sampling_deadline_s)
+            except RayError as error:  # what nobody foresaw
+                raise worker_broke(label, "sampled held-out prompts", error) from error
 
     async def _survived(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
-        """What `attempt` comes to, which is made again where an actor dies of it or beside it."""
+        """What `attempt` comes to, which is made again where an actor dies of it or beside it, or breaks."""
         for _ in range(EVALUATION_TRIES - 1):
             try:
                 return await attempt()
             except RunProblem as problem:
-                died = dead_actor(problem.__cause__) if problem.__cause__ is not None else None
-                if died is None:
+                cause = problem if problem.__cause__ is None or isinstance(problem, WorkerBroke) else problem.__cause__
+                died, broke = dead_actor(cause), broken_worker(cause)
+                if died is None and broke is None:
                     raise
                 log.warning("an evaluation is made again: %s", problem)
-                await self._fleet.note_death(died)
+                if broke is not None:
+                    await self.broke(broke.who, broke)
+                if died is not None:
+                    await self._fleet.note_death(died)
         return await attempt()
 
     @contextmanager
@@ -333,11 +353,14 @@ class Conductor:
 
     # scoring ---------------------------------------------------------------------------------------------------------
 
-    async def scoring_pools(self, died: str | None = None) -> ScoringPools:
+    async def scoring_pools(self, died: str | None = None, broke: WorkerBroke | None = None) -> ScoringPools:
         """The scoring processes that serve, once there are enough of them. `died` is Ray's id of one that the caller
-        found dead, empty where it does not know which. Raises RunProblem where there are none in time."""
+        found dead, empty where it does not know which; `broke` what one told that broke. Raises RunProblem where there
+        are none in time."""
         if died is not None:
             await self._fleet.note_death(died)
+        if broke is not None:
+            await self.broke(broke.who, broke)
         await self._fleet.until(lambda: self._fleet.pools() is not None, "a reward scorer and a reference to serve")
         pools = self._fleet.pools()
         assert pools is not None

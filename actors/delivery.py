@@ -1,7 +1,7 @@
 """A generated chunk's way over reward scorer and reference to the stream, by reference: the rows never come back.
 
-Where a scoring process dies on that way, the chunk is scored again by another, or by the one in its place. Which of
-them scores makes no difference: all hold the same models, and a chunk is one batch wherever it is scored.
+Where a scoring process dies on that way, or breaks, the chunk is scored again by another, or by the one in its place.
+Which of them scores makes no difference: all hold the same models, and a chunk is one batch wherever it is scored.
 """
 
 from concurrent.futures import Future
@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError
 
-from actors.failures import actor_names, dead_actor, plain_problem
+from actors.failures import actor_names, broken_worker, dead_actor, plain_problem
 from actors.settings import SamplingSettings
 from corpus.problems import RunProblem
 
@@ -101,14 +101,13 @@ class Delivery:
             return
         chunk.tries += 1
         work = chunk.work
-        died = dead_actor(problem)
-        lost = isinstance(problem, ObjectLostError) or (
-            died is not None and died not in actor_names([("", work.stream)])
-        )
+        died, broke = dead_actor(problem), broken_worker(problem)
+        lost = isinstance(problem, ObjectLostError) or broke is not None
+        lost = lost or (died is not None and died not in actor_names([("", work.stream)]))
         if not lost or work is not self.work or chunk.tries >= SCORING_TRIES:
             self._tell(problem, chunk)
             return
-        pools = work.conductor.scoring_pools.remote(died).future()
+        pools = work.conductor.scoring_pools.remote(died, broke).future()
         pools.add_done_callback(lambda found: self._score_again(found, chunk))
 
     def _score_again(self, found: "Future[ScoringPools]", chunk: Unscored) -> None:

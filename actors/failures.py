@@ -24,6 +24,19 @@ Problem = UsageProblem | RunProblem
 LONGEST_MESSAGE = 400
 """Characters of an unexpected error's own message that are told."""
 
+
+class WorkerBroke(RunProblem):
+    """A worker met an error that nobody foresaw, such as a GPU without memory. It may be that process's own: another is
+    tried in its place. Of `lost`, the first is what the worker calls itself, the second why it is lost, a clause."""
+
+    def __init__(self, lost: tuple[str, str], code: str) -> None:
+        self.who, self.why = lost
+        super().__init__(f"{self.who} is lost: {self.why}.", code)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WorkerBroke, ((self.who, self.why), self.code)
+
+
 _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, OutOfMemoryError)
 
 
@@ -63,6 +76,17 @@ def dead_actor(error: BaseException) -> str | None:
     if getattr(origin, "actor_init_failed", False) is True or not isinstance(origin, _DEATHS):
         return None
     return getattr(origin, "actor_id", None) or ""
+
+
+def broken_worker(error: BaseException) -> WorkerBroke | None:
+    """What `error`, as Ray hands it on, tells of a worker that broke; None where it tells of none."""
+    origin = _origin(error)
+    return origin if isinstance(origin, WorkerBroke) else None
+
+
+def worker_broke(who: str, doing: str, error: BaseException) -> WorkerBroke:
+    """What is told where the worker `who` met an `error` that nobody foresaw; `doing` follows "while it"."""
+    return WorkerBroke((who, f"it failed while it {doing} ({_one_line(_origin(error))})"), "fleet/broke")
 
 
 def actor_names(actors: Iterable[tuple[str, Any]]) -> dict[str, str]:

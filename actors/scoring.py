@@ -4,6 +4,7 @@ On a small machine one process is both; on a large one each has its own. The cod
 calls `score` on a process that was given a reward and `reference_logprobs` on one that was given a reference.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -15,20 +16,26 @@ import pyarrow.parquet as pq
 import ray
 
 from actors.exported_metrics import SCORING_NON_FINITE
+from actors.failures import worker_broke
 from actors.pulse import Pulse, pulse_now
 from actors.rewards import RewardSettings, make_reward
 from actors.role_reports import RoleReport, report_now
 from actors.settings import ScoringSettings
 from actors.telemetry import worker_telemetry
 from corpus import logs
-from corpus.problems import RunProblem
+from corpus.problems import RunProblem, UsageProblem
 from corpus.telemetry import switch_telemetry_off
 from corpus.templates import decode_responses
+
+log = logging.getLogger(__name__)
 
 
 @ray.remote(concurrency_groups={"health": 1})  # pyright: ignore[reportCallIssue]
 class ScoringWorker:
-    """Loads what it is told to score with; one call at a time, in the order of the calls, heartbeats beside them."""
+    """Loads what it is told to score with; one call at a time, in the order of the calls, heartbeats beside them.
+
+    What nobody foresaw while it scores is raised as WorkerBroke: another process may not meet it.
+    """
 
     def __init__(self, name: str, settings: ScoringSettings) -> None:
         switch_telemetry_off()
@@ -144,6 +151,11 @@ class ScoringWorker:
         self._began_at = started = time.monotonic()
         try:
             yield
+        except (RunProblem, UsageProblem):
+            raise
+        except Exception as error:
+            log.exception("%s failed while it scored %d rows", self._name, len(prompts))
+            raise worker_broke(self._name, f"scored {len(prompts)} responses", error) from error
         finally:
             self._began_at = None
         self._busy_s += time.monotonic() - started

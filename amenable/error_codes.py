@@ -430,6 +430,11 @@ SYMPTOMS = (
                 "fleet/generator-failed", "A generator has failed and answers no more.", "The sentence has its reason."
             ),
             Code(
+                "fleet/broke",
+                "A worker met an error that nobody foresaw, and so did those that took its place.",
+                "The sentence has the error, `logs/` its traceback.",
+            ),
+            Code(
                 "fleet/unscored",
                 "Episodes could not be scored, whoever tried.",
                 "Look at the scorer's memory and logs.",

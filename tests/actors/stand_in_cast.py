@@ -101,6 +101,8 @@ class Generator:
         assert snapshot[0].version == (0, 9)
         if self.dead:
             raise ray.exceptions.ActorDiedError
+        if self.broken:
+            raise ray.exceptions.RayTaskError("sample", "Traceback", RuntimeError("CUDA out of memory"))
         self.idle.clear()
         await self.samples_gate.wait()
         self.idle.set()
@@ -126,6 +128,8 @@ class Scoring:
         self.gate = asyncio.Event()
         self.gate.set()
         self.dead = self.broken = False
+        self.breaks: Exception | None = None
+        """What scoring raises."""
         self.loaded: list[str] = []
 
     async def load_reward(self, what: str) -> None:
@@ -139,6 +143,8 @@ class Scoring:
     async def score_pairs(self, prompts: list, responses: list) -> list[float]:
         if self.dead:
             raise ray.exceptions.ActorDiedError
+        if self.breaks is not None:
+            raise self.breaks
         return [float(prompt[0]) for prompt in prompts]
 
     async def logprobs_of(self, prompts: list, responses: list, temperature: float) -> list[list[float]]:

@@ -10,6 +10,7 @@ from stand_in_cast import QUICK, SAMPLING, Cast, Generator, Scoring, Spec, held_
 
 from actors import stage_fleet
 from actors.desired import read_desired, read_fleet, write_desired
+from actors.failures import worker_broke
 from actors.recruits import Call
 from actors.worker_rows import read_workers
 from corpus.problems import RunProblem, UsageProblem
@@ -208,6 +209,44 @@ def test_an_error_in_loading_that_nobody_foresaw_costs_a_restart_and_ends_the_ru
         assert (len(spec.made["one"]), len(spec.made["two"])) == (1, 1)
 
     play(scene, settings=QUICK, specs={"generators": spec})
+
+
+def test_held_out_prompts_are_sampled_and_scored_by_others_where_a_worker_breaks(play):
+    specs = {"generators": Spec(lambda name: Generator()), "scorers": Spec(lambda name: Scoring())}
+
+    async def scene(each: Cast) -> None:
+        await each.publish(0)
+        serving = each.conductor._fleet.generators.serving
+        each.generators[next(iter(serving))].broken = True
+        each.scoring.actor.breaks = worker_broke("scoring-0", "scored 2 responses", RuntimeError("CUDA out of memory"))
+        found = await each.conductor.evaluate(snapshot(9), held_out(), SAMPLING)
+        assert found["reward"] == 1.5
+        assert [type(actor) for actor in each.killed] == [Generator, Scoring]
+        assert each.killed[0].broken
+        _, told = each.conductor._fleet.scoring["scoring process"].lost
+        assert told == (
+            "scoring-0 was given up: it failed while it scored 2 responses (RuntimeError: CUDA out of memory)."
+        )
+        assert each.stream.failures == []
+
+    play(scene, settings=QUICK, specs=specs)
+
+
+def test_an_evaluation_that_every_worker_breaks_at_is_told_with_the_error(play):
+    def make(name: str) -> Scoring:
+        scoring = Scoring()
+        scoring.breaks = worker_broke(name, "scored 2 responses", RuntimeError("CUDA out of memory"))
+        return scoring
+
+    async def scene(each: Cast) -> None:
+        each.scoring.actor.breaks = make("scoring-0").breaks
+        with pytest.raises(
+            RunProblem, match=r"failed while it scored 2 responses \(RuntimeError: CUDA out of memory\)"
+        ):
+            await each.conductor.evaluate(snapshot(9), held_out(), SAMPLING)
+        assert len(each.killed) == 2
+
+    play(scene, settings=QUICK, specs={"scorers": Spec(make)})
 
 
 def test_a_start_that_fails_for_a_reason_that_nobody_foresaw_is_made_again_once(play):

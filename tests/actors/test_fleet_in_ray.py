@@ -16,6 +16,7 @@ import torch
 
 from actors.conductor import Conductor, Fellowship, Probe
 from actors.desired import read_fleet, write_desired
+from actors.failures import worker_broke
 from actors.generator import RolloutGenerator, Work
 from actors.pulse import pulse_now
 from actors.recruits import Call, WorkerSpec
@@ -59,13 +60,18 @@ def scoring_class(ray: Any) -> Any:
 
     class Scoring:
         def __init__(self, name: str) -> None:
-            self.loaded = False
+            self.name, self.loaded, self.breaks = name, False, False
+
+        def break_soon(self) -> None:
+            self.breaks = True
 
         def load(self) -> None:
             self.loaded = True
 
         def score(self, episodes: Any) -> list[float]:
             assert self.loaded
+            if self.breaks:
+                raise worker_broke(self.name, "scored", RuntimeError("CUDA out of memory"))
             time.sleep(0.2)
             return [float(slot) for slot in episodes.column("slot").to_pylist()]
 
@@ -210,6 +216,19 @@ def test_what_a_scoring_process_had_in_hand_is_scored_by_the_one_in_its_place(st
     assert not is_alive(pid)
     roles = each.updates_until(lambda roles: roles["fleet/scorers_serving"] == 1)
     assert roles["fleet/restarts"] == 1
+
+
+def test_a_scoring_process_that_breaks_is_replaced_and_its_chunks_are_scored_by_another(stage):
+    each = stage()
+    each.publish()
+    each.train()
+    each.ray.get(each.scoring.break_soon.remote(), timeout=WAIT_S)
+    each.publish()
+    each.train()
+    roles = each.updates_until(lambda roles: roles["fleet/scorers_serving"] == 1)
+    assert roles["fleet/restarts"] == 1
+    _, why = read_fleet(each.directory)["lost"]
+    assert why == "scoring-0 was given up: it failed while it scored (RuntimeError: CUDA out of memory)."
 
 
 def test_a_budget_that_is_spent_is_told_to_the_learner_in_a_sentence(stage):

@@ -16,6 +16,7 @@ from actors import delivery
 from actors import generator as module
 from actors.delivery import ScoringPools
 from actors.episodes import Chunk, Slot
+from actors.failures import worker_broke
 from actors.generator import RolloutGenerator, Work
 from actors.settings import RolloutSettings, SamplingSettings
 from corpus.problems import RunProblem, UsageProblem
@@ -240,11 +241,30 @@ def test_a_chunk_whose_scorer_died_is_scored_again_by_those_that_are_left(made):
     until(lambda: place.accept.calls)
     place.accept.calls[0][1].set_exception(died())
     until(lambda: place.scoring_pools.calls)
-    assert place.scoring_pools.calls[0][0] == ("ab",), "the conductor is told who died"
+    assert place.scoring_pools.calls[0][0] == ("ab", None), "the conductor is told who died"
     place.scoring_pools.calls[0][1].set_result(ScoringPools([other], [other]))
     until(lambda: len(place.accept.calls) == 2)
     assert len(place.score.calls) == len(other.score.calls) == len(other.reference_logprobs.calls) == 1
     assert other.score.calls[0][0][0] is place.accept.calls[0][0][0], "the same rows"
+    assert not place.failed.calls
+    place.accept.calls[1][1].set_result(2)
+
+
+def test_a_chunk_whose_scorer_broke_is_scored_again_and_the_conductor_hears_who_and_why(made):
+    generator, _ = made
+    place = Place()
+    generator.work(work(place))
+    place.grant(chunk())
+    until(lambda: place.accept.calls)
+    problem = worker_broke("scoring-0.1", "scored 2 responses", RuntimeError("CUDA out of memory"))
+    inner = RayTaskError("score", "Traceback", problem)
+    place.accept.calls[0][1].set_exception(RayTaskError("accept", "Traceback", inner).as_instanceof_cause())
+    until(lambda: place.scoring_pools.calls)
+    died, broke = place.scoring_pools.calls[0][0]
+    assert (died, broke.who) == (None, "scoring-0.1")
+    assert broke.why == "it failed while it scored 2 responses (RuntimeError: CUDA out of memory)"
+    place.scoring_pools.calls[0][1].set_result(ScoringPools([place], [place]))
+    until(lambda: len(place.accept.calls) == 2)
     assert not place.failed.calls
     place.accept.calls[1][1].set_result(2)
 

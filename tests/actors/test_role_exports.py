@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import pickle
 import time
 from typing import Any
 
@@ -37,6 +38,7 @@ from actors.exported_metrics import (
     WORKER_STALLED,
     WORKER_TOKENS,
 )
+from actors.failures import WorkerBroke
 from actors.generator import RolloutGenerator
 from actors.scoring import ScoringWorker
 from actors.settings import RolloutSettings, ScoringSettings
@@ -207,6 +209,31 @@ def test_rewards_that_are_not_finite_are_counted_before_the_run_stops(meter, mon
     assert meter.of(SCORING_NON_FINITE, role="scoring", worker="scoring-0") == 2
     scoring.heartbeat()
     assert meter.of(WORKER_TOKENS, role="scoring") == 8
+
+
+def test_what_nobody_foresaw_while_rewards_are_made_is_told_as_the_workers_own(meter, monkeypatch):
+    monkeypatch.setattr(scoring_processes, "decode_responses", lambda tokenizer, rows: [""] * len(rows))
+    scoring = plain(ScoringWorker)("scoring-0", ScoringSettings())
+
+    class Broken:
+        def __init__(self, error: Exception) -> None:
+            self._error = error
+
+        def score(self, *given: Any) -> list[float]:
+            raise self._error
+
+    scoring._reward = Broken(RuntimeError("CUDA out of memory"))
+    with pytest.raises(WorkerBroke) as found:
+        scoring.score_pairs([[1], [1]], [[2], [2]])
+    broke = pickle.loads(pickle.dumps(found.value))
+    assert str(broke) == (
+        "scoring-0 is lost: it failed while it scored 2 responses (RuntimeError: CUDA out of memory)."
+    )
+    assert (broke.who, broke.code) == ("scoring-0", "fleet/broke")
+    scoring._reward = Broken(RunProblem("reward function f: a score is nan.", "reward/scores"))
+    with pytest.raises(RunProblem) as foreseen:
+        scoring.score_pairs([[1]], [[2]])
+    assert foreseen.value.code == "reward/scores", "another process would meet it too"
 
 
 def test_the_weight_store_exports_its_newest_snapshot(meter, monkeypatch):
