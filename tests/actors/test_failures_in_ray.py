@@ -92,7 +92,11 @@ def raised(ray: Any, call: Any) -> BaseException:
     ("failure", "told"),
     [
         (RunProblem("reward function f: a score is nan.", "run/unexpected"), "reward function f: a score is nan."),
-        (UsageProblem("reward x: no such thing.", "data/row"), "reward x: no such thing."),
+        pytest.param(
+            UsageProblem("reward x: no such thing.", "data/row"),
+            "reward x: no such thing.",
+            marks=pytest.mark.extended,
+        ),
         (
             ZeroDivisionError("division by zero"),
             "slots 0 to 1 of g could not be scored and accepted: ZeroDivisionError: division by zero",

@@ -187,6 +187,7 @@ def simulation():
 
 
 @pytest.mark.slow
+@pytest.mark.extended  # the same actors as in the next one, for longer
 def test_two_and_four_generators_are_measured_on_the_real_actors(simulation, tmp_path):
     options, cast = simulation
     levels = list(control_plane.measured([2, 4], options, cast, tmp_path))

@@ -290,7 +290,9 @@ def test_a_recipe_that_fills_the_nodes_is_placed_as_it_is_said_to_fit(cluster, t
     assert pack([Bundle("one more", 0, 0.25)], left).left
 
 
-@pytest.mark.parametrize(("learning_on", "others_on"), [("one", "two"), ("two", "one")])
+@pytest.mark.parametrize(
+    ("learning_on", "others_on"), [("one", "two"), pytest.param("two", "one", marks=pytest.mark.extended)]
+)
 def test_every_role_lies_on_a_node_with_the_labels_that_it_asks_for(cluster, tmp_path, learning_on, others_on):
     """The same roles, which each of the nodes has room for: where they lie is what their labels say."""
     asked = recipe(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from actors.attempts import read_attempts
 from tests.end_to_end.commands import RECIPE, UPDATES, finish, start
+from tests.learning_metrics import learning
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -85,6 +86,7 @@ def test_with_staleness_1_tokens_are_at_most_one_update_old_and_some_are(folder:
     assert ages == {0, 1}
 
 
+@pytest.mark.extended  # on a store, with a lost disk beside it: test_stored_run.py
 def test_a_run_stopped_in_ppo_goes_on_to_bitwise_the_same_weights_and_episodes(folder: Path, run: Path, tmp_path: Path):
     without_ppo(folder, tmp_path)
     process = start(tmp_path, "ppo", RECIPE)
@@ -112,6 +114,7 @@ def test_a_run_stopped_in_ppo_goes_on_to_bitwise_the_same_weights_and_episodes(f
     first = {row["slot"]: row for table in episodes(run) for row in table.select(columns).to_pylist()}
     second = {row["slot"]: row for table in episodes(again) for row in table.select(columns).to_pylist()}
     assert first == second
+    assert [*map(learning, metrics(again))] == [*map(learning, metrics(run))]
 
 
 @pytest.mark.parametrize(

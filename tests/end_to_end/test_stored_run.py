@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load, load_file
 
 from tests.end_to_end.commands import RECIPE, UPDATES, finish, start
+from tests.learning_metrics import learning
 
 pytest_plugins = ["tests.object_store"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -74,9 +75,12 @@ def test_a_run_whose_disk_is_lost_goes_on_from_the_store_to_bitwise_the_same_wei
     stages = json.loads(out)["stages"]
     assert {name for name, stage in stages.items() if not stage["reused"]} == {PPO}
     assert "continues where it was interrupted" in err
-    assert [json.loads(line)["step"] for line in read(store, f"run/{PPO}/metrics.jsonl").splitlines()] == [
-        *range(1, UPDATES + 1)
-    ]
+    rows, local = (
+        [json.loads(line) for line in lines.splitlines()]
+        for lines in (read(store, f"run/{PPO}/metrics.jsonl"), (run / PPO / "metrics.jsonl").read_bytes())
+    )
+    assert [row["step"] for row in rows] == [*range(1, UPDATES + 1)]
+    assert [*map(learning, rows)] == [*map(learning, local)]
     kept = {name.removeprefix("run/") for name in keys_in("run/")}
     wanted = {"recipe.yaml", "lineage.json", "summary.json", "report.html", f"{PPO}/metrics.jsonl"}
     wanted |= {f"{PPO}/evaluations.jsonl", f"{PPO}/ema/model.safetensors", f"{PPO}/stage.json", "sft/stage.json"}

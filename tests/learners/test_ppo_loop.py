@@ -26,6 +26,7 @@ from learners.optimizer import OptimizerSettings
 from learners.ppo import train_ppo
 from learners.ppo_update import PpoUpdate
 from learners.worker import Interrupted
+from tests.learning_metrics import learning
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -166,6 +167,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights_bit_for_bit(run, whol
     assert result["attempt"] == 2
     assert result["kl_coefficient"] == whole.result["kl_coefficient"] != 0.02
     assert [row["step"] for row in stopped.metrics()] == [1, 2, 3, 4]
+    assert [*map(learning, stopped.metrics())] == [*map(learning, whole.metrics())]
     assert stopped.evaluated() == [2, 4]
     for name in ("policy", "ema", "value", "best"):
         assert equal(stopped.weights(name), whole.weights(name)), name
