@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Load:
     begun: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    gaps: list[tuple[float, float]] = field(default_factory=list)
+    """Of streams: when a chunk came (seconds since the load began), and for how long its client had waited since the
+    one before."""
     seconds: float = 0.0
 
     def latencies(self) -> list[float]:
@@ -60,7 +64,9 @@ async def run_load(target: Target, prompts: Sequence[Sequence[int]], clients: in
             while time.perf_counter() - start < seconds:
                 begun = time.perf_counter() - start
                 writer.write(target.request(prompts[(number + turn * clients) % len(prompts)], number + turn * clients))
-                failure, closes = await _answered(reader)
+                arrivals: list[float] = []
+                failure, closes = await _answered(reader, arrivals)
+                load.gaps += [(later - start, later - earlier) for earlier, later in pairwise(arrivals)]
                 if closes:
                     writer.close()
                     reader, writer = await asyncio.open_connection(target.host, target.port)
@@ -80,9 +86,9 @@ async def run_load(target: Target, prompts: Sequence[Sequence[int]], clients: in
     return load
 
 
-async def _answered(reader: asyncio.StreamReader) -> tuple[str | None, bool]:
+async def _answered(reader: asyncio.StreamReader, arrivals: list[float]) -> tuple[str | None, bool]:
     """Read one response. What was wrong with it, None where it was whole; and whether the server closes the connection
-    after it."""
+    after it. The moments at which chunks of a stream came are added to `arrivals`."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     status = head.split(b" ", 2)[1]
     if b"transfer-encoding: chunked" in head:
@@ -92,6 +98,7 @@ async def _answered(reader: asyncio.StreamReader) -> tuple[str | None, bool]:
             part = await reader.readexactly(size + 2)
             if not size:
                 break
+            arrivals.append(time.perf_counter())
             last = part
         whole = b"[DONE]" in last
     else:

@@ -3,8 +3,8 @@
 Both serve a Llama of 3.7M parameters with random weights in float32, with the same engine settings but for how many
 processes an engine is; requests have 32 prompt tokens (ids) and always get 64 tokens. Each is measured with 1, 8, 32
 and 128 clients that ask one after another, streaming and not; the two take turns, so that a machine whose pace drifts
-does not favour one. Then weights are published under load, and how long generation stood still and whether a request
-was lost is told.
+does not favour one. Then weights are published under a load of streams, and how long generation stood still, how long
+the next token was waited for and whether a request was lost is told.
 """
 
 import argparse
@@ -23,9 +23,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean
-from typing import Any
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
@@ -34,10 +35,15 @@ from bench.http_load import Load, Target, run_load
 from bench.workload import FIRST_WORD, PROMPT_TOKENS, VOCABULARY, Options, Workload, fabricate, recipe_for
 from serving.settings import ServingSettings
 
+if TYPE_CHECKING:
+    from models.snapshot import Snapshot
+
 RESPONSE_TOKENS = 64
 START_S = 300.0
 SWAPS = 8
 SWAP_CLIENTS = 32
+SWAP_S = 2.0
+"""Seconds from one change of weights to the next."""
 
 VLLM_SERVE = """
 if __name__ == "__main__":
@@ -81,6 +87,9 @@ def main() -> None:
         choices=[1, 2],
         help="of amenable's engine: loop and worker in one, or apart; else what the number of cores says",
     )
+    parser.add_argument(
+        "--kv-on-publish", choices=["keep", "recompute"], default="keep", help="what amenable does when weights change"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON answer")
     options = parser.parse_args()
     clients = [int(number) for number in options.clients.split(",")]
@@ -88,7 +97,7 @@ def main() -> None:
     spent: dict[Key, dict[str, float]] = {}
     swaps: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="amenable-bench-") as temporary:
-        run = make_run(Path(temporary), options.threads, options.processes)
+        run = make_run(Path(temporary), options.threads, options.processes, options.kv_on_publish)
         for number in range(options.rounds):
             for name, server in (("vllm", vllm_alone), ("amenable", amenable_serve)):
                 with server(run, options.threads) as (port, process):
@@ -101,7 +110,7 @@ def main() -> None:
     print(json.dumps(answer, indent=2) if options.json else table(answer))
 
 
-def make_run(directory: Path, threads: int, processes: int | None) -> Path:
+def make_run(directory: Path, threads: int, processes: int | None, kv_on_publish: Literal["keep", "recompute"]) -> Path:
     """A run whose PPO is next; its first weights are published. Served, an engine is so many `processes`, or as
     many as the number of cores makes it."""
     workload = Workload("A", RESPONSE_TOKENS, 0.0, 32, 32, 1024, True, "")
@@ -112,6 +121,7 @@ def make_run(directory: Path, threads: int, processes: int | None) -> Path:
         kv_cache_mib=256,
         threads=threads,
         worker_apart=None if processes is None else processes == 2,
+        kv_on_publish=kv_on_publish,
         score=False,
         follow_s=0.2,
     )
@@ -124,14 +134,20 @@ def make_run(directory: Path, threads: int, processes: int | None) -> Path:
 
 def publish(run: Path, update: int) -> None:
     """Publish the reference's weights, slightly changed, as version 0.`update`."""
+    from actors.published import PUBLISHED, PublishedFiles
+
+    PublishedFiles(run / PUBLISHED, "bench", 3).save(changed(run, update))
+
+
+def changed(run: Path, update: int) -> "Snapshot":
+    """The reference's weights, slightly changed, as version 0.`update`."""
     from safetensors.torch import load_file
 
-    from actors.published import PUBLISHED, PublishedFiles
     from models.snapshot import pack
 
     [file] = (run / "round-01" / "ppo-init" / "export").glob("*.safetensors")
     weights = {name: tensor * (1 + update / 1000) for name, tensor in load_file(file).items()}
-    PublishedFiles(run / PUBLISHED, "bench", 3).save(pack(weights, (0, update)))
+    return pack(weights, (0, update))
 
 
 @contextmanager
@@ -242,26 +258,57 @@ def cpu_seconds(process: int) -> dict[str, float]:
 
 
 def measure_swaps(run: Path, port: int) -> dict[str, Any]:
-    """Publish new weights under load: what it costs, and what is lost."""
-    before = stood_still(port)
+    """New weights under a load of streams: for how long generation stood still, how long the next tokens were waited
+    for, and what was lost.
+
+    For SWAPS seconds as many snapshots are written to where nobody looks for them, then as many to where the service
+    does: what their writing takes from the cores is in both.
+    """
+    from actors.published import PUBLISHED, PublishedFiles
+
+    unseen = PublishedFiles(run.parent / "unseen", "bench", 3)
+    followed = PublishedFiles(run / PUBLISHED, "bench", 3)
+    snapshots = [changed(run, 2 + number) for number in range(2 * SWAPS)]
+    begun: list[float] = []
+    reads = [stood_still(port)]
 
     async def scene() -> Load:
-        loading = asyncio.create_task(run_load(target(port, False), PROMPTS, SWAP_CLIENTS, 3.0 + SWAPS))
+        start = time.perf_counter()
+        loading = asyncio.create_task(run_load(target(port, True), PROMPTS, SWAP_CLIENTS, 3.0 + 2 * SWAPS * SWAP_S))
         await asyncio.sleep(1.5)
-        for number in range(SWAPS):
-            await asyncio.to_thread(publish, run, 2 + number)
-            await asyncio.sleep(1.0)
+        for number, snapshot in enumerate(snapshots):
+            began = time.perf_counter()
+            begun.append(began - start)
+            await asyncio.to_thread((unseen if number < SWAPS else followed).save, snapshot)
+            # A read is as long before the next change as it takes the service to count this one.
+            await asyncio.sleep(max(0.0, SWAP_S * 0.8 - (time.perf_counter() - began)))
+            reads.append(await asyncio.to_thread(stood_still, port))
+            await asyncio.sleep(max(0.0, SWAP_S - (time.perf_counter() - began)))
         return await loading
 
     load = asyncio.run(scene())
-    after = stood_still(port)
-    swapped = after[0] - before[0]
+    return {"clients": SWAP_CLIENTS, **swap_figures(load, begun, reads)}
+
+
+def swap_figures(load: Load, begun: list[float], reads: list[tuple[int, float]]) -> dict[str, Any]:
+    """What changes of weights cost, of a load whose first half of `begun` (seconds since the load began) had none.
+
+    `reads` are how many changes there were and how long generation stood still for them, in all, before each of `begun`
+    and after the last. In each window of SWAP_S the longest wait of any client between two chunks is told.
+    """
+    changes = [(later[0] - earlier[0], later[1] - earlier[1]) for earlier, later in pairwise(reads)]
+    stops = [1000 * seconds / number for number, seconds in changes if number]
+    waits = [1000 * max((gap for at, gap in load.gaps if 0 <= at - begin < SWAP_S), default=0.0) for begin in begun]
+    without, with_change = waits[: len(waits) // 2], waits[len(waits) // 2 :]
     return {
-        "clients": SWAP_CLIENTS,
         "requests": len(load.ended),
         "lost": len(load.failures),
-        "swaps": swapped,
-        "stood_still_ms": 1000 * (after[1] - before[1]) / max(1, swapped),
+        "swaps": reads[-1][0] - reads[0][0],
+        "stood_still_ms": {"mean": mean(stops), "longest": max(stops)} if stops else None,
+        "wait_for_a_chunk_ms": {
+            "median": 1000 * median(gap for _, gap in load.gaps),
+            "longest_in_a_window": {"without_change": sorted(without), "with_change": sorted(with_change)},
+        },
         "p50_s": load.quantile(0.5),
         "max_s": load.quantile(1.0),
     }
@@ -269,7 +316,6 @@ def measure_swaps(run: Path, port: int) -> dict[str, Any]:
 
 def stood_still(port: int) -> tuple[int, float]:
     """How many times weights were put in so far, and for how many seconds generation stood still for them."""
-    time.sleep(0.5)  # the replica counts as often as it looks for weights
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
         text = response.read().decode()
 

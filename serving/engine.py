@@ -2,8 +2,9 @@
 
 Invariants:
 - A request is answered by the model that it named: other models are only put in once the slot's requests have ended.
-- Newer weights of the policy go in between two engine steps, and requests go on; their keys and values are computed
-  again, the prefix cache is emptied, and each response says which version wrote which tokens.
+- Newer weights of the policy go in between two engine steps, and requests go on; each response says which version wrote
+  which tokens. They keep their keys and values (or, by the settings, have them computed again); a request that comes
+  after the change reads none that older weights wrote.
 - Any other name keeps its weights to the end of a request: policy@N is another version where a later attempt of the run
   has published its update N.
 - A slot whose weights could not be changed half-way is broken, and its replica is replaced.
@@ -92,6 +93,9 @@ class EngineSlot:
         """Seconds for which generation stood still, for each change of weights."""
         self._settings, self._context_tokens = settings, context_tokens
         self._shapes: Shapes = {}
+        self._salt = 0
+        """What the keys of the prefix cache begin with, for requests that come now: it is another one while weights
+        change, and another one thereafter."""
         self._changing = asyncio.Lock()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -167,7 +171,7 @@ class EngineSlot:
                 async with asyncio.timeout(self._settings.load_deadline_s):
                     if not goes_on:
                         await self._idle.wait()
-                    await self._swap(weights)
+                    await self._swap(weights, keeps_kv=goes_on and self._settings.kv_on_publish == "keep")
             except TimeoutError:
                 if self.broken is None and self.loading is not None:
                     self.holds = former
@@ -268,22 +272,23 @@ class EngineSlot:
         args = arguments(directory, self._settings, self._context_tokens)
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
         self._engine = engine
-        vars(engine)["generate"] = tracked(engine.generate)
+        vars(engine)["generate"] = tracked(engine.generate, lambda: str(self._salt))
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks)
         await init_app_state(engine, app.state, args, tasks)
         app.state.server = SimpleNamespace(should_exit=False)  # vLLM's own is told so where its engine has died
         self._app = app
 
-    async def _swap(self, weights: Weights) -> None:
+    async def _swap(self, weights: Weights, *, keeps_kv: bool) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        started = time.perf_counter()
         paths = [str(path) for path in weights.files()]
         update = {"safetensors": paths} if weights.snapshot is None else {"snapshot": paths[0]}
+        self._salt += 1
         try:
             # As AsyncLLM.pause_generation, without the time it sleeps so that outputs come before it returns.
-            await self._engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
+            await self._engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=not keeps_kv)
+            started = time.perf_counter()  # the step that was under way has ended, and its tokens are out
             await self._engine.start_weight_update()
             await self._engine.update_weights(WeightTransferUpdateRequest(update_info=update))
             await self._engine.finish_weight_update(weight_version=weights.version)
@@ -291,6 +296,7 @@ class EngineSlot:
         except BaseException as error:
             self.broken = f"it stopped in the midst of taking weights {weights.version} ({error!r})."
             raise
+        self._salt += 1
         self.stood_still_s.append(time.perf_counter() - started)
 
     def _now_holds(self, name: str, version: str) -> None:

@@ -117,6 +117,12 @@ class ServingSettings(BaseModel):
     kv_cache_mib: int = Field(
         default=256, ge=1, description="Memory for keys and values of each engine, MiB. House default for tiny models."
     )
+    kv_on_publish: Literal["keep", "recompute"] = Field(
+        default="keep",
+        description="Keys and values of running responses of `policy` when newer weights are put in. `keep`: read on "
+        "as older weights wrote them. `recompute`: computed again under the newer weights, for which every response "
+        "waits. House default; both are measured in bench/README.md.",
+    )
     score: bool = Field(
         default=True, description="Whether the run's reward model is served too (/v1/score). House default."
     )

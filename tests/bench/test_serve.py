@@ -6,7 +6,7 @@ import os
 import pytest
 
 from bench.http_load import Load, Target, run_load
-from bench.serve import cpu_seconds, summary, table
+from bench.serve import SWAP_S, cpu_seconds, summary, swap_figures, table
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
@@ -48,6 +48,13 @@ def test_whole_answers_are_counted(response):
     assert 0.001 <= load.quantile(0.5) <= load.quantile(0.99) <= load.seconds
 
 
+def test_how_long_the_client_of_a_stream_waited_for_each_chunk_is_told():
+    load, _ = load_of(STREAM)
+    assert len(load.gaps) == len(load.ended)  # two chunks each
+    assert all(0 <= gap <= 0.2 and gap <= at <= load.seconds for at, gap in load.gaps)
+    assert load_of(WHOLE)[0].gaps == []
+
+
 @pytest.mark.parametrize(("response", "says"), [(CUT, "200"), (BUSY, "503")])
 def test_answers_that_are_cut_or_refused_are_failures(response, says):
     load, _ = load_of(response)
@@ -57,7 +64,7 @@ def test_answers_that_are_cut_or_refused_are_failures(response, says):
 
 def test_the_figures_are_ratios_of_tokens_a_second():
     def load(requests: int) -> Load:
-        return Load([0.0] * requests, [0.5] * requests, [], 10.0)
+        return Load([0.0] * requests, [0.5] * requests, seconds=10.0)
 
     loads = {
         ("vllm", 8, False): [load(100)],
@@ -75,6 +82,21 @@ def test_the_figures_are_ratios_of_tokens_a_second():
     assert answer["streaming_us_per_token"]["amenable"]["8"] == pytest.approx(1e6 / 320 - 1e6 / 576)
     assert plain["vllm"]["cpu_us_per_token"] == {"rest": 0.0, "worker": pytest.approx(10)}
     assert "0.90" in table(answer)
+
+
+def test_what_a_change_of_weights_costs_is_told_of_each_and_beside_windows_without():
+    begun = [SWAP_S * number for number in range(4)]
+    gaps = [(0.5, 0.02), (1.5, 0.03), (SWAP_S + 0.1, 0.04), (2 * SWAP_S + 0.1, 0.02), (2 * SWAP_S + 0.2, 0.09)]
+    gaps += [(3 * SWAP_S + 0.5, 0.3), (4 * SWAP_S + 0.1, 9.0)]  # the last after all
+    load = Load([0.0, 1.0], [1.0, 3.0], ["503: lost"], gaps, 10.0)
+    figures = swap_figures(load, begun, [(0, 0.0), (0, 0.0), (0, 0.0), (1, 0.05), (3, 0.25)])
+    assert figures["stood_still_ms"] == {"mean": pytest.approx(75), "longest": pytest.approx(100)}
+    assert (figures["swaps"], figures["lost"], figures["requests"]) == (3, 1, 2)
+    assert figures["wait_for_a_chunk_ms"]["median"] == pytest.approx(40)
+    assert figures["wait_for_a_chunk_ms"]["longest_in_a_window"] == {
+        "without_change": [pytest.approx(30), pytest.approx(40)],
+        "with_change": [pytest.approx(90), pytest.approx(300)],
+    }
 
 
 def test_the_cpu_time_of_a_process_is_found_by_its_part():

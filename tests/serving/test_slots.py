@@ -315,7 +315,8 @@ def test_only_the_policy_is_given_other_weights_while_it_answers(name, goes_on, 
         slot: Any = EngineSlot(0, ServingSettings(), 64)
         put: list[str] = []
 
-        async def swap(weights: Any) -> None:
+        async def swap(weights: Any, *, keeps_kv: bool) -> None:
+            assert keeps_kv is goes_on
             put.append(weights.version)
 
         monkeypatch.setattr(slot, "_swap", swap)
