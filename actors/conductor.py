@@ -149,7 +149,7 @@ class Conductor:
     async def broke(self, name: str, problem: Problem) -> None:
         """A worker that calls itself `name` has failed for a reason that another process may not meet: it is
         replaced."""
-        why = problem.why if isinstance(problem, WorkerBroke) else str(problem).rstrip(".")
+        why = f"it {problem.did}" if isinstance(problem, WorkerBroke) else str(problem).rstrip(".")
         for roster in self._fleet.rosters():
             own = roster.called(name)
             if own is not None:

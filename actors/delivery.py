@@ -19,6 +19,10 @@ SCORING_TRIES = 5
 chunk that they do not survive."""
 
 
+BREAKS = 2
+"""Scoring processes that broke at one chunk, after which the run stops: it is then no process's own."""
+
+
 @dataclass(frozen=True)
 class ScoringPools:
     """The scoring processes that serve. A score does not depend on which of them gives it."""
@@ -71,6 +75,8 @@ class Unscored:
     slots: list[int]
     work: Work
     tries: int = 0
+    broke: int = 0
+    """How often a scoring process broke at it."""
 
 
 class Delivery:
@@ -102,9 +108,10 @@ class Delivery:
         chunk.tries += 1
         work = chunk.work
         died, broke = dead_actor(problem), broken_worker(problem)
+        chunk.broke += broke is not None
         lost = isinstance(problem, ObjectLostError) or broke is not None
         lost = lost or (died is not None and died not in actor_names([("", work.stream)]))
-        if not lost or work is not self.work or chunk.tries >= SCORING_TRIES:
+        if not lost or work is not self.work or chunk.tries >= SCORING_TRIES or chunk.broke >= BREAKS:
             self._tell(problem, chunk)
             return
         pools = work.conductor.scoring_pools.remote(died, broke).future()

@@ -26,15 +26,15 @@ LONGEST_MESSAGE = 400
 
 
 class WorkerBroke(RunProblem):
-    """A worker met an error that nobody foresaw, such as a GPU without memory. It may be that process's own: another is
-    tried in its place. Of `lost`, the first is what the worker calls itself, the second why it is lost, a clause."""
+    """A worker met an error that nobody foresaw, such as a GPU without memory. It may be that process's own: in PPO
+    another is tried in its place. `what` are two: what the worker calls itself, and what it did, after its name."""
 
-    def __init__(self, lost: tuple[str, str], code: str) -> None:
-        self.who, self.why = lost
-        super().__init__(f"{self.who} is lost: {self.why}.", code)
+    def __init__(self, what: tuple[str, str], code: str) -> None:
+        self.who, self.did = what
+        super().__init__(f"{self.who} {self.did}.", code)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return WorkerBroke, ((self.who, self.why), self.code)
+        return WorkerBroke, ((self.who, self.did), self.code)
 
 
 _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, OutOfMemoryError)
@@ -86,7 +86,7 @@ def broken_worker(error: BaseException) -> WorkerBroke | None:
 
 def worker_broke(who: str, doing: str, error: BaseException) -> WorkerBroke:
     """What is told where the worker `who` met an `error` that nobody foresaw; `doing` follows "while it"."""
-    return WorkerBroke((who, f"it failed while it {doing} ({_one_line(_origin(error))})"), "fleet/broke")
+    return WorkerBroke((who, f"failed while it {doing}: {_one_line(_origin(error))}"), UNEXPECTED)
 
 
 def actor_names(actors: Iterable[tuple[str, Any]]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors.delivery import Delivery, ScoringPools, Unscored, Work
 from actors.episodes import Chunk
 from actors.exported_metrics import GENERATOR_PAUSE
-from actors.failures import expected_problem, plain_problem
+from actors.failures import expected_problem, plain_problem, worker_broke
 from actors.open_chunks import KIND, OpenChunk, OpenChunks, chunks_to_lease
 from actors.pulse import Pulse, pulse_now
 from actors.role_reports import RoleReport, report_now
@@ -246,11 +246,12 @@ class RolloutGenerator:
         names = self._work.names() if self._work is not None else {}
         aim, doing = f"{self._name} had slots to generate", f"{self._name} failed"
         told = plain_problem(problem, names, "the episode stream", aim, doing)
-        if self._work is not None:
-            # What is no expected problem may be this process's own: another is tried.
-            tell = "failed" if expected_problem(problem, names, "", aim) is not None else "broke"
-            getattr(self._work.conductor, tell).remote(self._name, told)
         refusal = RunProblem(f"{self._name} has failed: {told}", "fleet/generator-failed")
+        # What is no expected problem may be this process's own: another is tried.
+        if expected_problem(problem, names, "", aim) is None:
+            told = refusal = worker_broke(self._name, "generated", problem)
+        if self._work is not None:
+            getattr(self._work.conductor, "broke" if told is refusal else "failed").remote(self._name, told)
         for waiting in (*self._probes.values(), *(answer for _, answer in self._exclusive)):
             waiting.set_exception(refusal)
         while True:

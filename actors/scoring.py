@@ -4,6 +4,7 @@ On a small machine one process is both; on a large one each has its own. The cod
 calls `score` on a process that was given a reward and `reference_logprobs` on one that was given a reference.
 """
 
+import errno
 import logging
 import math
 import time
@@ -28,6 +29,8 @@ from corpus.telemetry import switch_telemetry_off
 from corpus.templates import decode_responses
 
 log = logging.getLogger(__name__)
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @ray.remote(concurrency_groups={"health": 1})  # pyright: ignore[reportCallIssue]
@@ -154,6 +157,8 @@ class ScoringWorker:
         except (RunProblem, UsageProblem):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise  # no other process has more
             log.exception("%s failed while it scored %d rows", self._name, len(prompts))
             raise worker_broke(self._name, f"scored {len(prompts)} responses", error) from error
         finally:

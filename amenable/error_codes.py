@@ -430,11 +430,6 @@ SYMPTOMS = (
                 "fleet/generator-failed", "A generator has failed and answers no more.", "The sentence has its reason."
             ),
             Code(
-                "fleet/broke",
-                "A worker met an error that nobody foresaw, and so did those that took its place.",
-                "The sentence has the error, `logs/` its traceback.",
-            ),
-            Code(
                 "fleet/unscored",
                 "Episodes could not be scored, whoever tried.",
                 "Look at the scorer's memory and logs.",
@@ -489,7 +484,8 @@ SYMPTOMS = (
             Code(
                 "run/unexpected",
                 "Something that nobody foresaw; the sentence has its kind.",
-                "Report it with the output of `--json`, `amenable doctor` and the versions.",
+                "`logs/` has its traceback. Where it is no want of memory, report it with the output of `--json`, "
+                "`amenable doctor` and the versions.",
             ),
             Code(
                 "publication/settle",

@@ -39,7 +39,7 @@ class Load:
     failures: list[str] = field(default_factory=list)
     gaps: list[tuple[float, float]] = field(default_factory=list)
     """Of streams: when a chunk came (seconds since the load began), and for how long its client had waited since the
-    one before."""
+    one before, or for the first since it asked."""
     seconds: float = 0.0
 
     def latencies(self) -> list[float]:
@@ -62,9 +62,9 @@ async def run_load(target: Target, prompts: Sequence[Sequence[int]], clients: in
         turn = 0
         try:
             while time.perf_counter() - start < seconds:
-                begun = time.perf_counter() - start
+                arrivals = [time.perf_counter()]
+                begun = arrivals[0] - start
                 writer.write(target.request(prompts[(number + turn * clients) % len(prompts)], number + turn * clients))
-                arrivals: list[float] = []
                 failure, closes = await _answered(reader, arrivals)
                 load.gaps += [(later - start, later - earlier) for earlier, later in pairwise(arrivals)]
                 if closes:

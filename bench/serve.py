@@ -261,7 +261,7 @@ def measure_swaps(run: Path, port: int) -> dict[str, Any]:
     """New weights under a load of streams: for how long generation stood still, how long the next tokens were waited
     for, and what was lost.
 
-    For SWAPS seconds as many snapshots are written to where nobody looks for them, then as many to where the service
+    SWAPS snapshots are written to where nobody looks for them, one every SWAP_S, then as many to where the service
     does: what their writing takes from the cores is in both.
     """
     from actors.published import PUBLISHED, PublishedFiles
@@ -294,19 +294,20 @@ def swap_figures(load: Load, begun: list[float], reads: list[tuple[int, float]])
     """What changes of weights cost, of a load whose first half of `begun` (seconds since the load began) had none.
 
     `reads` are how many changes there were and how long generation stood still for them, in all, before each of `begun`
-    and after the last. In each window of SWAP_S the longest wait of any client between two chunks is told.
+    and after the last; of several between two reads all are told as one. In each window of SWAP_S the longest wait of
+    any client for a chunk is told, the first ones of responses included.
     """
-    changes = [(later[0] - earlier[0], later[1] - earlier[1]) for earlier, later in pairwise(reads)]
-    stops = [1000 * seconds / number for number, seconds in changes if number]
+    stops = [1000 * (later[1] - earlier[1]) for earlier, later in pairwise(reads) if later[0] > earlier[0]]
+    changes = reads[-1][0] - reads[0][0]
     waits = [1000 * max((gap for at, gap in load.gaps if 0 <= at - begin < SWAP_S), default=0.0) for begin in begun]
     without, with_change = waits[: len(waits) // 2], waits[len(waits) // 2 :]
     return {
         "requests": len(load.ended),
         "lost": len(load.failures),
-        "swaps": reads[-1][0] - reads[0][0],
-        "stood_still_ms": {"mean": mean(stops), "longest": max(stops)} if stops else None,
+        "swaps": changes,
+        "stood_still_ms": {"mean": sum(stops) / changes, "longest": max(stops)} if stops else None,
         "wait_for_a_chunk_ms": {
-            "median": 1000 * median(gap for _, gap in load.gaps),
+            "median": 1000 * median(gap for _, gap in load.gaps) if load.gaps else None,
             "longest_in_a_window": {"without_change": sorted(without), "with_change": sorted(with_change)},
         },
         "p50_s": load.quantile(0.5),

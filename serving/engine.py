@@ -3,8 +3,8 @@
 Invariants:
 - A request is answered by the model that it named: other models are only put in once the slot's requests have ended.
 - Newer weights of the policy go in between two engine steps, and requests go on; each response says which version wrote
-  which tokens. They keep their keys and values (or, by the settings, have them computed again); a request that comes
-  after the change reads none that older weights wrote.
+  which tokens. Those that have begun keep their keys and values (or, by the settings, have them computed again); all
+  others read none that older weights wrote.
 - Any other name keeps its weights to the end of a request: policy@N is another version where a later attempt of the run
   has published its update N.
 - A slot whose weights could not be changed half-way is broken, and its replica is replaced.
@@ -93,9 +93,6 @@ class EngineSlot:
         """Seconds for which generation stood still, for each change of weights."""
         self._settings, self._context_tokens = settings, context_tokens
         self._shapes: Shapes = {}
-        self._salt = 0
-        """What the keys of the prefix cache begin with, for requests that come now: it is another one while weights
-        change, and another one thereafter."""
         self._changing = asyncio.Lock()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -272,7 +269,7 @@ class EngineSlot:
         args = arguments(directory, self._settings, self._context_tokens)
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
         self._engine = engine
-        vars(engine)["generate"] = tracked(engine.generate, lambda: str(self._salt))
+        vars(engine)["generate"] = tracked(engine.generate)
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks)
         await init_app_state(engine, app.state, args, tasks)
@@ -284,19 +281,19 @@ class EngineSlot:
 
         paths = [str(path) for path in weights.files()]
         update = {"safetensors": paths} if weights.snapshot is None else {"snapshot": paths[0]}
-        self._salt += 1
         try:
             # As AsyncLLM.pause_generation, without the time it sleeps so that outputs come before it returns.
             await self._engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=not keeps_kv)
-            started = time.perf_counter()  # the step that was under way has ended, and its tokens are out
+            started = time.perf_counter()  # the step that was under way has ended
             await self._engine.start_weight_update()
             await self._engine.update_weights(WeightTransferUpdateRequest(update_info=update))
             await self._engine.finish_weight_update(weight_version=weights.version)
+            if keeps_kv:
+                await self._engine.reset_prefix_cache()
             await self._engine.resume_generation()
         except BaseException as error:
             self.broken = f"it stopped in the midst of taking weights {weights.version} ({error!r})."
             raise
-        self._salt += 1
         self.stood_still_s.append(time.perf_counter() - started)
 
     def _now_holds(self, name: str, version: str) -> None:
@@ -346,6 +343,7 @@ def arguments(directory: Path, settings: ServingSettings, context_tokens: int) -
         # seed cannot do.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(PREFILL_TOKENS, context_tokens),
+        "scheduler_cls": "serving.scheduler.SaltingScheduler",
         "async_scheduling": False,  # else a batch in flight is labelled with the next weights' version
         "disable_log_stats": True,
         "enable_log_requests": False,

@@ -140,9 +140,8 @@ _KEPT = frozenset({b"content-type", b"cache-control", b"retry-after"})
 """Headers of an engine's application that go on."""
 
 
-def tracked(generate: Callable[..., Any], salt: Callable[[], str]) -> Callable[..., Any]:
-    """vLLM's `AsyncLLM.generate`, which notes the spans of what it finishes with the request that it works for, and
-    shares keys and values of prompts among requests that come under the same `salt` only."""
+def tracked(generate: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM's `AsyncLLM.generate`, which notes the spans of what it finishes with the request that it works for."""
     from contextlib import aclosing
 
     async def generate_and_note(prompt: Any, params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
@@ -150,8 +149,7 @@ def tracked(generate: Callable[..., Any], salt: Callable[[], str]) -> Callable[.
         # vLLM's completions end the id of a request with the number of the prompt; a chat has one prompt.
         last = request_id.rpartition("-")[2]
         number = int(last) if request_id.startswith("cmpl-") and last.isdigit() else 0
-        salted = {**prompt, "cache_salt": salt()}
-        async with aclosing(generate(salted, params, request_id, *args, **kwargs)) as outputs:
+        async with aclosing(generate(prompt, params, request_id, *args, **kwargs)) as outputs:
             async for output in outputs:
                 if spans is not None:
                     for completion in output.outputs:

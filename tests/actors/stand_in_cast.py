@@ -58,6 +58,8 @@ class Generator:
         self.adjusted: list[tuple[int, Any]] = []
         self.worked = self.rested = self.dead = self.silent = self.broken = False
         self.stalled_s = 0.0
+        self.breaks: Exception | None = None
+        """What sampling raises."""
 
     async def load(self, snapshot: Snapshot, label: str) -> float:
         if self.dead:
@@ -101,8 +103,8 @@ class Generator:
         assert snapshot[0].version == (0, 9)
         if self.dead:
             raise ray.exceptions.ActorDiedError
-        if self.broken:
-            raise ray.exceptions.RayTaskError("sample", "Traceback", RuntimeError("CUDA out of memory"))
+        if self.breaks is not None:
+            raise self.breaks
         self.idle.clear()
         await self.samples_gate.wait()
         self.idle.set()

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from ray.exceptions import RayTaskError
 from stand_in_cast import QUICK, SAMPLING, Cast, Generator, Scoring, Spec, held_out, snapshot, turns, until
 
 from actors import stage_fleet
@@ -211,21 +212,27 @@ def test_an_error_in_loading_that_nobody_foresaw_costs_a_restart_and_ends_the_ru
     play(scene, settings=QUICK, specs={"generators": spec})
 
 
-def test_held_out_prompts_are_sampled_and_scored_by_others_where_a_worker_breaks(play):
+@pytest.mark.parametrize(
+    "error",
+    [
+        RayTaskError("sample", "Traceback", RuntimeError("CUDA out of memory")),  # in the sampling itself
+        worker_broke("one", "generated", RuntimeError("CUDA out of memory")),  # in the step of another request
+    ],
+)
+def test_held_out_prompts_are_sampled_and_scored_by_others_where_a_worker_breaks(play, error):
     specs = {"generators": Spec(lambda name: Generator()), "scorers": Spec(lambda name: Scoring())}
 
     async def scene(each: Cast) -> None:
         await each.publish(0)
-        serving = each.conductor._fleet.generators.serving
-        each.generators[next(iter(serving))].broken = True
+        assert next(iter(each.conductor._fleet.generators.serving)) == "one"
+        each.generators["one"].breaks = error
         each.scoring.actor.breaks = worker_broke("scoring-0", "scored 2 responses", RuntimeError("CUDA out of memory"))
         found = await each.conductor.evaluate(snapshot(9), held_out(), SAMPLING)
         assert found["reward"] == 1.5
-        assert [type(actor) for actor in each.killed] == [Generator, Scoring]
-        assert each.killed[0].broken
+        assert each.killed == [each.generators["one"], each.scoring.actor]
         _, told = each.conductor._fleet.scoring["scoring process"].lost
         assert told == (
-            "scoring-0 was given up: it failed while it scored 2 responses (RuntimeError: CUDA out of memory)."
+            "scoring-0 was given up: it failed while it scored 2 responses: RuntimeError: CUDA out of memory."
         )
         assert each.stream.failures == []
 
@@ -240,9 +247,7 @@ def test_an_evaluation_that_every_worker_breaks_at_is_told_with_the_error(play):
 
     async def scene(each: Cast) -> None:
         each.scoring.actor.breaks = make("scoring-0").breaks
-        with pytest.raises(
-            RunProblem, match=r"failed while it scored 2 responses \(RuntimeError: CUDA out of memory\)"
-        ):
+        with pytest.raises(RunProblem, match=r"failed while it scored 2 responses: RuntimeError: CUDA out of memory"):
             await each.conductor.evaluate(snapshot(9), held_out(), SAMPLING)
         assert len(each.killed) == 2
 

@@ -228,7 +228,7 @@ def test_a_scoring_process_that_breaks_is_replaced_and_its_chunks_are_scored_by_
     roles = each.updates_until(lambda roles: roles["fleet/scorers_serving"] == 1)
     assert roles["fleet/restarts"] == 1
     _, why = read_fleet(each.directory)["lost"]
-    assert why == "scoring-0 was given up: it failed while it scored (RuntimeError: CUDA out of memory)."
+    assert why == "scoring-0 was given up: it failed while it scored: RuntimeError: CUDA out of memory."
 
 
 def test_a_budget_that_is_spent_is_told_to_the_learner_in_a_sentence(stage):

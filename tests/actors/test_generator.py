@@ -190,7 +190,7 @@ def test_an_engine_that_breaks_is_told_to_the_conductor_and_to_whoever_asks_late
     place.lease.calls[0][1].set_result([chunk()])
     until(lambda: place.broke.calls)
     assert "the engine broke" in str(place.broke.calls[0][0][1])
-    with pytest.raises(RunProblem, match=r"g has failed: .*the engine broke"):
+    with pytest.raises(RunProblem, match=r"^g failed while it generated: RuntimeError: the engine broke\.$"):
         generator.load("weights", "0.1")
 
 
@@ -262,11 +262,15 @@ def test_a_chunk_whose_scorer_broke_is_scored_again_and_the_conductor_hears_who_
     until(lambda: place.scoring_pools.calls)
     died, broke = place.scoring_pools.calls[0][0]
     assert (died, broke.who) == (None, "scoring-0.1")
-    assert broke.why == "it failed while it scored 2 responses (RuntimeError: CUDA out of memory)"
+    assert str(broke) == "scoring-0.1 failed while it scored 2 responses: RuntimeError: CUDA out of memory."
     place.scoring_pools.calls[0][1].set_result(ScoringPools([place], [place]))
     until(lambda: len(place.accept.calls) == 2)
     assert not place.failed.calls
-    place.accept.calls[1][1].set_result(2)
+    place.accept.calls[1][1].set_exception(RayTaskError("accept", "Traceback", inner).as_instanceof_cause())
+    until(lambda: place.failed.calls)  # a second process met it too
+    told = place.failed.calls[0][0][1]
+    assert str(told) == "scoring-0.1 failed while it scored 2 responses: RuntimeError: CUDA out of memory."
+    assert len(place.scoring_pools.calls) == 1
 
 
 def test_a_chunk_that_no_scorer_survives_ends_the_run(made):

@@ -226,10 +226,8 @@ def test_what_nobody_foresaw_while_rewards_are_made_is_told_as_the_workers_own(m
     with pytest.raises(WorkerBroke) as found:
         scoring.score_pairs([[1], [1]], [[2], [2]])
     broke = pickle.loads(pickle.dumps(found.value))
-    assert str(broke) == (
-        "scoring-0 is lost: it failed while it scored 2 responses (RuntimeError: CUDA out of memory)."
-    )
-    assert (broke.who, broke.code) == ("scoring-0", "fleet/broke")
+    assert str(broke) == ("scoring-0 failed while it scored 2 responses: RuntimeError: CUDA out of memory.")
+    assert (broke.who, broke.code) == ("scoring-0", "run/unexpected")
     scoring._reward = Broken(RunProblem("reward function f: a score is nan.", "reward/scores"))
     with pytest.raises(RunProblem) as foreseen:
         scoring.score_pairs([[1]], [[2]])

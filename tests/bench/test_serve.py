@@ -14,8 +14,9 @@ CUT = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n
 BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy"
 
 
-def load_of(response: bytes, clients: int = 2, seconds: float = 0.2) -> tuple[Load, list[bytes]]:
-    """What came of clients of a server whose every answer is `response`; and the requests that it read."""
+def load_of(response: bytes, clients: int = 2, seconds: float = 0.2, pause_s: float = 0.0) -> tuple[Load, list[bytes]]:
+    """What came of clients of a server whose every answer is `response`, with a pause before its last chunk; and the
+    requests that it read."""
     asked: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -23,7 +24,11 @@ def load_of(response: bytes, clients: int = 2, seconds: float = 0.2) -> tuple[Lo
             length = int(head.partition(b"Content-Length: ")[2].split(b"\r")[0])
             asked.append(await reader.readexactly(length))
             await asyncio.sleep(0.001)
-            writer.write(response)
+            first, mark, rest = response.rpartition(b"e\r\ndata:") if pause_s else (response, b"", b"")
+            writer.write(first)
+            if pause_s:
+                await asyncio.sleep(pause_s)
+            writer.write(mark + rest)
 
     async def scene() -> Load:
         def quiet(*_: object) -> None:
@@ -49,9 +54,12 @@ def test_whole_answers_are_counted(response):
 
 
 def test_how_long_the_client_of_a_stream_waited_for_each_chunk_is_told():
-    load, _ = load_of(STREAM)
-    assert len(load.gaps) == len(load.ended)  # two chunks each
-    assert all(0 <= gap <= 0.2 and gap <= at <= load.seconds for at, gap in load.gaps)
+    load, _ = load_of(STREAM, clients=1, pause_s=0.03)
+    waited = [gap for _, gap in load.gaps]
+    assert len(waited) == 2 * len(load.ended)  # two chunks each
+    assert all(gap < 0.03 for gap in waited[::2])
+    assert all(gap >= 0.03 for gap in waited[1::2])
+    assert all(gap <= at <= load.seconds for at, gap in load.gaps)
     assert load_of(WHOLE)[0].gaps == []
 
 
@@ -90,7 +98,7 @@ def test_what_a_change_of_weights_costs_is_told_of_each_and_beside_windows_witho
     gaps += [(3 * SWAP_S + 0.5, 0.3), (4 * SWAP_S + 0.1, 9.0)]  # the last after all
     load = Load([0.0, 1.0], [1.0, 3.0], ["503: lost"], gaps, 10.0)
     figures = swap_figures(load, begun, [(0, 0.0), (0, 0.0), (0, 0.0), (1, 0.05), (3, 0.25)])
-    assert figures["stood_still_ms"] == {"mean": pytest.approx(75), "longest": pytest.approx(100)}
+    assert figures["stood_still_ms"] == {"mean": pytest.approx(250 / 3), "longest": pytest.approx(200)}
     assert (figures["swaps"], figures["lost"], figures["requests"]) == (3, 1, 2)
     assert figures["wait_for_a_chunk_ms"]["median"] == pytest.approx(40)
     assert figures["wait_for_a_chunk_ms"]["longest_in_a_window"] == {

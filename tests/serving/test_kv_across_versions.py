@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Coroutine, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ PROMPT = [5 + (7 * place) % 80 for place in range(300)]
 """Longer than two blocks of the cache, which a request with the same beginning could read."""
 CLOSE_NATS = 1e-4
 FAR_NATS = 1e-2
-SETTINGS = ServingSettings(kv_cache_mib=64, max_concurrent=8, load_deadline_s=60)
+SETTINGS = ServingSettings(kv_cache_mib=64, max_concurrent=1, load_deadline_s=60)
+"""Of two requests the second waits for the first to end."""
 
 
 class Policy:
@@ -66,22 +68,25 @@ class Policy:
             choice["token_ids"], np.array(choice["logprobs"]["token_logprobs"]), answer["amenable"]["versions"]
         )
 
-    def across_versions(self) -> tuple["Response", "Response"]:
-        """A response that seed 0 began and seed 1 ended, and one that began beside it after the change. Whether the
-        first spans both is a matter of moments, so it is done until it has."""
+    def across_versions(self) -> tuple["Response", "Response", "Response"]:
+        """A response that seed 0 began and seed 1 ended; one that waited for it in the engine when the weights changed;
+        and one that was asked for after that. Whether the first spans both is a matter of moments, so it is done until
+        it has."""
         for _ in range(20):
             self.take(0)
-            under_way = asyncio.run_coroutine_threadsafe(self.respond(200), self._loop)
+            under_way = [
+                asyncio.run_coroutine_threadsafe(self.respond(max_tokens), self._loop) for max_tokens in (200, 6)
+            ]
             deadline = time.monotonic() + 30
-            while not self.slot._engine.get_num_unfinished_requests():
+            while self.slot._engine.get_num_unfinished_requests() < 2:
                 assert time.monotonic() < deadline, "no request reached the engine"
                 time.sleep(0.001)
             time.sleep(0.05)
             self.take(1)
             later = self.do(self.respond(8))
-            first = under_way.result(120)
+            first, waiting = (each.result(120) for each in under_way)
             if [span["version"] for span in first.versions] == ["0", "1"]:
-                return first, later
+                return first, waiting, later
         raise AssertionError("the weights came too late or too early to be seen within a response, 20 times")
 
 
@@ -108,20 +113,29 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policy]:
 
 
 @pytest.mark.parametrize("mode", ["keep", "recompute"])
-def test_what_older_weights_wrote_is_read_by_responses_under_way_alone(mode, policy):
+def test_what_older_weights_wrote_is_read_by_responses_that_have_begun_alone(mode, policy):
     policy.slot._settings = SETTINGS.model_copy(update={"kv_on_publish": mode})
-    first, later = policy.across_versions()
+    first, waiting, later = policy.across_versions()
     start = first.versions[1]["start"]
     assert first.off_by(0)[:start].max() < CLOSE_NATS
     rest = first.off_by(1)[start:].max()
     assert rest > FAR_NATS if mode == "keep" else rest < CLOSE_NATS
-    assert [span["version"] for span in later.versions] == ["1"]
-    assert later.off_by(1).max() < CLOSE_NATS
-    assert later.off_by(0).max() > FAR_NATS  # the two weights can be told apart
+    for each in (waiting, later):
+        assert [span["version"] for span in each.versions] == ["1"]
+        assert each.off_by(1).max() < CLOSE_NATS
+        assert each.off_by(0).max() > FAR_NATS  # the two weights can be told apart
 
 
-def test_without_the_salt_a_later_request_would_read_what_older_weights_wrote(policy, monkeypatch):
+def test_without_another_salt_all_would_read_what_older_weights_wrote(policy, monkeypatch):
+    engine, turns = policy.slot._engine, count()
+    begin_anew = engine.reset_prefix_cache
+
+    async def for_seed_0_only() -> None:
+        if next(turns) % 2 == 0:
+            await begin_anew()
+
     policy.slot._settings = SETTINGS.model_copy(update={"kv_on_publish": "keep"})
-    monkeypatch.setattr(EngineSlot, "_salt", property(lambda slot: 7, lambda slot, value: None), raising=False)
-    _, later = policy.across_versions()
+    monkeypatch.setattr(engine, "reset_prefix_cache", for_seed_0_only)
+    _, waiting, later = policy.across_versions()
+    assert waiting.off_by(1).max() > FAR_NATS
     assert later.off_by(1).max() > FAR_NATS
