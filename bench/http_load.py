@@ -39,7 +39,9 @@ class Load:
     failures: list[str] = field(default_factory=list)
     gaps: list[tuple[float, float]] = field(default_factory=list)
     """Of streams: when a chunk came (seconds since the load began), and for how long its client had waited since the
-    one before, or for the first since it asked."""
+    one before."""
+    firsts: list[tuple[float, float]] = field(default_factory=list)
+    """Of streams: when the first chunk came, and for how long its client had waited since it asked."""
     seconds: float = 0.0
 
     def latencies(self) -> list[float]:
@@ -66,7 +68,9 @@ async def run_load(target: Target, prompts: Sequence[Sequence[int]], clients: in
                 begun = arrivals[0] - start
                 writer.write(target.request(prompts[(number + turn * clients) % len(prompts)], number + turn * clients))
                 failure, closes = await _answered(reader, arrivals)
-                load.gaps += [(later - start, later - earlier) for earlier, later in pairwise(arrivals)]
+                waits = [(later - start, later - earlier) for earlier, later in pairwise(arrivals)]
+                load.firsts += waits[:1]
+                load.gaps += waits[1:]
                 if closes:
                     writer.close()
                     reader, writer = await asyncio.open_connection(target.host, target.port)

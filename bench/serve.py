@@ -295,21 +295,26 @@ def swap_figures(load: Load, begun: list[float], reads: list[tuple[int, float]])
 
     `reads` are how many changes there were and how long generation stood still for them, in all, before each of `begun`
     and after the last; of several between two reads all are told as one. In each window of SWAP_S the longest wait of
-    any client for a chunk is told, the first ones of responses included.
+    any client is told, for the first chunk of a response and for one that follows.
     """
+
+    def longest(waits: list[tuple[float, float]]) -> dict[str, list[float]]:
+        found = [1000 * max((wait for at, wait in waits if 0 <= at - begin < SWAP_S), default=0.0) for begin in begun]
+        half = len(found) // 2
+        return {"without_change": sorted(found[:half]), "with_change": sorted(found[half:])}
+
     stops = [1000 * (later[1] - earlier[1]) for earlier, later in pairwise(reads) if later[0] > earlier[0]]
     changes = reads[-1][0] - reads[0][0]
-    waits = [1000 * max((gap for at, gap in load.gaps if 0 <= at - begin < SWAP_S), default=0.0) for begin in begun]
-    without, with_change = waits[: len(waits) // 2], waits[len(waits) // 2 :]
     return {
         "requests": len(load.ended),
         "lost": len(load.failures),
         "swaps": changes,
         "stood_still_ms": {"mean": sum(stops) / changes, "longest": max(stops)} if stops else None,
-        "wait_for_a_chunk_ms": {
-            "median": 1000 * median(gap for _, gap in load.gaps) if load.gaps else None,
-            "longest_in_a_window": {"without_change": sorted(without), "with_change": sorted(with_change)},
+        "median_wait_ms": {
+            "first_chunk": 1000 * median(wait for _, wait in load.firsts) if load.firsts else None,
+            "next_chunk": 1000 * median(wait for _, wait in load.gaps) if load.gaps else None,
         },
+        "longest_wait_in_a_window_ms": {"first_chunk": longest(load.firsts), "next_chunk": longest(load.gaps)},
         "p50_s": load.quantile(0.5),
         "max_s": load.quantile(1.0),
     }

@@ -55,12 +55,12 @@ def test_whole_answers_are_counted(response):
 
 def test_how_long_the_client_of_a_stream_waited_for_each_chunk_is_told():
     load, _ = load_of(STREAM, clients=1, pause_s=0.03)
-    waited = [gap for _, gap in load.gaps]
-    assert len(waited) == 2 * len(load.ended)  # two chunks each
-    assert all(gap < 0.03 for gap in waited[::2])
-    assert all(gap >= 0.03 for gap in waited[1::2])
-    assert all(gap <= at <= load.seconds for at, gap in load.gaps)
-    assert load_of(WHOLE)[0].gaps == []
+    assert len(load.gaps) == len(load.firsts) == len(load.ended)  # two chunks each
+    assert all(wait < 0.03 for _, wait in load.firsts)
+    assert all(wait >= 0.03 for _, wait in load.gaps)
+    assert all(wait <= at <= load.seconds for at, wait in (*load.firsts, *load.gaps))
+    whole, _ = load_of(WHOLE)
+    assert whole.gaps == whole.firsts == []
 
 
 @pytest.mark.parametrize(("response", "says"), [(CUT, "200"), (BUSY, "503")])
@@ -96,14 +96,15 @@ def test_what_a_change_of_weights_costs_is_told_of_each_and_beside_windows_witho
     begun = [SWAP_S * number for number in range(4)]
     gaps = [(0.5, 0.02), (1.5, 0.03), (SWAP_S + 0.1, 0.04), (2 * SWAP_S + 0.1, 0.02), (2 * SWAP_S + 0.2, 0.09)]
     gaps += [(3 * SWAP_S + 0.5, 0.3), (4 * SWAP_S + 0.1, 9.0)]  # the last after all
-    load = Load([0.0, 1.0], [1.0, 3.0], ["503: lost"], gaps, 10.0)
+    firsts = [(0.3, 0.1), (3 * SWAP_S + 0.1, 0.2)]
+    load = Load([0.0, 1.0], [1.0, 3.0], ["503: lost"], gaps, firsts, 10.0)
     figures = swap_figures(load, begun, [(0, 0.0), (0, 0.0), (0, 0.0), (1, 0.05), (3, 0.25)])
     assert figures["stood_still_ms"] == {"mean": pytest.approx(250 / 3), "longest": pytest.approx(200)}
     assert (figures["swaps"], figures["lost"], figures["requests"]) == (3, 1, 2)
-    assert figures["wait_for_a_chunk_ms"]["median"] == pytest.approx(40)
-    assert figures["wait_for_a_chunk_ms"]["longest_in_a_window"] == {
-        "without_change": [pytest.approx(30), pytest.approx(40)],
-        "with_change": [pytest.approx(90), pytest.approx(300)],
+    assert figures["median_wait_ms"] == {"first_chunk": pytest.approx(150), "next_chunk": pytest.approx(40)}
+    assert figures["longest_wait_in_a_window_ms"] == {
+        "first_chunk": {"without_change": pytest.approx([0, 100]), "with_change": pytest.approx([0, 200])},
+        "next_chunk": {"without_change": pytest.approx([30, 40]), "with_change": pytest.approx([90, 300])},
     }
 
 
