@@ -4,7 +4,6 @@ On a small machine one process is both; on a large one each has its own. The cod
 calls `score` on a process that was given a reward and `reference_logprobs` on one that was given a reference.
 """
 
-import errno
 import logging
 import math
 import time
@@ -24,13 +23,11 @@ from actors.role_reports import RoleReport, report_now
 from actors.settings import ScoringSettings
 from actors.telemetry import worker_telemetry
 from corpus import logs
-from corpus.problems import RunProblem, UsageProblem
+from corpus.problems import FULL_DISK, RunProblem, UsageProblem
 from corpus.telemetry import switch_telemetry_off
 from corpus.templates import decode_responses
 
 log = logging.getLogger(__name__)
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @ray.remote(concurrency_groups={"health": 1})  # pyright: ignore[reportCallIssue]
@@ -157,7 +154,7 @@ class ScoringWorker:
         except (RunProblem, UsageProblem):
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_SPACE:
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
                 raise  # no other process has more
             log.exception("%s failed while it scored %d rows", self._name, len(prompts))
             raise worker_broke(self._name, f"scored {len(prompts)} responses", error) from error

@@ -1,12 +1,9 @@
 """Finds the sentence for a person inside the errors that Ray wraps around it. Imports nothing of Ray."""
 
-import errno
 from collections.abc import Iterator
 
 from corpus.deaths import death, is_death
-from corpus.problems import RunProblem, UsageProblem, problem_in_traceback
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+from corpus.problems import FULL_DISK, RunProblem, UsageProblem, problem_in_traceback
 
 
 def problem_in(error: BaseException) -> UsageProblem | RunProblem | None:
@@ -23,7 +20,7 @@ def problem_in(error: BaseException) -> UsageProblem | RunProblem | None:
             continue
         seen.add(id(current))
         wrapped = list(_wrapped(current))
-        if isinstance(current, OSError) and current.errno in _FULL:
+        if isinstance(current, OSError) and current.errno in FULL_DISK:
             return RunProblem(
                 f"The disk is full ({current}); make room, and the same command continues.", "storage/full"
             )

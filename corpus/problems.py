@@ -4,12 +4,16 @@ Each has a code, "family/what" in small letters, which stays the same when the s
 sentence where a command ends, and in docs/troubleshooting.md with what to do. `amenable.error_codes` lists them all.
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 CODE = r"[a-z]+(?:-[a-z]+)*/[a-z]+(?:-[a-z]+)*"
 """What a code looks like, as a regular expression."""
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Of an OSError: there is no room, or none is left of what one may have."""
 
 UNEXPECTED = "run/unexpected"
 """The code of what nobody has foreseen."""
