@@ -114,7 +114,6 @@ class Crew:
             )
             with self._progress.waiting(where):
                 self._session.__enter__()
-            interruption.listen()  # ray.init takes SIGTERM for itself
             self._export_stage(is_over=False)
         return ray
 

@@ -105,7 +105,6 @@ def examined(
     from cluster.session import session
 
     with session(address, cpus=1, meanwhile=_stop):
-        interruption.listen()  # ray.init takes SIGTERM for itself
         return examine_cluster(settings, variables, progress)
 
 

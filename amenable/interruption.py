@@ -1,7 +1,7 @@
 """What Ctrl-C and SIGTERM do: the first asks the run to stop at its next checkpoint, the second stops it at once.
 
-Signals belong to the whole process, so there is one flag for it. Ray takes SIGTERM for itself in `ray.init`, and Ray
-Train takes SIGINT in `fit`: whoever calls these from the main thread calls `listen` again afterwards.
+Signals belong to the whole process, so there is one flag for it. Ray takes SIGTERM for itself, in Python and in C++,
+while `ray.init` is under way, and would end the command by it; so no thread but one of ours is ever given that signal.
 """
 
 import os
@@ -14,9 +14,11 @@ from types import FrameType
 from corpus import logs
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TERM = {signal.SIGTERM}
 STOPPING = "Stopping after a checkpoint; once more to stop at once."
 _requested = threading.Event()
 _said = STOPPING
+_is_waiting = False
 
 
 class Interrupted(Exception):
@@ -51,33 +53,69 @@ def stop_if_requested(where: str) -> None:
         raise Interrupted(where)
 
 
-def listen() -> None:
-    """Makes SIGINT and SIGTERM ask for a stop. Raises ValueError outside the main thread, as Python's signals do."""
-    for number in _SIGNALS:
-        signal.signal(number, _heed)
-
-
 @contextmanager
 def listening(says: str = STOPPING) -> Iterator[None]:
     """Within it SIGINT and SIGTERM ask for a stop, at which a person is told `says`; afterwards they do what they did
-    before, and the flag is down."""
-    global _said
+    before, and the flag is down.
+
+    To be entered before the process has other threads: those begun within never see SIGTERM, whoever handles it
+    meanwhile. Raises ValueError outside the main thread, as Python's signals do.
+    """
+    global _said, _is_waiting
     _said = says
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     _requested.clear()
-    listen()
+    for number in _SIGNALS:  # SIGTERM too: threads older than this could be given it
+        signal.signal(number, _heed)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)
+    over = threading.Event()
+    waiting = threading.Thread(target=_wait_for_term, args=(over,), name="sigterm", daemon=True)
+    waiting.start()
+    _is_waiting = True
     try:
         yield
     finally:
+        _is_waiting = False
+        over.set()
+        assert waiting.ident is not None
+        signal.pthread_kill(waiting.ident, signal.SIGTERM)
+        waiting.join()
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _requested.clear()
+
+
+def _wait_for_term(over: threading.Event) -> None:
+    while True:
+        signal.sigwait(_TERM)
+        if over.is_set():
+            return
+        if _requested.is_set():
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGINT)  # whose handler raises there
+        else:
+            _ask()
 
 
 def _heed(number: int, frame: FrameType | None) -> None:
     if _requested.is_set():
         raise KeyboardInterrupt
+    _ask()
+
+
+def _ask() -> None:
     _requested.set()
     # A handler may interrupt a print in the middle, and then print would fail: write to the descriptor itself.
     said = logs.line(_said, "WARNING") if logs.is_json() else f"\n{_said}"
     os.write(2, f"{said}\n".encode())
+
+
+def _hear_in_child() -> None:
+    """A process that is forked off while SIGTERM is waited for must heed it: Ray's daemons are ended by it."""
+    if _is_waiting:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERM)
+
+
+os.register_at_fork(after_in_child=_hear_in_child)

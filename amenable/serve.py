@@ -135,7 +135,6 @@ def _serve(
     with session(address, cpus=cpus), _serving(host, port, address is None):
         from ray import serve as ray_serve
 
-        interruption.listen()  # ray.init has taken SIGTERM for itself
         _start(build(arguments.model_dump(mode="json")), run.name, settings.start_deadline_s)
         ready()
         while not interruption.wait(LOOK_S):

@@ -104,10 +104,10 @@ def test_an_interruption_is_an_answer_in_json_too(start):
 
 
 def test_the_flag_and_the_handlers_last_as_long_as_one_listens():
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with listening():
         stop_if_requested("nowhere")
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
         assert interruption.wait(5)
         assert requested()
         with pytest.raises(Interrupted, match=r"^ppo, update 3$"):
@@ -115,15 +115,45 @@ def test_the_flag_and_the_handlers_last_as_long_as_one_listens():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert not requested()
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert (signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, ())) == before
+    assert "sigterm" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_whoever_took_the_signals_away_can_give_them_back():
+# In a process of its own: this one has threads that are older.
+TAKEN = """
+import os, signal, threading, time
+from amenable import interruption
+
+with interruption.listening():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    other = threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    other.start()
+    other.join()
+    assert interruption.wait(10), "not heard"
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    except KeyboardInterrupt:
+        print("at once")
+"""
+
+
+def test_it_is_heard_twice_whatever_handler_another_has_put():
+    ended = subprocess.run(
+        [sys.executable, "-c", TAKEN],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "at once\n"), ended.stderr
+
+
+def test_processes_begun_meanwhile_are_ended_by_it():
     with listening():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        interruption.listen()
-        signal.raise_signal(signal.SIGTERM)
-        assert requested()
+        # As Ray begins its daemons.
+        child = subprocess.run(["sh", "-c", "kill -TERM $$; echo alive"], preexec_fn=lambda: None, timeout=30)
+    assert child.returncode == -signal.SIGTERM
 
 
 def test_signals_can_only_be_heard_in_the_main_thread():
@@ -131,7 +161,8 @@ def test_signals_can_only_be_heard_in_the_main_thread():
 
     def other() -> None:
         try:
-            interruption.listen()
+            with listening():
+                pass
         except ValueError as error:
             errors.append(error)
 
@@ -139,3 +170,53 @@ def test_signals_can_only_be_heard_in_the_main_thread():
     thread.start()
     thread.join()
     assert len(errors) == 1
+
+
+# A signal when Ray has put its handler in Python, and one when it has put that in C++: a command was ended by either.
+STARTING = """
+import os, signal
+from amenable import interruption
+
+def struck():
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert interruption.wait(10), "not heard"
+    interruption._requested.clear()
+
+with interruption.listening():
+    import psutil
+    from ray._private import worker
+    from cluster.session import session
+
+    connect = worker.connect
+    def connected(*given, **named):
+        struck()
+        found = connect(*given, **named)
+        struck()
+        return found
+    worker.connect = connected
+
+    with session(None, cpus=1, object_store_mib=80):
+        print("there")
+        struck()
+        daemons = [each for each in psutil.Process().children() if each.name() in ("raylet", "gcs_server")]
+        assert len(daemons) == 2, daemons
+        for each in daemons:
+            status = open(f"/proc/{each.pid}/status").read()
+            blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+            assert not blocked >> (signal.SIGTERM - 1) & 1, each
+        print("theirs")
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_that_comes_while_ray_starts_is_heard():
+    ended = subprocess.run(
+        [sys.executable, "-c", STARTING],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.split() == ["there", "theirs"]
+    assert ended.stderr.count(interruption.STOPPING) == 3

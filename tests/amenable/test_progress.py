@@ -1,6 +1,7 @@
 """Live progress: rates, time left, and no silence."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -227,7 +228,7 @@ def test_the_live_picture_goes_on_saying_that_the_run_will_stop():
         p.update(1, 100)
         wait_for(stream, "1 of 100 steps")
         assert interruption.STOPPING not in stream.getvalue()
-        signal.raise_signal(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
         wait_for(stream, interruption.STOPPING)
 
 
