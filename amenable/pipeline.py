@@ -43,6 +43,18 @@ ONLY_TO_CONTINUE = (CHECKPOINTS, ppo.WEIGHTS, SAMPLES_PARTIAL)
 REWARD_FILES = "reward_files"
 """What stages read of a reward that the run did not train."""
 
+NOT_READ = {
+    "checkpoint_seconds",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "lease_s",
+    "batch_deadline_s",
+    "straggler_bound_s",
+}
+"""Fields of stages' slices that decide when something is saved or given up, and nothing of what is made. Nor are the
+number of ranks, the ZeRO stage and the size of micro-batches read: they change what is learned by its rounding, and by
+which units SFT's dropout draws. A run goes on from its checkpoints, and with its stages, where they are changed."""
+
 
 def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None = None) -> list[Stage]:
     """The stages of a run in their order. A stage reads its slices of the recipe and what its parents made.
@@ -61,13 +73,15 @@ def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None 
             here: Any = dumped
             for part in name.split("."):
                 here = here[part]
-            found[name] = here
+            found[name] = (
+                {key: value for key, value in here.items() if key not in NOT_READ} if isinstance(here, dict) else here
+            )
         return found
 
     def stage(name: str, directory: Path, body: Any, reads: dict[str, Any], *parents: Path) -> Stage:
         return Stage(name, StageSpec(name, directory, reads, parents), body)
 
-    learned = ("learners.engine", "learners.workers", "tokens", "model.base")
+    learned = ("learners.engine.dtype", "tokens", "model.base")
     found = [stage("data", run.data, data.run, data.reads(recipe, sources))]
     if recipe.model.base is None:
         found.append(stage("base", run.base, supervised.run_base, plain("base", "model.shape", *learned), run.data))

@@ -1,8 +1,8 @@
 """One rank of several, run as `python resume_ranks.py RANK WORLD STORE JOB STOP_AFTER UNSEEN`.
 
-It trains JOB, a pickled LanguageModelJob, from its newest checkpoint on, and is asked to stop at the question of that
-number. Asserts that the state it goes on with is the checkpoint's, to the last bit. Ranks but the first do not see a
-checkpoint of the name UNSEEN, as where a network file system lists it late.
+It trains JOB, a pickled LanguageModelJob or PpoJob, from its newest checkpoint on, and is asked to stop at the question
+of that number. Asserts that the state it goes on with is the checkpoint's, to the last bit. Ranks but the first do not
+see a checkpoint of the name UNSEEN, as where a network file system lists it late.
 """
 
 import pickle
@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from recording_worker import RecordingWorker
+from two_ranks import train_ppo
 
 from corpus.problems import RunProblem
 from learners.checkpoint_place import CheckpointPlace
 from learners.engine import MOMENTS, Engine
 from learners.language_model import train_language_model
+from learners.ppo_job import PpoJob
 from learners.process_group import process_group
 from learners.worker import Interrupted, Worker
 
@@ -48,7 +50,9 @@ def main(rank: int, world: int, store: str, job: Path, stop_after: int, unseen: 
     plain = RecordingWorker(stop_after)
     with process_group(rank, world, store):
         try:
-            train_language_model(pickle.loads(job.read_bytes()), Worker(rank, world, plain.report, plain.should_stop))
+            given = pickle.loads(job.read_bytes())
+            train = train_ppo if isinstance(given, PpoJob) else train_language_model
+            train(given, Worker(rank, world, plain.report, plain.should_stop))
         except Interrupted as stop:
             print(f"stopped at {stop}")
         except RunProblem as problem:

@@ -10,12 +10,20 @@ from typing import Literal
 
 import pytest
 from recording_worker import RecordingWorker
+from safetensors.torch import load_file
 from toy_data import demonstration_rows, write_demonstrations
+from toy_ppo import job_of as ppo_job_of
+from toy_ppo import settings_of, write_given
+from two_ranks import largest_difference
+from two_ranks import train_ppo as train_ppo_here
 
+from learners import answers
 from learners.checkpoint import load_newest
 from learners.engine import EngineSettings
 from learners.language_model import LanguageModelJob, LanguageModelSettings, train_language_model
+from learners.metrics import read_metrics
 from learners.optimizer import OptimizerSettings
+from learners.ppo_job import PpoJob
 from learners.worker import Interrupted
 from models.build import TinyLlamaSettings
 
@@ -48,7 +56,7 @@ def job_of(directory: Path, data: Path, tokenizer: Path) -> LanguageModelJob:
 
 
 def run_ranks(
-    job: LanguageModelJob, stage: Literal[0, 3], world: int, stop_after: int, scratch: Path, unseen: str = ""
+    job: LanguageModelJob | PpoJob, stage: Literal[0, 3], world: int, stop_after: int, scratch: Path, unseen: str = ""
 ) -> list[str]:
     """Trains on `world` ranks with ZeRO `stage` until the question of number `stop_after`; returns what each prints.
     The first alone sees a checkpoint of the name `unseen`."""
@@ -90,6 +98,32 @@ def test_two_ranks_with_zero_3_go_on_as_one_with_zero_0_and_back(tmp_path, token
         scale = max(tensor.abs().max().item() for tensor in tensors.values())
         assert apart < 1e-5 * max(scale, 1e-3), (part, apart, scale)
     assert first.tensors["exp_avg_sq"].keys() == first.tensors["weights"].keys()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_ppo_goes_on_with_other_ranks_and_another_zero_stage(tmp_path, tokenizer_directory, monkeypatch):
+    monkeypatch.setattr(answers, "ray", answers.ray)  # put back afterwards
+    given = write_given(tmp_path / "given", tokenizer_directory)
+    small = OptimizerSettings(peak_lr=1e-3, schedule="constant", eps=1e-5)
+    settings = settings_of(minibatches=8, policy=small, value=small)
+    alone = ppo_job_of(given, tmp_path / "alone", tokenizer_directory, settings, None, None)
+    train_ppo_here(alone, RecordingWorker())
+
+    job = dataclasses.replace(alone, directory=tmp_path / "changing")
+    assert "stopped at ppo, update 1 of 4\nloaded []" in run_ranks(job, 3, 2, 1, tmp_path)[0]
+    assert "stopped at ppo, update 2 of 4\nloaded [8, 8]" in run_ranks(job, 0, 1, 1, tmp_path)[0]
+    assert "loaded [16, 16]" in run_ranks(job, 3, 2, 100, tmp_path)[0]
+
+    start = load_file(given / "policy" / "model.safetensors")
+    for name in ("policy", "ema", "value"):
+        one, other = (load_file(each.directory / name / "model.safetensors") for each in (alone, job))
+        assert largest_difference(one, other) < 1e-5, name
+        assert name == "value" or largest_difference(one, start) > 5e-4
+    one, other = (read_metrics(each.directory / "metrics.jsonl") for each in (alone, job))
+    assert [row["step"] for row in other] == [1, 2, 3, 4]
+    assert [row["objective/kl"] for row in other] == pytest.approx(
+        [row["objective/kl"] for row in one], rel=1e-3, abs=1e-6
+    )
 
 
 @pytest.mark.usefixtures("one_process")
