@@ -13,7 +13,7 @@ from pathlib import Path
 
 import phases
 from cells import Cell
-from harness import A_SENTENCE, END_S, Command, Outcome, audit, end_processes
+from harness import A_SENTENCE, END_S, Command, Outcome, audit, audit_so_far, end_processes
 from striking import Strike, await_phase, strike_process
 from toy_recipe import BATCH_SIZE
 
@@ -157,6 +157,7 @@ class Campaign:
             outcome.problems.append(f"{END_S:.0f} s after the command had ended, still there: {', '.join(left)}.")
         if code == 0:
             return
+        audit_so_far(outcome, self._run)
         saved = self._saved()  # by now: a command that ends by itself saves what it has trained
         self._let_go_on(UPDATES_AFTER)
         self._command = self._start()

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish(session: pytest.Session) -> None:
     rows = [outcome.row for outcome in session.config.stash[PLAYED]]
     if rows:
-        table.PAGE.write_text(table.with_rows(table.PAGE.read_text(), rows, table.here_and_now()))
+        table.PAGE.write_text(table.with_rows(table.PAGE.read_text(), rows, table.here(), table.now()))
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

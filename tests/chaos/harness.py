@@ -212,6 +212,19 @@ def audit(outcome: Outcome, run: Path, slots: int) -> None:
         )
 
 
+def audit_so_far(outcome: Outcome, run: Path) -> None:
+    """Adds what `amenable audit` does not accept of a run that is not finished, and that nobody writes."""
+    try:
+        [stage] = audit_run(run)
+    except Exception as problem:  # noqa: BLE001 - whatever it is, the cell has failed by it
+        outcome.problems.append(f"The audit could not be made when the command had ended: {problem}")
+        return
+    lost, duplicated = (sum(getattr(each, name) for each in stage.attempts) for name in ("lost", "duplicated"))
+    outcome.problems += stage.problems
+    if not stage.accepted or lost or duplicated:
+        outcome.problems.append(f"When the command had ended {lost} slots were lost, {duplicated} duplicated.")
+
+
 _TALLIES = ("lost", "duplicated", "trained")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import campaign
+import harness
 import phases
 import pytest
 from campaign import Campaign
@@ -73,6 +74,7 @@ def play(tmp_path, monkeypatch):
     saved = tmp_path / "campaign" / "saved"
     monkeypatch.setattr(campaign, "RECOVERY_S", 6.0)
     monkeypatch.setattr(campaign, "audit", lambda *given: None)
+    monkeypatch.setattr(campaign, "audit_so_far", lambda *given: None)
     monkeypatch.setattr(campaign, "newest_checkpoint", lambda run: int(saved.read_text() or 0) if saved.exists() else 0)
 
     def played(cells: list[Cell], does: str, serves: bool = True):
@@ -112,6 +114,13 @@ def test_a_worker_that_is_there_again_and_does_not_serve_has_failed_the_cell(pla
 def test_a_command_that_ends_and_goes_on_when_it_is_given_again_is_resumed(play):
     [outcome] = play([Cell("stream", "generating", "SIGKILL")], "ends")
     assert (outcome.landed, outcome.ended, outcome.problems) == (True, "stopped, resumed", [])
+
+
+def test_a_run_that_the_audit_does_not_accept_when_its_command_has_ended_has_failed_the_cell(play, monkeypatch):
+    monkeypatch.setattr(campaign, "audit_so_far", harness.audit_so_far)
+    [outcome] = play([Cell("stream", "generating", "SIGKILL")], "ends")
+    assert len(outcome.problems) == 1
+    assert outcome.problems[0].startswith("The audit could not be made when the command had ended: ")
 
 
 def test_what_the_command_that_ends_still_saves_does_not_count_as_going_on(play):

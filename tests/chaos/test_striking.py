@@ -155,15 +155,15 @@ def test_every_cell_has_a_holder_and_a_name_of_its_own():
 
 def test_the_table_keeps_other_rows_and_says_what_was_not_run():
     page = f"before\n{table.BEGIN}\n{table.END}\nafter\n"
-    first = table.with_rows(page, [Outcome(ALL[0], True, "finished", 9.6, "accepted").row], "Here.")
-    second = table.with_rows(first, [Outcome(ALL[1], False, problems=["It did not land."]).row], "There.")
+    first = table.with_rows(page, [Outcome(ALL[0], True, "finished", 9.6, "accepted").row], "Here.", "today")
+    second = table.with_rows(first, [Outcome(ALL[1], False, problems=["It did not land."]).row], "There.", "tomorrow")
     rows = table.rows_in(second)
-    assert rows[ALL[0].role, ALL[0].phase, ALL[0].how][3:] == ("yes", "finished", "10", "accepted", "passed")
-    assert rows[ALL[1].role, ALL[1].phase, ALL[1].how][-1] == "FAILED"
-    assert [row[-1] for row in rows.values()].count("not run") == len(ALL) - 2
+    assert rows[ALL[0].role, ALL[0].phase, ALL[0].how][3:] == ("yes", "finished", "10", "accepted", "passed", "today")
+    assert rows[ALL[1].role, ALL[1].phase, ALL[1].how][-2:] == ("FAILED", "tomorrow")
+    assert [row[-2] for row in rows.values()].count("not run") == len(ALL) - 2
     assert second.startswith("before\n")
     assert second.endswith("\nafter\n")
     assert "There." in second
     assert "Here." not in second
     with pytest.raises(ValueError, match="no place for the table"):
-        table.with_rows("a page", [], "")
+        table.with_rows("a page", [], "", "")
