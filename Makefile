@@ -31,6 +31,7 @@ help:
 	@echo "make sbom    a bill of materials (CycloneDX) of what is installed, in dist/sbom.json"
 
 demo: $(VENV)/.installed
+	@echo "Now the demo: 3 to 6 minutes on two idle cores."
 	@$(BIN)/amenable run recipes/demo.yaml
 
 # Two at a time, the longest first: what starts whole commands, beside it the rest one after another.

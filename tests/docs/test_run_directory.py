@@ -38,6 +38,16 @@ def test_every_metric_that_is_written_is_listed_and_none_else():
     assert listed - put_together == written
 
 
+TRL = """objective/kl objective/entropy objective/non_score_reward objective/rlhf_reward objective/scores
+policy/approxkl_avg policy/clipfrac_avg policy/entropy_avg loss/policy_avg loss/value_avg val/clipfrac_avg val/ratio
+val/ratio_var val/num_eos_tokens lr episode"""
+
+
+def test_figures_have_the_names_that_users_of_trl_know():
+    listed = set(re.findall("`([^`]+)`", PAGE.partition("## metrics.jsonl")[2].partition("\n## ")[0]))
+    assert [name for name in TRL.split() if name not in listed] == []
+
+
 def test_the_figures_of_each_role_are_listed():
     began, now = RoleReport(0.0, 0.0, 0, 0.0, 0), RoleReport(1.0, 1.0, 1, 1.0, 1)
     for role in ("generators", "scoring"):

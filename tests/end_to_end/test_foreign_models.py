@@ -142,6 +142,18 @@ def test_a_foreign_base_model_is_trained_and_rewarded_by_a_foreign_classifier_th
     assert summary["reward_model"]["accuracy"]["pairs"] > 0
 
     run = folder / "runs" / "foreign"
+    # The same pairs from a file: those that the run has held out.
+    held_out = {row["prompt_id"] for row in pq.read_table(run / "data" / "comparisons-valid.parquet").to_pylist()}
+    assert len(held_out) == summary["reward_model"]["accuracy"]["pairs"]
+    texts = {row["prompt"] for row in pq.read_table(run / "data" / "comparisons-valid.parquet").to_pylist()}
+    given = [json.loads(line) for line in (folder / "comparisons.jsonl").read_text().splitlines()]
+    again = folder / "held-out.jsonl"
+    again.write_text("".join(json.dumps(row) + "\n" for row in given if any(row["prompt"] in text for text in texts)))
+    scored = amenable(folder, "eval", "foreign.yaml", "--comparisons", str(again))
+    assert scored["rows"]["scored"] == len(held_out)
+    assert scored["reward_model"]["accuracy"] == summary["reward_model"]["accuracy"]
+    assert set(scored["reward_model"]["baselines"]) == set(summary["reward_model"]["baselines"])
+
     tokenizer = load_tokenizer(str(run / "data" / "tokenizer"))
     judge = HuggingFaceReward(str(folder / "judge"), "auto", 32)
     rows = episodes(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from actors.attempts import read_attempts
@@ -59,6 +60,29 @@ def test_engine_and_learner_agree_within_1e_4_nats_in_float32(run: Path):
     assert all(0 <= row["mismatch/max_abs_log_ratio"] <= 1e-4 for row in rows)
     assert abs(rows[0]["objective/kl"]) < 1e-3  # the policy still is its reference
     assert abs(rows[-1]["objective/kl"]) > abs(rows[0]["objective/kl"])  # and then is not
+
+
+def test_ppo_starts_from_ppo_init_which_is_its_reference_and_not_from_the_sft_baseline(run: Path):
+    from transformers import AutoModelForCausalLM
+
+    first = episodes(run)[0].slice(0, 8).to_pylist()
+    selected = json.loads((run / "round-01" / "select-sft" / "selection.json").read_text())["selected"]
+
+    def apart(directory: Path, column: str) -> float:
+        """The largest difference in nats between a column of the first update's episodes and what the model says."""
+        model = AutoModelForCausalLM.from_pretrained(directory).eval()
+        found = 0.0
+        for episode in first:
+            prompt, response = episode["prompt_tokens"], episode["response_tokens"]
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            said = logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
+            found = max(found, (said - torch.tensor(episode[column])).abs().max().item())
+        return found
+
+    for column in ("behaviour_logprobs", "reference_logprobs"):
+        assert apart(run / "round-01" / "ppo-init" / "export", column) < 1e-4, column
+        assert apart(run / "sft" / selected, column) > 1e-2, column
 
 
 def test_a_second_run_reuses_every_stage_and_a_changed_one_only_redoes_what_reads_it(folder: Path, tmp_path: Path):

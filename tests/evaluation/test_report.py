@@ -110,7 +110,15 @@ def test_the_same_prompts_are_answered_by_base_sft_and_ppo(whole: Page, made_up_
     text = whole.text
     for exchange in results.side_by_side:
         for name in ("base", "sft", "ppo"):
-            assert re.sub(r"\s+", " ", exchange.answers[name].text).strip() in text
+            answer = exchange.answers[name]
+            assert re.sub(r"\s+", " ", answer.text).strip() in text
+            assert f"RM {answer.reward:+.2f}".replace("-", "−") in text
+
+
+def test_gold_and_proxy_are_drawn_over_the_distance(whole: Page):
+    section = whole.text.partition("Reward against the distance travelled")[2]
+    for words in ("Gold score What is wanted", "Reward model's score The proxy that PPO raises", "√KL (√nats)"):
+        assert words in section
 
 
 def test_every_part_is_there(whole: Page):

@@ -92,13 +92,10 @@ def test_the_one_before_a_damaged_checkpoint_is_gone_on_from(train, store, query
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize(("kept", "expected"), [(1, {6}), (3, {4, 5, 6})])
-def test_as_many_are_kept_as_the_recipe_says_and_the_best_ones(train, query, tmp_path, kept, expected):
+@pytest.mark.parametrize(("kept", "newest"), [(1, {6}), (3, {4, 5, 6})])
+def test_as_many_are_kept_as_the_recipe_says_and_that_of_the_best_policys_update(train, query, tmp_path, kept, newest):
     train(tmp_path, updates=6, checkpoint_every=1, evaluate_every=2, checkpoints_kept=kept)
-    found = set(steps(query))
-    assert expected <= found
-    assert len(found - expected) <= 1, "beside them only that of the best policy's update"
-    assert all(step % 2 == 0 for step in found - expected)
+    assert set(steps(query)) == newest | {2}  # ToyConductor's rewards are best there
 
 
 def steps(query: str) -> list[int]:
