@@ -22,7 +22,7 @@ help:
 	@echo "make test-jobs   amenable submit, stop, resume and doctor against a Ray head with its dashboard and tokens"
 	@echo "make test-hosts   a run over hosts that are network namespaces, Ray and job as KubeRay starts them; needs root"
 	@echo "make chaos   every role killed or stopped in every phase of PPO; writes the table of docs/reliability.md"
-	@echo "make soak    half an hour of PPO with a kill every half minute (MINUTES=…)"
+	@echo "make soak    half an hour of PPO with a kill every half minute (MINUTES=…; SOAK=--calm strikes nobody)"
 	@echo "make hh      the run on real human comparisons (HH_PATH=…)"
 	@echo "make bench   the PPO benchmark of bench/README.md"
 	@echo "make docs    the generated parts of docs/, and the lines that its links to code lead to"
@@ -94,7 +94,7 @@ chaos: $(VENV)/.installed-test
 
 MINUTES ?= 30
 soak: $(VENV)/.installed-test
-	$(BIN)/python tests/chaos/soak.py --minutes $(MINUTES)
+	$(BIN)/python tests/chaos/soak.py --minutes $(MINUTES) $(SOAK)
 
 HH_PATH ?= ../shared/data/hh-rlhf
 hh: $(VENV)/.installed

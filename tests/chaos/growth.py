@@ -31,6 +31,8 @@ class Growth:
     last: float
     peak: float
     samples: int
+    oldest_s: float = 0.0
+    """The longest life of one of its processes: what grows more slowly than shows in it is not seen."""
 
     @property
     def bounded(self) -> bool:
@@ -47,10 +49,16 @@ def growth_of(samples: Sequence[Sample], duration_s: float) -> list[Growth]:
         last = [each.bytes / MIB for each in grown if each.at >= duration_s * 2 / 3]
         if first and last:
             peak = max(each.bytes / MIB for each in grown)
-            found.append(Growth(role, median(first), median(last), peak, len(grown)))
+            oldest = max(each.age for each in grown)
+            found.append(Growth(role, median(first), median(last), peak, len(grown), oldest))
     return found
 
 
 def not_judged(growth: Sequence[Growth], roles: Sequence[str]) -> list[str]:
     """Those of `roles` that had no grown process in the first or in the last third: nothing is known of them."""
     return [role for role in roles if role not in {each.role for each in growth}]
+
+
+def too_young(growth: Sequence[Growth], duration_s: float) -> list[str]:
+    """Roles none of whose processes lived through two thirds of the time, as each does where nobody is struck."""
+    return [each.role for each in growth if each.oldest_s < duration_s * 2 / 3]

@@ -1,7 +1,8 @@
 """A soak: the run of a cell for half an hour, while processes of any role are struck at random.
 
 `python tests/chaos/soak.py --minutes 30` plays it, prints what came of it, and ends with exit code 0 where the audit
-accepts the run with no slot lost or duplicated and no role's memory grew; else 1. `--calm` strikes nobody.
+accepts the run with no slot lost or duplicated and no role's memory grew; else 1. `--calm` strikes nobody: each process
+lives as long as the soak, so that also what grows slowly shows.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 import phases
 from campaign import newest_checkpoint
 from cells import ROLES, WORKERS
-from growth import YOUNG_S, Growth, Sample, growth_of, not_judged
+from growth import YOUNG_S, Growth, Sample, growth_of, not_judged, too_young
 from harness import END_S, Command, end_processes, processes
 from striking import had_effect
 
@@ -89,6 +90,11 @@ class _Soaking:
             f"No {role} older than {YOUNG_S:.0f} s was there at the beginning and at the end: give more --minutes."
             for role in not_judged(outcome.growth, JUDGED)
         ]
+        if self._calm:
+            outcome.problems += [
+                f"No {role} lived through two thirds of the soak, in which nobody was struck."
+                for role in too_young(outcome.growth, outcome.seconds)
+            ]
         return outcome
 
     def _until_time_is_up(self, command: Command) -> Command:
@@ -180,9 +186,10 @@ def main() -> int:
     print(f"{soak.seconds / 60:.1f} minutes, {soak.updates} updates, {struck} strikes, {soak.commands} commands")
     print("strikes:", ", ".join(f"{name} {count}" for name, count in sorted(soak.strikes.items())) or "none")
     print("audit:", ", ".join(f"{count} {name}" for name, count in soak.audit.items()))
-    print(f"{'MiB a process':16} {'first third':>12} {'last third':>12} {'peak':>8} {'samples':>8}")
+    print(f"{'MiB a process':16} {'first third':>12} {'last third':>12} {'peak':>8} {'samples':>8} {'oldest, s':>10}")
     for each in soak.growth:
-        print(f"{each.role:16} {each.first:12.1f} {each.last:12.1f} {each.peak:8.1f} {each.samples:8d}")
+        held = f"{each.first:12.1f} {each.last:12.1f} {each.peak:8.1f}"
+        print(f"{each.role:16} {held} {each.samples:8d} {each.oldest_s:10.0f}")
     for problem in soak.problems:
         print("problem:", problem)
     print(json.dumps({**asdict(soak), "strikes": dict(soak.strikes), "passed": not soak.problems}))

@@ -1,6 +1,6 @@
 """A soak must see memory that grows, and nothing in memory that does not."""
 
-from growth import FACTOR, MIB, SLACK_MIB, YOUNG_S, Sample, growth_of, not_judged
+from growth import FACTOR, MIB, SLACK_MIB, YOUNG_S, Sample, growth_of, not_judged, too_young
 
 
 def samples(held_mib, role="stream", age=1000.0):
@@ -36,3 +36,15 @@ def test_a_role_of_which_nothing_is_known_is_named():
     growth = growth_of(samples(lambda at: 100.0) + samples(lambda at: 10.0, "conductor", YOUNG_S - 1), 900.0)
     assert not_judged(growth, ["stream"]) == []
     assert not_judged(growth, ["stream", "conductor", "driver"]) == ["conductor", "driver"]
+
+
+def test_a_leak_of_processes_that_do_not_live_long_hides_and_how_long_they_lived_is_told():
+    """Each holds 30 MiB more every minute, and is followed by another after 200 s."""
+    leak = [Sample("stream", at, at % 200, int((100 + at % 200 / 2) * MIB)) for at in range(0, 1800, 5)]
+    [hidden] = growth_of(leak, 1800.0)
+    assert hidden.bounded
+    assert hidden.oldest_s < 200
+    assert too_young([hidden], 1800.0) == ["stream"]
+    [seen] = growth_of([Sample("stream", at, at, int((100 + at / 15) * MIB)) for at in range(0, 1800, 5)], 1800.0)
+    assert not seen.bounded  # 4 MiB a minute, in one that lives
+    assert too_young([seen], 1800.0) == []
