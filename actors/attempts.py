@@ -21,7 +21,7 @@ from corpus.storage import write_atomically
 SCHEMA_VERSION = 1
 DIRECTORY = "attempts"
 """Where the records lie, in the stage's directory."""
-COUNTS = "counts.json"
+COUNTS, TRAINED = "counts.json", "trained.json"
 
 _RECORD = re.compile(r"attempt-(\d{6,})\.json")
 
@@ -177,6 +177,68 @@ def read_counts(directory: Path) -> dict[int, dict[str, int]]:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise RunProblem(f"{path} cannot be read as the counts of a stage's attempts.", "run/damaged") from None
     if version != SCHEMA_VERSION:
+        raise RunProblem(
+            f"{path}: its schema version is {version}; this program reads {SCHEMA_VERSION}.", "run/schema-version"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class SavedProgress:
+    """What a checkpoint says of how far learner and stream have come."""
+
+    step: int
+    """Updates trained."""
+    attempt: int
+    """The attempt that wrote it."""
+    steps: dict[str, int]
+    """By network, the steps that its optimiser has taken."""
+    stopped_by: str
+    """What ended training before its last update; empty where nothing did."""
+    ledger: dict[str, Any]
+    waiting: list[int]
+    """Slots of the episodes in it, which wait to be trained."""
+
+    @classmethod
+    def of(cls, step: int, data: Mapping[str, Any], waiting: Sequence[int]) -> "SavedProgress":
+        """From the data of a checkpoint. Raises KeyError, TypeError, ValueError or AttributeError where they are not
+        such data."""
+        ledger = dict(data["ledger"])
+        for name in ("attempt", "version", "trained"):
+            ledger[name] = int(ledger[name])
+        ledger["accepted"] = list(ledger["accepted"])
+        steps = {str(name): int(count) for name, count in data["steps"].items()}
+        slots = [int(slot) for slot in waiting]
+        return cls(int(step), int(data["attempt"]), steps, str(data["stopped_by"]), ledger, slots)
+
+    @property
+    def accepted(self) -> list[int]:
+        """The slots that its ledger has accepted and not trained."""
+        return [each[0] if isinstance(each, list) else each for each in self.ledger["accepted"]]
+
+
+def write_trained(directory: Path, saved: SavedProgress) -> None:
+    """Writes `attempts/trained.json`: what the last checkpoint of the stage in `directory` says, to outlive it."""
+    content = {"schema_version": SCHEMA_VERSION, **asdict(saved)}
+
+    def write(stream: Any) -> None:
+        stream.write((json.dumps(content) + "\n").encode())
+
+    write_atomically(directory / DIRECTORY / TRAINED, write)
+
+
+def read_trained(directory: Path) -> SavedProgress | None:
+    """What `write_trained` wrote; None where it wrote nothing. Raises RunProblem where it cannot be read."""
+    path = directory / DIRECTORY / TRAINED
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["schema_version"]
+        found = SavedProgress.of(content["step"], content, content["waiting"]) if version == SCHEMA_VERSION else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise RunProblem(f"{path} cannot be read as what a stage's last checkpoint says.", "run/damaged") from None
+    if found is None:
         raise RunProblem(
             f"{path}: its schema version is {version}; this program reads {SCHEMA_VERSION}.", "run/schema-version"
         )

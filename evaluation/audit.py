@@ -15,11 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.attempts import Segment, committed_lineage, is_on_lineage, owner_of
+from actors.attempts import DIRECTORY, TRAINED, SavedProgress, Segment, committed_lineage, is_on_lineage, owner_of
 from corpus.problems import RunProblem, UsageProblem
 from evaluation.audit_files import EpisodeFile, SavedStream, StageFiles, ppo_stages, read_episodes
 
-SHOWN_SLOTS = 8
+SHOWN = 8
+"""Slots, or updates, that a sentence names."""
 
 
 @dataclass
@@ -148,7 +149,7 @@ class _Audit:
         saved = self.files.checkpoints()
         newest = saved[-1] if saved else None
         finished = self.files.finished
-        self.found.updates = finished if finished is not None else newest.step if newest is not None else 0
+        self.found.updates = finished if finished is not None else newest.said.step if newest is not None else 0
         for each in self.tallies.values():
             if each.ended_with is None and self.segments[-1].attempt == each.attempt:
                 each.ended_with = max(self.found.updates, each.began_with)
@@ -158,11 +159,12 @@ class _Audit:
             self._later_updates()
             if newest is not None:
                 self._checkpoint(newest)
+        else:
+            self._last_checkpoint(finished)
         self.problems += [
             f"{name} is not as it was when the stage was finished." for name in self.files.changed_since_committed()
         ]
-        doubled = [step for step, lines in Counter(self.files.metric_steps()).items() if lines > 1]
-        self.problems += [f"metrics.jsonl has more than one line of update {step}." for step in doubled]
+        self._metric_lines()
         self._balance()
         return self.found
 
@@ -329,37 +331,87 @@ class _Audit:
     # checkpoints ---------------------------------------------------------------------------------------------------
 
     def _checkpoint(self, saved: SavedStream) -> None:
-        """The newest checkpoint, from which the run goes on, must be of the lineage and agree with its own ledger."""
-        name, ledger, size = saved.path.name, saved.ledger, self.plan.batch_size
-        if not is_on_lineage(saved.attempt, saved.step, self.segments):
+        """The newest checkpoint, from which the run goes on, must be of the lineage and agree with itself."""
+        name, said, size = saved.path.name, saved.said, self.plan.batch_size
+        if not self._is_of_the_lineage(name, said):
+            return
+        self._saved(name, said)
+        updates = {slot: slot // size + 1 for slot in said.waiting}
+        self._rows(f"{name}/episodes.parquet", saved.episodes, updates, said.attempt)
+        self.found.waiting = len(said.waiting)
+        self.kept.update(saved.episodes["attempt"].to_pylist())
+
+    def _last_checkpoint(self, finished: int) -> None:
+        """What the last checkpoint of a stage that is done said: the learner's own record, against which what the stage
+        says of itself is held once no checkpoint is left."""
+        name = f"{DIRECTORY}/{TRAINED}"
+        try:
+            said = self.files.trained()
+        except RunProblem as problem:
+            self.problems.append(str(problem))
+            return
+        if said is None:
             self.problems.append(
-                f"{name}: it is of attempt {saved.attempt} with {saved.step} updates, which was rolled back."
+                f"{name} is missing: what the learner itself recorded as trained cannot be compared with the episodes "
+                "(a release that kept no such file finished the stage, or the file was removed)."
             )
             return
-        if ledger["trained"] != saved.step:
+        if said.step != finished:
+            self.problems.append(f"{name}: it is of {said.step} updates, but stage.json of {finished}.")
+        if self._is_of_the_lineage(name, said):
+            self._saved(name, said)
+
+    def _is_of_the_lineage(self, name: str, said: SavedProgress) -> bool:
+        if is_on_lineage(said.attempt, said.step, self.segments):
+            return True
+        self.problems.append(
+            f"{name}: it is of attempt {said.attempt} with {said.step} updates, which was rolled back."
+        )
+        return False
+
+    def _saved(self, name: str, said: SavedProgress) -> None:
+        """The updates of a checkpoint must be those of its ledger and of its optimisers' steps, and the episodes that
+        wait in it those that the ledger has accepted."""
+        ledger, size = said.ledger, self.plan.batch_size
+        if ledger["trained"] != said.step:
             self.problems.append(
-                f"{name}: its ledger has {ledger['trained']} updates trained, but the checkpoint is of {saved.step}."
+                f"{name}: its ledger has {ledger['trained']} updates trained, but the checkpoint is of {said.step}."
             )
-        if ledger["attempt"] != saved.attempt:
-            self.problems.append(f"{name}: its ledger is of attempt {ledger['attempt']}, it itself of {saved.attempt}.")
-        accepted = saved.accepted
+        if ledger["attempt"] != said.attempt:
+            self.problems.append(f"{name}: its ledger is of attempt {ledger['attempt']}, it itself of {said.attempt}.")
+        accepted = said.accepted
         admitted = min(ledger["version"] + self.plan.max_staleness + 1, self.plan.updates) * size
         for slot in accepted:
-            if slot < saved.step * size:
+            if slot < said.step * size:
                 self.problems.append(f"{name}: slot {slot} waits to be trained, but update {slot // size + 1} is done.")
             elif slot >= admitted:
                 self.problems.append(f"{name}: slot {slot} was accepted, but only {admitted} are admitted.")
-        slots: list[int] = saved.episodes["slot"].to_pylist()
-        if slots != accepted:
-            apart = sorted(set(slots) ^ set(accepted)) or slots
+        if said.waiting != accepted:
+            apart = sorted(set(said.waiting) ^ set(accepted)) or said.waiting
             self.problems.append(
                 f"{name}: its episodes are not those that its ledger has accepted: see {_named(apart)}."
             )
-        self._rows(
-            f"{name}/episodes.parquet", saved.episodes, {slot: slot // size + 1 for slot in slots}, saved.attempt
-        )
-        self.found.waiting = len(slots)
-        self.kept.update(saved.episodes["attempt"].to_pylist())
+        for network, steps in self.plan.steps(said.step).items():
+            if said.steps.get(network) != steps:
+                self.problems.append(
+                    f"{name}: the optimiser of the {network} network has taken {said.steps.get(network, 'no')} steps, "
+                    f"but {said.step} updates are {steps}."
+                )
+
+    # metrics -------------------------------------------------------------------------------------------------------
+
+    def _metric_lines(self) -> None:
+        """Every committed update has one line: the learner writes it before the checkpoint that holds the update."""
+        steps = self.files.metric_steps()
+        if steps is None:
+            return
+        lines = Counter(steps)
+        self.problems += [
+            f"metrics.jsonl has more than one line of update {step}." for step, times in lines.items() if times > 1
+        ]
+        missing = [update for update in range(1, self.found.updates + 1) if update not in lines]
+        if missing:
+            self.problems.append(f"metrics.jsonl has no line of {_named(missing, 'update')}.")
 
     # sums ----------------------------------------------------------------------------------------------------------
 
@@ -382,7 +434,7 @@ def _slots_are(slots: Sequence[int]) -> str:
     return f"{_named(slots)} {'is' if len(slots) == 1 else 'are'}"
 
 
-def _named(slots: Sequence[int]) -> str:
-    shown = ", ".join(str(slot) for slot in slots[:SHOWN_SLOTS])
-    more = f" and {len(slots) - SHOWN_SLOTS} more" if len(slots) > SHOWN_SLOTS else ""
-    return f"slot{'' if len(slots) == 1 else 's'} {shown}{more}"
+def _named(numbers: Sequence[int], what: str = "slot") -> str:
+    shown = ", ".join(str(number) for number in numbers[:SHOWN])
+    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+    return f"{what}{'' if len(numbers) == 1 else 's'} {shown}{more}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.attempts import Attempt, read_attempts, read_counts
+from actors.attempts import Attempt, SavedProgress, read_attempts, read_counts, read_trained
 from actors.episodes import EPISODE, PromptOrder
 from corpus.problems import RunProblem, UsageProblem
 from corpus.schemas import read_table
@@ -26,12 +26,23 @@ _SCHEMA_VERSION = (EPISODE.metadata or {})[b"schema_version"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What the stage was to do: episodes an update, the staleness bound and the number of updates."""
+    """What the stage was to do: episodes an update, the staleness bound, the number of updates and their steps."""
 
     batch_size: int
     max_staleness: int
     updates: int
     seed: int
+    minibatches: int
+    inner_epochs: int
+    critic_warmup_updates: int
+
+    def steps(self, updates: int) -> dict[str, int]:
+        """By network, the steps that its optimiser takes in `updates` updates: one a minibatch and pass. The policy
+        takes none in the updates that warm up the critic, and no step is left out: one that is not finite ends a
+        run."""
+        an_update = self.minibatches * self.inner_epochs
+        moved = updates - min(updates, self.critic_warmup_updates)
+        return {"policy": moved * an_update, "value": updates * an_update}
 
 
 @dataclass(frozen=True)
@@ -45,18 +56,11 @@ class EpisodeFile:
 
 @dataclass(frozen=True)
 class SavedStream:
-    """What a complete checkpoint holds of the stream, and who wrote it with how many updates trained."""
+    """What a complete checkpoint holds of the stream, and says of itself."""
 
     path: Path
-    step: int
-    attempt: int
-    ledger: Mapping[str, Any]
+    said: SavedProgress
     episodes: pa.Table
-
-    @property
-    def accepted(self) -> list[int]:
-        """The slots that its ledger has accepted and not trained."""
-        return [each[0] if isinstance(each, list) else each for each in self.ledger["accepted"]]
 
 
 class Prompts:
@@ -131,9 +135,15 @@ class StageFiles:
         saved = (_saved_stream(path, step, self._with_weights) for (step, _), path in sorted(found))
         return [each for each in saved if each is not None]
 
-    def metric_steps(self) -> list[int]:
-        """The update of each line of metrics.jsonl."""
-        return [int(line["step"]) for _, line in objects_by_line(self.directory / "metrics.jsonl")]
+    def trained(self) -> SavedProgress | None:
+        """What the last checkpoint of a stage that is done said; None where that was not kept. Raises RunProblem where
+        it cannot be read."""
+        return read_trained(self.directory)
+
+    def metric_steps(self) -> list[int] | None:
+        """The update of each line of metrics.jsonl; None where there is no such file."""
+        path = self.directory / "metrics.jsonl"
+        return [int(line["step"]) for _, line in objects_by_line(path)] if path.is_file() else None
 
     def changed_since_committed(self) -> list[str]:
         """Files of episodes and attempts that are not as stage.json says; none while there is no stage.json."""
@@ -177,13 +187,13 @@ def read_episodes(path: Path) -> pa.Table:
 def _plan(directory: Path, reads: Any, recipe: Path) -> Plan:
     """From what the stage read, by its own record; else from the run's recipe."""
     found: Mapping[str, Any] = reads if isinstance(reads, dict) else yaml_mapping(recipe, read_text(recipe) or "")
+    names = [each.name for each in fields(Plan)]
     try:
-        ppo = found["ppo"]
-        return Plan(int(ppo["batch_size"]), int(ppo["max_staleness"]), int(ppo["updates"]), int(found["seed"]))
+        return Plan(**{name: int((found if name == "seed" else found["ppo"])[name]) for name in names})
     except (KeyError, TypeError, ValueError):
+        told = ", ".join(name if name == "seed" else f"ppo.{name}" for name in names)
         raise UsageProblem(
-            f"{directory}: neither its stage record nor {recipe.name} says what it was to do (ppo.batch_size, "
-            "ppo.max_staleness, ppo.updates, seed).",
+            f"{directory}: neither its stage record nor {recipe.name} says what it was to do ({told}).",
             "run/damaged",
         ) from None
 
@@ -206,8 +216,9 @@ def _saved_stream(path: Path, step: int, with_weights: bool) -> SavedStream | No
         data = object_in(path / "data.json")
         if data is None:
             return None
-        return SavedStream(path, step, data["attempt"], data["ledger"], read_episodes(path / "episodes.parquet"))
-    except (UsageProblem, OSError, KeyError, TypeError, AttributeError):
+        episodes = read_episodes(path / "episodes.parquet")
+        return SavedStream(path, SavedProgress.of(step, data, episodes["slot"].to_pylist()), episodes)
+    except (UsageProblem, OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 

@@ -133,17 +133,16 @@ class _PpoLoop:
                 publishing = time.monotonic() - began
                 figures |= self._one_update()
                 progress.update += 1
-                with self._saving_what_is_trained():
-                    figures |= self._publisher.figures()
                 figures["time/publish"] = publishing
                 figures["time/update"] = time.monotonic() - began
                 figures["throughput/episodes_per_second"] = settings.batch_size / figures["time/update"]
                 if self._unit.checkpoint_s is not None:
                     figures["time/checkpoint"] = self._unit.checkpoint_s
-                if self._metrics is not None:  # before the checkpoint: a run that goes on from it has every line
+                with self._saving_what_is_trained(figures):
+                    figures |= self._publisher.figures()
+                if self._first:  # before the checkpoint: a run that goes on from it has every line
                     figures |= self._answers.of(self._job.stream.counts.remote(), "the stream's counts")
-                    self._worker.check_lease()
-                    self._metrics.log(progress.update, figures)
+                    self._log(figures)
                 last = progress.update == settings.updates or bool(progress.stopped_by)
                 if self._first and not last and progress.update % settings.evaluate_every == 0:
                     self._held_out.begin(self._progress.version, self._average.weights)
@@ -185,6 +184,12 @@ class _PpoLoop:
             "episodes_per_second": (progress.update - episodes_before) * settings.batch_size / max(seconds, 1e-9),
             "peak_memory_bytes": peak_memory_bytes(),
         }
+
+    def _log(self, figures: Mapping[str, float]) -> None:
+        """Writes the line of metrics of the last update."""
+        if self._metrics is not None:
+            self._worker.check_lease()
+            self._metrics.log(self._progress.update, figures)
 
     def _show_evaluation(self, update: int, figures: Mapping[str, float | None]) -> None:
         if self._metrics is not None:
@@ -234,8 +239,9 @@ class _PpoLoop:
         }
 
     @contextmanager
-    def _saving_what_is_trained(self) -> Iterator[None]:
+    def _saving_what_is_trained(self, unlogged: Mapping[str, float] | None = None) -> Iterator[None]:
         """A problem met between two updates, where the state is whole, is raised after a checkpoint, on every rank.
+        `unlogged` are figures of the last update where it has no line of metrics yet: they are its line then.
 
         The block holds no collective but `wait_together`, which fails on every rank alike: a rank that fails in it
         would leave the others alone there.
@@ -247,6 +253,11 @@ class _PpoLoop:
             problem = error
         if not any_rank(problem is not None):
             return
+        if unlogged is not None:
+            try:
+                self._log(unlogged)
+            except Exception as second:  # noqa: BLE001 - what was trained counts for more than its line
+                log.warning("update %d has no line of metrics: %s", self._progress.update, second)
         try:
             self._unit.save()
         except Exception as second:  # noqa: BLE001 - the first problem is what a person must hear of
@@ -333,6 +344,7 @@ class _PpoLoop:
         policy, value = self._policy.weights(), self._value.weights()
         if not self._first:
             return
+        self._unit.leave_record()
         self._worker.check_lease()
         self._export_policy("policy", policy)
         self._export_policy("ema", self._average.weights)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.attempts import DIRECTORY as ATTEMPTS
-from actors.attempts import begin_attempt, read_attempts
+from actors.attempts import SavedProgress, begin_attempt, read_attempts, write_trained
 from actors.episodes import EPISODE
 from corpus import logs
 from learners.agreed_checkpoint import load_agreed
@@ -62,6 +62,8 @@ class RecoveryUnit:
         self._checkpoints = checkpoints_of(job.directory, job.stored)
         self._unreadable: frozenset[str] = frozenset()
         """Names of checkpoints that could not be gone on from."""
+        self._saved: SavedProgress | None = None
+        """What the newest checkpoint says, written or gone on from; of rank 0 alone."""
         self.checkpoint_s: float | None = None
         """Seconds that the last checkpoint took; None before there is one."""
 
@@ -103,6 +105,13 @@ class RecoveryUnit:
             raise problem_of_ranks(problem)
         self.checkpoint_s = time.monotonic() - began
 
+    def leave_record(self) -> None:
+        """Once all is trained: what the newest checkpoint says, beside the attempts, where it outlives the checkpoints.
+        Rank 0 alone calls this."""
+        assert self._saved is not None, "training ends with a checkpoint"
+        self._worker.check_lease()
+        write_trained(self._job.directory, self._saved)
+
     def _write(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         """A checkpoint of the engines' states, by network, and of what the stream has now; rank 0 alone writes it."""
         kept = self._job.stream.state.remote(self._progress.attempt)
@@ -133,6 +142,7 @@ class RecoveryUnit:
             unreadable=self._unreadable,
             may_commit=self._worker.check_lease,
         )
+        self._saved = SavedProgress.of(progress.update, data, episodes["slot"].to_pylist())
         self._held_out.best.forget_others()
 
     def _start_anew(self) -> None:
@@ -157,6 +167,7 @@ class RecoveryUnit:
         self._held_out.restore(data, checkpoint.step)
         if self._first:
             episodes = checkpoint.tables["episodes"].cast(EPISODE)
+            self._saved = SavedProgress.of(checkpoint.step, data, episodes["slot"].to_pylist())
             restored = self._job.stream.restore.remote(data["ledger"], episodes, self._progress.attempt)
             self._answers.of(restored, "the stream to go back to the checkpoint")
             self._held_out.forget_what_followed()

@@ -7,6 +7,7 @@ import pytest
 
 from actors.attempts import (
     Attempt,
+    SavedProgress,
     Segment,
     begin_attempt,
     committed_lineage,
@@ -14,7 +15,9 @@ from actors.attempts import (
     owner_of,
     read_attempts,
     read_counts,
+    read_trained,
     write_counts,
+    write_trained,
 )
 from corpus.problems import RunProblem
 
@@ -124,3 +127,23 @@ def test_counts_are_read_as_they_are_written(tmp_path):
     (tmp_path / "attempts" / "counts.json").write_text('{"schema_version": 1, "attempts": {"x": 1}}')
     with pytest.raises(RunProblem, match=r"counts\.json cannot be read as the counts of a stage's attempts"):
         read_counts(tmp_path)
+
+
+def test_what_the_last_checkpoint_says_is_read_as_it_is_written(tmp_path):
+    assert read_trained(tmp_path) is None
+    ledger = {"attempt": 1, "version": 3, "trained": 4, "accepted": [[8, 0], [9, 1]]}
+    data = {"attempt": 1, "steps": {"policy": 8, "value": 8}, "stopped_by": "the KL budget", "ledger": ledger}
+    saved = SavedProgress.of(4, data, [8, 9])
+    write_trained(tmp_path, saved)
+    assert (read_trained(tmp_path), saved.accepted) == (saved, [8, 9])
+    path = tmp_path / "attempts" / "trained.json"
+    written = json.loads(path.read_text())
+    assert written == {"schema_version": 1, "step": 4, "waiting": [8, 9], **data}
+    for changed, sentence in (
+        ({"schema_version": 9}, "its schema version is 9; this program reads 1"),
+        (written | {"steps": 8}, r"trained\.json cannot be read as what a stage's last checkpoint says"),
+        (written | {"ledger": {}}, r"trained\.json cannot be read as what a stage's last checkpoint says"),
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(RunProblem, match=sentence):
+            read_trained(tmp_path)

@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from actors.attempts import begin_attempt, write_counts
+from actors.attempts import SavedProgress, begin_attempt, write_counts, write_trained
 from actors.episodes import EPISODE, PromptOrder
 from amenable.cli import app
 from corpus.problems import RunProblem, UsageProblem
@@ -22,7 +22,15 @@ from corpus.schemas import make_table, write_table
 from evaluation.audit import StageAudit, audit_run
 
 BATCH, PROMPTS, SEED = 4, 5, 3
-READS = {"seed": SEED, "ppo": {"batch_size": BATCH, "max_staleness": 1, "updates": 6}}
+PPO = {
+    "batch_size": BATCH,
+    "max_staleness": 1,
+    "updates": 6,
+    "minibatches": 2,
+    "inner_epochs": 3,
+    "critic_warmup_updates": 1,
+}
+READS = {"seed": SEED, "ppo": PPO}
 ORDER = PromptOrder(PROMPTS, SEED)
 
 
@@ -51,6 +59,14 @@ def episode(slot: int, attempt: int, *spans: tuple[int, int]) -> dict[str, Any]:
         "reference_logprobs": [-1.0] * tokens,
         "accepted_at": 3.0,
     }
+
+
+def saved_data(step: int, attempt: int, waiting: int = 0, ledger: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a checkpoint of `step` updates says, after which the next `waiting` slots are accepted."""
+    slots = range(step * BATCH, step * BATCH + waiting)
+    state = {"attempt": attempt, "version": step, "trained": step, "accepted": [[slot, attempt] for slot in slots]}
+    steps = {"policy": 6 * (step - 1), "value": 6 * step}
+    return {"attempt": attempt, "steps": steps, "stopped_by": "", "ledger": {**state, **(ledger or {})}}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -91,10 +107,9 @@ class Stage:
         lines = [json.dumps({"step": step, "time": 1.0}) + "\n" for step in range(1, 7 if done else 6)]
         (self.directory / "metrics.jsonl").write_text("".join(lines))
         if done:
-            files = {
-                path.relative_to(self.directory).as_posix(): {"sha256": sha256(path)}
-                for path in self.directory.rglob("*.parquet")
-            }
+            self.write_trained()
+            made = [*self.directory.rglob("*.parquet"), *(self.directory / "attempts").iterdir()]
+            files = {path.relative_to(self.directory).as_posix(): {"sha256": sha256(path)} for path in made}
             record = {"reads": READS, "values": {"updates": 6}, "files": files}
             (self.directory / "stage.json").write_text(json.dumps(record))
         else:
@@ -137,17 +152,15 @@ class Stage:
         path = self.directory / "checkpoints" / f"step-{step:08d}-{number}"
         slots = range(step * BATCH, step * BATCH + waiting)
         write(path / "episodes.parquet", [episode(slot, attempt, (attempt, step)) for slot in slots])
-        state = {
-            "attempt": attempt,
-            "version": step,
-            "trained": step,
-            "accepted": [[slot, attempt] for slot in slots],
-            **(ledger or {}),
-        }
-        (path / "data.json").write_text(json.dumps({"attempt": attempt, "ledger": state}))
+        (path / "data.json").write_text(json.dumps(saved_data(step, attempt, waiting, ledger)))
         (path / "ema.safetensors").write_bytes(b"weights")
         self.write_manifest(path)
         return path
+
+    def write_trained(self, step: int = 6, attempt: int = 2, waiting: Sequence[int] = (), **changed: Any) -> None:
+        """What the learner leaves at the end, with some of what it says `changed`."""
+        data = saved_data(step, attempt) | changed
+        write_trained(self.directory, SavedProgress.of(step, data, waiting))
 
     def write_manifest(self, path: Path) -> None:
         files = {
@@ -344,6 +357,29 @@ def test_a_file_that_changed_since_the_stage_was_finished_is_told(done):
     assert done.audit().problems == [f"episodes/{path.name} is not as it was when the stage was finished."]
 
 
+def rewrite(path: Path, change: Callable[[str], str]) -> None:
+    path.write_text(change(path.read_text()))
+
+
+def test_an_update_without_a_line_of_metrics_is_told(done):
+    path = done.directory / "metrics.jsonl"
+    rewrite(path, lambda text: "".join(line for line in text.splitlines(True) if '"step": 4,' not in line))
+    assert done.audit().problems == ["metrics.jsonl has no line of update 4."]
+    rewrite(path, lambda text: text.partition("\n")[0] + "\n")
+    assert done.audit().problems == ["metrics.jsonl has no line of updates 2, 3, 4, 5, 6."]
+    path.unlink()
+    assert done.audit().problems == []
+
+
+def test_of_an_unfinished_stage_what_a_checkpoint_holds_must_have_its_line_of_metrics_and_no_more(under_way):
+    path = under_way.directory / "metrics.jsonl"
+    lines = path.read_text().splitlines(True)
+    path.write_text("".join(lines[:4]))
+    assert under_way.audit().problems == []
+    path.write_text("".join(lines[:3]))
+    assert under_way.audit().problems == ["metrics.jsonl has no line of update 4."]
+
+
 def test_an_update_with_two_lines_of_metrics_is_told(done):
     with (done.directory / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 3, "time": 2.0}\n')
@@ -351,6 +387,7 @@ def test_an_update_with_two_lines_of_metrics_is_told(done):
 
 
 def test_fewer_generated_than_kept_is_told(done):
+    done.forget_hashes()
     write_counts(done.directory, {0: {"admitted": 20, "generated": 9, "regenerated": 2, "discarded": 0}})
     assert done.audit().problems == [
         "attempts/counts.json: attempt 0 generated 9 slots, but 14 of it are there.",
@@ -371,6 +408,96 @@ def test_fewer_generated_than_kept_is_told(done):
 def test_a_checkpoint_that_disagrees_with_its_ledger_is_told(under_way, settings, sentence):
     under_way.write_checkpoint(4, attempt=2, ledger=settings)
     assert f"step-00000004-1: {sentence}" in under_way.audit().problems
+
+
+TRAINED = "attempts/trained.json"
+STEPS = "the optimiser of the"
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentences"),
+    [
+        ({"step": 5}, [f"{TRAINED}: it is of 5 updates, but stage.json of 6."]),
+        ({"attempt": 0}, [f"{TRAINED}: it is of attempt 0 with 6 updates, which was rolled back."]),
+        (
+            {"ledger": saved_data(6, 2, ledger={"trained": 5})["ledger"]},
+            [f"{TRAINED}: its ledger has 5 updates trained, but the checkpoint is of 6."],
+        ),
+        (
+            {"ledger": saved_data(6, 2, ledger={"attempt": 1})["ledger"]},
+            [f"{TRAINED}: its ledger is of attempt 1, it itself of 2."],
+        ),
+        (
+            {"ledger": saved_data(6, 2, ledger={"accepted": [[23, 2]]})["ledger"], "waiting": [23]},
+            [f"{TRAINED}: slot 23 waits to be trained, but update 6 is done."],
+        ),
+        (
+            {"ledger": saved_data(6, 2, ledger={"accepted": [[24, 2]]})["ledger"], "waiting": [24]},
+            [f"{TRAINED}: slot 24 was accepted, but only 24 are admitted."],
+        ),
+        ({"waiting": [24]}, [f"{TRAINED}: its episodes are not those that its ledger has accepted: see slot 24."]),
+        (
+            {"steps": {"policy": 29, "value": 36}},
+            [f"{TRAINED}: {STEPS} policy network has taken 29 steps, but 6 updates are 30."],
+        ),
+        (
+            {"steps": {"policy": 36, "value": 36}},
+            [f"{TRAINED}: {STEPS} policy network has taken 36 steps, but 6 updates are 30."],
+        ),
+        (
+            {"steps": {"policy": 30, "value": 42}},
+            [f"{TRAINED}: {STEPS} value network has taken 42 steps, but 6 updates are 36."],
+        ),
+        ({"steps": {"policy": 30}}, [f"{TRAINED}: {STEPS} value network has taken no steps, but 6 updates are 36."]),
+    ],
+)
+def test_what_the_learner_of_a_finished_stage_left_must_agree_with_the_rest(done, changed, sentences):
+    done.forget_hashes()
+    done.write_trained(**changed)
+    assert done.audit().problems == sentences
+
+
+def test_an_attempt_that_only_exported_leaves_what_the_one_before_it_saved(done):
+    assert begin_attempt(done.directory, 6, None, 2, "i").number == 3
+    assert done.audit().problems == []
+
+
+def test_a_stage_that_its_kl_budget_ended_may_have_left_episodes_that_waited(done):
+    done.path(6, 2).unlink()
+    record = json.loads((done.directory / "stage.json").read_text())
+    (done.directory / "stage.json").write_text(json.dumps(record | {"values": {"updates": 5}, "files": {}}))
+    data = saved_data(5, 2, waiting=2)
+    done.write_trained(5, waiting=[20, 21], ledger=data["ledger"], stopped_by="the KL budget")
+    assert done.audit().problems == []
+
+
+def test_a_finished_stage_whose_learner_left_nothing_is_told_and_why_that_can_be(done):
+    (done.directory / TRAINED).unlink()
+    missing = (
+        f"{TRAINED} is missing: what the learner itself recorded as trained cannot be compared with the episodes (a "
+        "release that kept no such file finished the stage, or the file was removed)."
+    )
+    assert done.audit().problems == [missing, f"{TRAINED} is not as it was when the stage was finished."]
+    done.forget_hashes()
+    assert done.audit().problems == [missing]
+
+
+def test_what_the_learner_left_may_not_have_changed_since_and_must_be_readable(done):
+    path = done.directory / TRAINED
+    rewrite(path, lambda text: text.replace("}", " }", 1))
+    assert done.audit().problems == [f"{TRAINED} is not as it was when the stage was finished."]
+    done.forget_hashes()
+    rewrite(path, lambda text: text.replace('"trained"', '"drained"'))
+    assert done.audit().problems == [f"{path} cannot be read as what a stage's last checkpoint says."]
+
+
+def test_of_an_unfinished_stage_the_optimisers_of_its_newest_checkpoint_must_have_taken_the_steps(under_way):
+    path = under_way.directory / "checkpoints" / "step-00000004-1"
+    rewrite(path / "data.json", lambda text: text.replace('"value": 24', '"value": 23'))
+    under_way.write_manifest(path)
+    assert under_way.audit().problems == [
+        f"step-00000004-1: {STEPS} value network has taken 23 steps, but 4 updates are 24."
+    ]
 
 
 def test_an_episode_that_waits_in_a_checkpoint_must_be_fit_for_its_update(under_way):

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy_ppo import OPTIMIZER, TEMPERATURE, job_of, plan_of, settings_of, write_given
 from toy_rollouts import DirectRay, Handle, Late, ToyConductor, stream_of
 
+from actors.attempts import read_trained
 from corpus.problems import RunProblem
 from evaluation.audit import audit_run
 from learners import answers, checkpoint, ppo, ppo_networks
@@ -401,6 +402,7 @@ def test_restarts_from_one_checkpoint_are_attempts_of_their_own_and_the_audit_ac
     assert each.trained() == [(1, 0), (2, 0), (3, 0), (3, 1), (3, 2), (4, 2)]
     record = {"reads": settings, "values": {"updates": 4}}
     (each.directory / "stage.json").write_text(json.dumps(record))
+    shutil.rmtree(each.directory / "checkpoints")  # as a command does once the stage is committed
     [found] = audit_run(root)
     assert found.problems == []
     assert [(one.began_with, one.ended_with, one.trained, one.rolled_back) for one in found.attempts] == [
@@ -436,7 +438,9 @@ def test_a_conductor_that_fails_between_updates_costs_no_update(run, method, sta
         lost.train(spoil=spoil)
     [path] = checkpoint.list_complete(lost.directory / "checkpoints")
     assert path.name.startswith(f"step-{saved:08d}")
+    assert [row["step"] for row in lost.metrics()] == [*range(1, saved + 1)]
     lost.train()
+    assert [row["step"] for row in lost.metrics()] == [1, 2, 3, 4]
     assert lost.trained() == [(1, 0), (2, 0), (3, 0), (4, int(saved == 3))]
     assert lost.evaluated() == [3, 4]  # the third was under way, or failed: it is made again
 
@@ -518,6 +522,19 @@ def test_a_failure_after_the_last_update_does_not_cost_the_training(run, whole, 
     assert lost.evaluated() == [2, 4]
     for name in ("policy", "ema", "value", "best"):
         assert equal(lost.weights(name), whole.weights(name)), name
+    said = read_trained(lost.directory)
+    assert said is not None
+    assert said.attempt == said.ledger["attempt"] == 0  # attempt 1 trained nothing: it says what it went on from
+    assert said.steps == read_trained(whole.directory).steps  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_what_the_last_checkpoint_says_outlives_it(whole):
+    said = read_trained(whole.directory)
+    assert said is not None
+    assert (said.step, said.attempt, said.stopped_by, said.waiting) == (4, 0, "", [])
+    assert said.steps == {"policy": 8, "value": 8}
+    newest = json.loads((whole.directory / "checkpoints" / "step-00000004-1" / "data.json").read_text())
+    assert (said.ledger, said.steps) == (newest["ledger"], newest["steps"])
 
 
 def test_a_full_disk_at_a_checkpoint_loses_nothing_that_was_saved_before(run, whole, monkeypatch):
