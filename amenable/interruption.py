@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from corpus import logs
@@ -16,6 +16,8 @@ from corpus import logs
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TERM = {signal.SIGTERM}
 STOPPING = "Stopping after a checkpoint; once more to stop at once."
+TWICE_S = 0.1
+"""Seconds within which a second SIGTERM is the first: `timeout` sends it to the command and to its process group."""
 _requested = threading.Event()
 _said = STOPPING
 _is_waiting = False
@@ -61,13 +63,27 @@ def listening(says: str = STOPPING) -> Iterator[None]:
     To be entered before the process has other threads: those begun within never see SIGTERM, whoever handles it
     meanwhile. Raises ValueError outside the main thread, as Python's signals do.
     """
-    global _said, _is_waiting
+    global _said
     _said = says
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     _requested.clear()
     for number in _SIGNALS:  # SIGTERM too: threads older than this could be given it
         signal.signal(number, _heed)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's jobs begin with it blocked
+    try:
+        with _waiting_for_term():
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _requested.clear()
+
+
+@contextmanager
+def _waiting_for_term() -> Iterator[None]:
+    global _is_waiting
     over = threading.Event()
     waiting = threading.Thread(target=_wait_for_term, args=(over,), name="sigterm", daemon=True)
     waiting.start()
@@ -80,10 +96,6 @@ def listening(says: str = STOPPING) -> Iterator[None]:
         assert waiting.ident is not None
         signal.pthread_kill(waiting.ident, signal.SIGTERM)
         waiting.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _requested.clear()
 
 
 def _wait_for_term(over: threading.Event) -> None:
@@ -97,6 +109,9 @@ def _wait_for_term(over: threading.Event) -> None:
             signal.pthread_kill(main, signal.SIGINT)  # whose handler raises there
         else:
             _ask()
+            signal.sigtimedwait(_TERM, TWICE_S)
+            if over.is_set():
+                return  # it may have taken what the end sent
 
 
 def _heed(number: int, frame: FrameType | None) -> None:
@@ -109,7 +124,8 @@ def _ask() -> None:
     _requested.set()
     # A handler may interrupt a print in the middle, and then print would fail: write to the descriptor itself.
     said = logs.line(_said, "WARNING") if logs.is_json() else f"\n{_said}"
-    os.write(2, f"{said}\n".encode())
+    with suppress(OSError):  # whoever read it has left
+        os.write(2, f"{said}\n".encode())
 
 
 def _hear_in_child() -> None:

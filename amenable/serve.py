@@ -34,8 +34,6 @@ SERVE_ENVIRONMENT = {
 }
 """Set before Ray starts, unless the person has set them."""
 
-ENDING = "Ending the service when the requests under way are answered; once more to end it at once."
-
 LOOK_S = 5.0
 """Seconds between two looks at whether the service is still there."""
 

@@ -10,6 +10,8 @@ import typer
 from amenable.arguments import Address, AsJson, Run
 from amenable.ending import ending
 
+ENDING = "Ending the service when the requests under way are answered; once more to end it at once."
+
 TokenFile = Annotated[Path, typer.Argument(metavar="FILE", help="The token file; made where there is none.")]
 
 tokens = typer.Typer(
@@ -40,10 +42,10 @@ def serve(
 ) -> None:
     """Serve a run's models: an OpenAI-compatible API and a page for spot checks. It follows PPO while that trains."""
     from amenable.interruption import listening
-    from amenable.serve import ENDING, served_run
 
     with ending(as_json, lambda: "the service") as answer, listening(ENDING):
-        from amenable.serve import serve as served
+        from amenable.serve import serve as served  # within: numpy begins threads
+        from amenable.serve import served_run
 
         def ready(found: dict[str, Any]) -> None:
             answer(found)

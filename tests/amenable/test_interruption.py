@@ -130,12 +130,85 @@ with interruption.listening():
     other.start()
     other.join()
     assert interruption.wait(10), "not heard"
+    time.sleep(4 * interruption.TWICE_S)
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
     except KeyboardInterrupt:
         print("at once")
 """
+
+# Twice at once, as `timeout` sends it, to a process whose parent has blocked SIGINT and whose reader has left.
+TWICE = """
+import os, signal, time
+from amenable import interruption
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+os.close(writer)
+os.close(reader)
+with interruption.listening():
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        until = time.monotonic() + interruption.TWICE_S / 4
+        while time.monotonic() < until:
+            pass
+    time.sleep(4 * interruption.TWICE_S)
+    assert interruption.requested()
+    print("once")
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    except KeyboardInterrupt:
+        print("at once")
+"""
+
+
+def test_a_signal_that_comes_twice_is_one_and_is_heard_where_nobody_reads_and_sigint_was_blocked():
+    ended = subprocess.run(
+        [sys.executable, "-c", TWICE],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout.split("\n")) == (0, ["once", "at once", ""])
+
+
+# What each command that listens has for threads when it begins to. OpenBLAS begins one for each core that it sees.
+OLDER = """
+import os, sys
+from amenable import interruption
+
+def listening(*says):
+    sealed = [
+        int(line.split()[1], 16) >> 14 & 1
+        for task in os.listdir("/proc/self/task")
+        for line in open(f"/proc/self/task/{task}/status")
+        if line.startswith("SigBlk")
+    ]
+    print("open threads:", sealed.count(0))
+    os._exit(0)
+
+interruption.listening = listening
+from amenable.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("words", [["run", "demo"], ["eval", "demo"], ["doctor"], ["serve", "runs/demo"]])
+def test_no_thread_is_older_that_could_be_given_the_signal(words, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    ended = subprocess.run(
+        [sys.executable, "-c", OLDER, *words],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": os.getcwd(), "OPENBLAS_NUM_THREADS": "4"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.stdout == "open threads: 1\n", ended.stderr[-2000:]
 
 
 def test_it_is_heard_twice_whatever_handler_another_has_put():
@@ -174,10 +247,11 @@ def test_signals_can_only_be_heard_in_the_main_thread():
 
 # A signal when Ray has put its handler in Python, and one when it has put that in C++: a command was ended by either.
 STARTING = """
-import os, signal
+import os, signal, time
 from amenable import interruption
 
 def struck():
+    time.sleep(4 * interruption.TWICE_S)
     os.kill(os.getpid(), signal.SIGTERM)
     assert interruption.wait(10), "not heard"
     interruption._requested.clear()
