@@ -22,7 +22,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_memory_monitor_refresh_ms": "1000",
     # Ray's control service remembers so many calls of actors, of 3.5 KiB each; by itself 100,000.
-    "RAY_task_events_max_num_task_in_gcs": "10000",
+    "RAY_task_events_max_num_task_in_gcs": "2000",
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Set where the person has not set them; a local session's workers inherit them."""

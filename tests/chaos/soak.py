@@ -30,6 +30,10 @@ from evaluation.audit import audit_run
 EVERY_S = (20.0, 45.0)
 """Seconds between two strikes, at least and at most. The run must also have saved a checkpoint in between."""
 
+LAST_S = 60.0
+"""Seconds before the end in which nobody is struck: a rank that is stopped has no checkpoint to give when it is asked
+for one, which ends the command with exit code 1, as it should."""
+
 SAMPLE_S = 5.0
 STANDSTILL_S = 300.0
 """Seconds without a new checkpoint after which the soak has failed."""
@@ -118,7 +122,8 @@ class _Soaking:
             if now - sampled_at > SAMPLE_S:
                 self._sample()
                 sampled_at = now
-            if now > strike_at and self.outcome.updates > saved and not self._calm:
+            is_late = now - self._began > self._duration_s - LAST_S  # whoever is struck is there again at the end
+            if now > strike_at and self.outcome.updates > saved and not (self._calm or is_late):
                 self._strike()
                 strike_at, saved = self._next_strike(), self._saved()
         return command
