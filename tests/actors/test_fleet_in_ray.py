@@ -6,6 +6,7 @@ Generators are the real actors with a stand-in engine; the test is the learner.
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from actors.role_reports import report_now
 from actors.settings import FleetSettings, RolloutSettings, SamplingSettings
 from actors.stream import EpisodeStream, StreamPlan
 from actors.weight_store import WeightStore
+from cluster.bundles import bundle_of
+from cluster.placement import OwnPlacementGroup
 from corpus.problems import RunProblem
 from corpus.schemas import make_table, write_table
 from models.snapshot import pack
@@ -51,6 +54,10 @@ def generator_class(ray: Any) -> Any:
 
         def finish_at_most(self, requests: int | None) -> None:
             self._engine.at_most = requests
+
+        def room(self) -> str:
+            group = ray.util.get_current_placement_group()
+            return "" if group is None else group.id.hex()
 
     return ray.remote(num_cpus=0, max_concurrency=16, concurrency_groups={"health": 1})(Playing)
 
@@ -88,10 +95,31 @@ def scoring_class(ray: Any) -> Any:
     return ray.remote(num_cpus=0, concurrency_groups={"health": 1})(Scoring)
 
 
-class Stage:
-    """A PPO stage whose learner is the test."""
+def learner_class(ray: Any) -> Any:
+    """A learner that publishes from a process of its own, which owns what it hands to the conductor."""
 
-    def __init__(self, ray: Any, directory: Path, settings: FleetSettings, max_staleness: int = 0) -> None:
+    class Learner:
+        def heartbeat(self) -> Any:
+            return pulse_now(0.0)
+
+        def publish(self, conductor: Any, update: int) -> None:
+            weights = torch.full((100_000,), float(update))  # more than Ray sends along with a call
+            ray.get(conductor.publish.remote(0, update, pack({"weight": weights}, (0, update)), PROBE), timeout=WAIT_S)
+
+    return ray.remote(num_cpus=0)(Learner)
+
+
+class Stage:
+    """A PPO stage whose learner is the test. With a `placement` every generator has room of its own."""
+
+    def __init__(
+        self,
+        ray: Any,
+        directory: Path,
+        settings: FleetSettings,
+        max_staleness: int = 0,
+        placement: OwnPlacementGroup | None = None,
+    ) -> None:
         self.ray, self.update, self.max_staleness = ray, 0, max_staleness
         self.directory = directory
         table = directory / "prompts.parquet"
@@ -113,15 +141,18 @@ class Stage:
         self.store = actors[1].remote(str(directory / "weights"))
         self.conductor = actors[2].remote(self.stream, self.store, 60.0, 60.0, settings, str(directory))
         rollouts = RolloutSettings(max_concurrent=8)
-        generators = WorkerSpec(generator_class(ray), {}, (rollouts,), (Call("start"),))
+        generators = WorkerSpec(generator_class(ray), {}, (rollouts,), (Call("start"),), placement)
         scoring = WorkerSpec(scoring_class(ray), {}, (), (Call("load"),))
-        self.generators = {name: generators.make(name) for name in ("generator-0", "generator-1")}
+        names = ("generator-0", "generator-1")
+        self.placement = placement
+        self.rooms = {name: placement.reserve(name) for name in names} if placement is not None else {}
+        self.generators = {name: generators.make(name, self.rooms.get(name)) for name in names}
         self.scoring = scoring.make("scoring-0")
         ray.get([each.start.remote() for each in self.generators.values()], timeout=WAIT_S)
         ray.get(self.scoring.load.remote(), timeout=WAIT_S)
         sampling = SamplingSettings(max_response_tokens=4)
         work = Work("r", 1, self.stream, self.conductor, [self.scoring], [self.scoring], sampling, 2, 4)
-        fellowship = Fellowship(generators, scoring, None, None, 8)
+        fellowship = Fellowship(generators, scoring, None, self.rooms, 8)
         ray.get(self.conductor.begin.remote(self.generators, work, fellowship), timeout=WAIT_S)
 
     def pid(self, worker: Any) -> int:
@@ -146,6 +177,10 @@ class Stage:
         self.update += 1
         return table["generator"].to_pylist()
 
+    def waiting(self) -> float:
+        """Episodes that are accepted and not trained on yet."""
+        return self.ray.get(self.stream.counts.remote(), timeout=WAIT_S)["stream/accepted_waiting"]
+
     def updates_until(self, holds: Any) -> dict[str, float]:
         """Trains on until the metrics of a publication are as they should be."""
         roles: dict[str, float] = {}
@@ -161,19 +196,40 @@ class Stage:
         for actor in (self.conductor, self.store, self.stream, self.scoring, *self.generators.values()):
             with suppress(Exception):
                 self.ray.kill(actor)
+        for room in self.rooms.values():
+            self.placement.release(room)
 
 
 @pytest.fixture
 def stage(ray_session, tmp_path):
     made: list[Stage] = []
 
-    def make(settings: FleetSettings = SETTINGS, max_staleness: int = 0) -> Stage:
-        made.append(Stage(ray_session, tmp_path, settings, max_staleness))
+    def make(settings: FleetSettings = SETTINGS, **given: Any) -> Stage:
+        made.append(Stage(ray_session, tmp_path, settings, **given))
         return made[-1]
 
     yield make
     for each in made:
         each.close()
+
+
+def until(holds: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {WAIT_S:.0f} s for {what}"
+        time.sleep(0.1)
+
+
+def workers(stage: Stage) -> dict[str, str]:
+    """The state of each worker, as the conductor last wrote it."""
+    found: Any = read_fleet(stage.directory) or {}
+    return found.get("workers", dict.fromkeys(stage.generators, ""))
+
+
+def rooms_of_generators(ray: Any) -> dict[str, str]:
+    """The placement groups that there are, by Ray's id, and what they are called."""
+    found = ray.util.placement_group_table()
+    return {number: group["name"] for number, group in found.items() if group["state"] != "REMOVED"}
 
 
 def is_alive(pid: int) -> bool:
@@ -210,7 +266,7 @@ def test_what_a_scoring_process_had_in_hand_is_scored_by_the_one_in_its_place(st
     pid = each.pid(each.scoring)
     each.publish()
     time.sleep(0.3)  # it scores one chunk of four at a time, 0.2 s each
-    assert each.ray.get(each.stream.counts.remote(), timeout=WAIT_S)["stream/accepted_waiting"] < 8
+    assert each.waiting() < 8
     os.kill(pid, how)
     each.train()
     assert not is_alive(pid)
@@ -248,25 +304,15 @@ def test_a_budget_that_is_spent_is_told_to_the_learner_in_a_sentence(stage):
 def test_a_generator_that_is_retired_while_a_publication_comes_writes_nothing_that_is_too_old(stage):
     each = stage(max_staleness=1)
     leaving = each.generators["generator-1"]
-
-    def waiting() -> float:
-        return each.ray.get(each.stream.counts.remote(), timeout=WAIT_S)["stream/accepted_waiting"]
-
-    def until(holds: Any) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while not holds():
-            assert time.monotonic() < deadline, "it did not come"
-            time.sleep(0.1)
-
     each.publish()
     each.train()
-    until(lambda: waiting() == 8)
+    until(lambda: each.waiting() == 8, "the next update's episodes")
     each.ray.get(leaving.finish_at_most.remote(2), timeout=WAIT_S)
     each.publish()  # it writes one chunk of two that it leases, and has room for another
-    until(lambda: waiting() == 14)
+    until(lambda: each.waiting() == 14, "all that was not leased to it")
     each.train()
     write_desired(each.directory, 0, 1, "a person", "now")
-    until(lambda: "generator-1" not in (read_fleet(each.directory) or {}).get("workers", {"generator-1": ""}))
+    until(lambda: "generator-1" not in workers(each), "it to leave")
     each.ray.get(each.generators["generator-0"].finish_at_most.remote(0), timeout=WAIT_S)
     roles = each.publish()  # it is not given these weights
     assert roles["fleet/generators_serving"] == 1
@@ -279,3 +325,40 @@ def test_a_generator_that_is_retired_while_a_publication_comes_writes_nothing_th
         writers = each.train()
         each.publish()
     assert set(writers) == {"generator-0"}
+
+
+def test_generators_that_die_after_the_learner_serve_what_it_last_published_from_the_weight_store(stage):
+    each = stage(max_staleness=1)
+    each.publish()
+    each.train()
+    until(lambda: each.waiting() == 8, "the next update's episodes")
+    for generator in each.generators.values():
+        each.ray.get(generator.finish_at_most.remote(0), timeout=WAIT_S)
+    learner = learner_class(each.ray).remote()
+    each.ray.get(learner.publish.remote(each.conductor, 1), timeout=WAIT_S)
+    for actor in (learner, *each.generators.values()):
+        pid = each.pid(actor)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: not is_alive(pid), "a process that was killed to be gone")
+    assert each.waiting() == 8
+    each.train()
+    writers = each.train()  # under weights 1, of which these processes have been given none by a learner
+    assert set(writers) <= {"generator-0.1", "generator-1.1"}
+    assert each.ray.get(each.store.state.remote(), timeout=WAIT_S).held == [(0, 0), (0, 1)]
+
+
+def test_every_generator_has_a_placement_group_of_its_own_which_goes_and_comes_with_it(stage):
+    each = stage(placement=OwnPlacementGroup(bundle_of(1)))
+    rooms = rooms_of_generators(each.ray)
+    assert sorted(rooms.values()) == ["amenable-generator-0", "amenable-generator-1"]
+    for name, generator in each.generators.items():
+        assert rooms[each.ray.get(generator.room.remote(), timeout=WAIT_S)] == f"amenable-{name}"
+    each.publish()
+    write_desired(each.directory, 0, 1, "a person", "now")
+    until(lambda: [*rooms_of_generators(each.ray).values()] == ["amenable-generator-0"], "one room to be given back")
+    write_desired(each.directory, 1, 2, "a person", "now")
+    until(lambda: workers(each).get("generator-2") == "healthy", "another generator to serve")
+    assert sorted(rooms_of_generators(each.ray).values()) == ["amenable-generator-0", "amenable-generator-2"]
+    each.ray.get(each.conductor.finish.remote(), timeout=WAIT_S)
+    assert "generator-0" in each.ray.get(each.conductor.survivors.remote(), timeout=WAIT_S)
+    until(lambda: [*rooms_of_generators(each.ray).values()] == ["amenable-generator-0"], "the other to be given back")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from corpus.problems import RunProblem
 from learners.process_group import sum_over_ranks
 from learners.worker import Interrupted, Progress, Worker
@@ -122,3 +124,18 @@ def has_a_problem_on_the_first_rank(job: float, worker: Worker) -> dict[str, Any
         raise RunProblem("The first rank has a problem.", "run/unexpected")
     time.sleep(job)
     return {}
+
+
+def saves_before_its_machine_goes(job: Path, worker: Worker) -> dict[str, Any]:
+    """Works until it is to stop, and saves in `job` where that was; returns this, and where it went on."""
+    here = ray.get_runtime_context().get_node_id()
+    if job.exists():
+        return {"saved_on": job.read_text(), "node": here}
+    deadline = time.monotonic() + 120
+    while not worker.agreed_to_stop():
+        assert time.monotonic() < deadline, "nobody told the job that its machine goes"
+        worker.report(Progress("toy", 3, 10, "steps"))
+        time.sleep(0.05)
+    worker.check_lease()
+    job.write_text(here)
+    raise Interrupted("toy, step 3 of 10")
