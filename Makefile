@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    install, train a model to follow instructions, show a report (4 to 12 minutes)"
-	@echo "make test    lint, types, import floors, unit and end-to-end tests (21 to 25 minutes)"
+	@echo "make test    lint, types, import floors, unit and end-to-end tests (17 to 25 minutes)"
 	@echo "make check   its part under 2 minutes: lint, types, floors, the quickest unit tests"
 	@echo "make test-demo   the demo learns, and with learning rate 0 does not (8 to 15 minutes)"
 	@echo "make test-extended   what takes long: models of other makers, more ways to die, the image's packages (15 to 30 minutes)"
