@@ -65,6 +65,7 @@ THOROUGH = frozenset(
         "tests/learners/test_stored_checkpoint.py",
         "tests/models/test_scalar_head.py",
         "tests/requirements/test_install.py",
+        "tests/serving/test_front.py",
         "tests/serving/test_mirror.py",
         "tests/serving/test_page_scripts.py",
     }
