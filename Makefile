@@ -93,6 +93,7 @@ chaos: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m chaos tests/chaos
 
 MINUTES ?= 30
+SOAK ?=
 soak: $(VENV)/.installed-test
 	$(BIN)/python tests/chaos/soak.py --minutes $(MINUTES) $(SOAK)
 
