@@ -177,9 +177,16 @@ class Stage:
         self.update += 1
         return table["generator"].to_pylist()
 
+    def counts(self) -> dict[str, float]:
+        return self.ray.get(self.stream.counts.remote(), timeout=WAIT_S)
+
     def waiting(self) -> float:
         """Episodes that are accepted and not trained on yet."""
-        return self.ray.get(self.stream.counts.remote(), timeout=WAIT_S)["stream/accepted_waiting"]
+        return self.counts()["stream/accepted_waiting"]
+
+    def finish_at_most(self, requests: int | None, *names: str) -> None:
+        calls = [self.generators[name].finish_at_most.remote(requests) for name in names]
+        self.ray.get(calls, timeout=WAIT_S)
 
     def updates_until(self, holds: Any) -> dict[str, float]:
         """Trains on until the metrics of a publication are as they should be."""
@@ -303,24 +310,25 @@ def test_a_budget_that_is_spent_is_told_to_the_learner_in_a_sentence(stage):
 
 def test_a_generator_that_is_retired_while_a_publication_comes_writes_nothing_that_is_too_old(stage):
     each = stage(max_staleness=1)
-    leaving = each.generators["generator-1"]
     each.publish()
     each.train()
     until(lambda: each.waiting() == 8, "the next update's episodes")
-    each.ray.get(leaving.finish_at_most.remote(2), timeout=WAIT_S)
-    each.publish()  # it writes one chunk of two that it leases, and has room for another
-    until(lambda: each.waiting() == 14, "all that was not leased to it")
+    each.finish_at_most(0, "generator-0", "generator-1")
+    each.publish()
+    until(lambda: each.counts()["stream/leased"] == 24, "both to lease their half")
+    each.finish_at_most(None, "generator-0")
+    each.finish_at_most(2, "generator-1")  # one chunk of the two that it leased: it has room for another
+    until(lambda: each.waiting() == 14, "all but one chunk of the other")
     each.train()
     write_desired(each.directory, 0, 1, "a person", "now")
     until(lambda: "generator-1" not in workers(each), "it to leave")
-    each.ray.get(each.generators["generator-0"].finish_at_most.remote(0), timeout=WAIT_S)
-    roles = each.publish()  # it is not given these weights
+    each.finish_at_most(0, "generator-0")
+    roles = each.publish()  # the other is not given these weights
     assert roles["fleet/generators_serving"] == 1
     with pytest.raises(RunProblem, match=r"owed by generator-0 .*s ago\)") as owed:
         each.ray.get(each.stream.take.remote(3, 1.0, 0), timeout=WAIT_S)
     assert "generator-1" not in str(owed.value), "it was leased slots of the version"
-    for generator in each.generators.values():
-        each.ray.get(generator.finish_at_most.remote(None), timeout=WAIT_S)
+    each.finish_at_most(None, "generator-0", "generator-1")
     for _ in range(3):
         writers = each.train()
         each.publish()
@@ -332,8 +340,7 @@ def test_generators_that_die_after_the_learner_serve_what_it_last_published_from
     each.publish()
     each.train()
     until(lambda: each.waiting() == 8, "the next update's episodes")
-    for generator in each.generators.values():
-        each.ray.get(generator.finish_at_most.remote(0), timeout=WAIT_S)
+    each.finish_at_most(0, "generator-0", "generator-1")
     learner = learner_class(each.ray).remote()
     each.ray.get(learner.publish.remote(each.conductor, 1), timeout=WAIT_S)
     for actor in (learner, *each.generators.values()):
