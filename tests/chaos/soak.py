@@ -155,7 +155,7 @@ class _Soaking:
                 status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
                 name = status["Name"].strip()
                 role = roles.get(pid) or (name if name in ("raylet", "gcs_server") else None)
-                if role is not None:
+                if role is not None and "RssAnon" in status:  # one that is ending has no memory any more
                     age = time.time() - Path(f"/proc/{pid}").stat().st_ctime
                     anonymous = int(status["RssAnon"].split()[0]) << 10
                     self._samples.append(Sample(role, at, age, anonymous))
