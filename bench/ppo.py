@@ -5,6 +5,7 @@ fabricated, so what is timed is what a user's command does. The ceiling is measu
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -40,15 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.updates < 2 or asked.warm_up < 2:
         parser.error("--updates and --warm-up are at least 2")
     dtype: Dtype = _faster_dtype() if asked.dtype == "auto" else asked.dtype
-    options = Options(
-        asked.ptx == "on", asked.staleness, dtype, asked.threads, asked.updates + asked.warm_up + 1, asked.warm_up
-    )
-    chosen = list(WORKLOADS.values()) if asked.workload == "both" else [WORKLOADS[asked.workload]]
+    updates = asked.updates + asked.warm_up + 1
+    workloads = list(WORKLOADS.values()) if asked.workload == "both" else [WORKLOADS[asked.workload]]
     answers = []
-    for workload in chosen:
+    for workload, ptx in itertools.product(workloads, [False, True] if asked.ptx == "both" else [asked.ptx == "on"]):
+        options = Options(ptx, asked.staleness, dtype, asked.threads, updates, asked.warm_up)
         _say(f"Workload {workload.name}: {workload.says}; {_settings(options)}.")
         with tempfile.TemporaryDirectory(prefix="amenable-bench-") as temporary:
-            directory = Path(asked.directory or temporary) / workload.name
+            directory = Path(asked.directory or temporary) / f"{workload.name}-ptx-{_on_or_off(ptx)}"
             directory.mkdir(parents=True)
             answers.append(run(workload, options, directory))
         if not asked.json:
@@ -98,7 +98,9 @@ def run(workload: Workload, options: Options, directory: Path) -> dict[str, Any]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.ppo", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--workload", choices=["A", "B", "both"], default="both")
-    parser.add_argument("--ptx", choices=["on", "off"], default="off", help="the pretraining term (8 texts an episode)")
+    parser.add_argument(
+        "--ptx", choices=["on", "off", "both"], default="both", help="the pretraining term (8 texts an episode)"
+    )
     parser.add_argument("--staleness", type=int, choices=[0, 1], default=0, help="0: strictly on-policy")
     parser.add_argument(
         "--dtype",
@@ -109,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the learner (default: all cores)"
     )
-    parser.add_argument("--updates", type=int, default=12, help="updates that are measured, at least 2")
+    parser.add_argument("--updates", type=int, default=6, help="updates that are measured, at least 2")
     parser.add_argument("--warm-up", type=int, default=2, help="updates before them, which are not, at least 2")
     parser.add_argument("--directory", help="keep the runs here (must not hold one yet) instead of a temporary place")
     parser.add_argument("--json", action="store_true", help="one JSON answer on standard output")
@@ -121,11 +123,12 @@ def _faster_dtype() -> Dtype:
     return "bfloat16" if found["bfloat16"] > found["float32"] else "float32"
 
 
+def _on_or_off(ptx: bool) -> str:
+    return "on" if ptx else "off"
+
+
 def _settings(options: Options) -> str:
-    return (
-        f"ptx {'on' if options.ptx else 'off'}, staleness {options.staleness}, {options.dtype}, "
-        f"{options.threads} threads"
-    )
+    return f"ptx {_on_or_off(options.ptx)}, staleness {options.staleness}, {options.dtype}, {options.threads} threads"
 
 
 def _tell(answer: dict[str, Any], options: Options) -> None:
