@@ -20,7 +20,8 @@ TWICE_S = 0.1
 """Seconds within which a second SIGTERM is the first: `timeout` sends it to the command and to its process group."""
 _requested = threading.Event()
 _said = STOPPING
-_is_waiting = False
+_waiter: threading.Thread | None = None
+"""Waits for SIGTERM, and raises the flag, while one listens."""
 
 
 class Interrupted(Exception):
@@ -83,15 +84,15 @@ def listening(says: str = STOPPING) -> Iterator[None]:
 
 @contextmanager
 def _waiting_for_term() -> Iterator[None]:
-    global _is_waiting
+    global _waiter
     over = threading.Event()
     waiting = threading.Thread(target=_wait_for_term, args=(over,), name="sigterm", daemon=True)
     waiting.start()
-    _is_waiting = True
+    _waiter = waiting
     try:
         yield
     finally:
-        _is_waiting = False
+        _waiter = None
         over.set()
         assert waiting.ident is not None
         signal.pthread_kill(waiting.ident, signal.SIGTERM)
@@ -117,20 +118,25 @@ def _wait_for_term(over: threading.Event) -> None:
 def _heed(number: int, frame: FrameType | None) -> None:
     if _requested.is_set():
         raise KeyboardInterrupt
-    _ask()
+    if _waiter is not None and _waiter.ident is not None:
+        # The flag has a lock, which this thread may hold, interrupted in a wait for it: another one raises it.
+        signal.pthread_kill(_waiter.ident, signal.SIGTERM)
+    else:
+        _ask()
 
 
 def _ask() -> None:
     _requested.set()
-    # A handler may interrupt a print in the middle, and then print would fail: write to the descriptor itself.
+    # Whoever is interrupted in the middle of a print holds its lock: write to the descriptor itself.
     said = logs.line(_said, "WARNING") if logs.is_json() else f"\n{_said}"
     with suppress(OSError):  # whoever read it has left
         os.write(2, f"{said}\n".encode())
 
 
 def _hear_in_child() -> None:
-    """A process that is forked off while SIGTERM is waited for must heed it: Ray's daemons are ended by it."""
-    if _is_waiting:
+    """A process that Python forks while SIGTERM is waited for must heed it: Ray's daemons are ended by it, and begun
+    with a function to run first, for which Python forks. (What `subprocess` begins without one inherits the mask.)"""
+    if _waiter is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERM)
 
 

@@ -50,10 +50,16 @@ NOT_READ = {
     "lease_s",
     "batch_deadline_s",
     "straggler_bound_s",
+    "mismatch_bound_nats",
+    "min_effective_sample_size",
+    "timeout_s",
+    "deadline_s",
+    "token_variable",
 }
-"""Fields of stages' slices that decide when something is saved or given up, and nothing of what is made. Nor are the
-number of ranks, the ZeRO stage and the size of micro-batches read: they change what is learned by its rounding, and by
-which units SFT's dropout draws. A run goes on from its checkpoints, and with its stages, where they are changed."""
+"""Fields of stages' slices that decide when something is saved or given up, or who may ask a reward service, and
+nothing of what is made. Nor are the number of ranks, the ZeRO stage and the size of micro-batches read: they change
+what is learned by its rounding, and in supervised stages by which units dropout draws. A run goes on from its
+checkpoints, and with its stages, where they are changed."""
 
 
 def stages_of(recipe: Recipe, run: RunDirectory, sources: dict[str, str] | None = None) -> list[Stage]:

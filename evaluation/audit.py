@@ -358,6 +358,11 @@ class _Audit:
             return
         if said.step != finished:
             self.problems.append(f"{name}: it is of {said.step} updates, but stage.json of {finished}.")
+        if finished < self.plan.updates and not said.stopped_by:
+            self.problems.append(
+                f"{name}: training ended after {finished} of {self.plan.updates} updates, and nothing is said to have "
+                "ended it."
+            )
         if self._is_of_the_lineage(name, said):
             self._saved(name, said)
 
@@ -412,6 +417,9 @@ class _Audit:
         missing = [update for update in range(1, self.found.updates + 1) if update not in lines]
         if missing:
             self.problems.append(f"metrics.jsonl has no line of {_named(missing, 'update')}.")
+        beyond = sorted(update for update in lines if update > self.found.updates)
+        if self.files.finished is not None and beyond:
+            self.problems.append(f"metrics.jsonl has a line of {_named(beyond, 'update')}, which the stage has not.")
 
     # sums ----------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from corpus.storage import write_atomically
 from learners.exported_figures import ExportedFigures
 from learners.tracking import WandbRun
 
@@ -40,9 +41,7 @@ class MetricsLog:
         if resumed_step is None:
             shutil.rmtree(self._events, ignore_errors=True)
         kept = [] if resumed_step is None else [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, self._path)
+        write_atomically(self._path, lambda stream: stream.writelines(f"{json.dumps(row)}\n".encode() for row in kept))
         self._stream = open(self._path, "a")  # noqa: SIM115 (closed by `close`)
         if exported is not None:
             exported.begin(resumed_step or 0)
@@ -58,6 +57,10 @@ class MetricsLog:
             self._tracker.log(step, {name: value for name, value in finite.items() if value is not None})
         if self._exported is not None:
             self._exported.step(step, values)
+
+    def sync(self) -> None:
+        """Has the lines on the disk, where a loss of power leaves them and other machines see them."""
+        os.fsync(self._stream.fileno())
 
     def evaluated(self, step: int, values: Mapping[str, float | None]) -> None:
         """What the weights of `step`, which may be some steps ago, came to on held-out prompts: for TensorBoard and the

@@ -186,10 +186,11 @@ class _PpoLoop:
         }
 
     def _log(self, figures: Mapping[str, float]) -> None:
-        """Writes the line of metrics of the last update."""
+        """Writes the line of metrics of the last update, which is on the disk before a checkpoint is that holds it."""
         if self._metrics is not None:
             self._worker.check_lease()
             self._metrics.log(self._progress.update, figures)
+            self._metrics.sync()
 
     def _show_evaluation(self, update: int, figures: Mapping[str, float | None]) -> None:
         if self._metrics is not None:

@@ -247,6 +247,12 @@ def is_alive(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def kill(stage: Stage, actor: Any) -> None:
+    pid = stage.pid(actor)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_alive(pid), "a process that was killed to be gone")
+
+
 @pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.extended), signal.SIGSTOP])
 def test_a_generator_that_is_killed_or_stopped_is_replaced_and_the_run_goes_on(stage, how):
     each = stage()
@@ -343,11 +349,10 @@ def test_generators_that_die_after_the_learner_serve_what_it_last_published_from
     each.finish_at_most(0, "generator-0", "generator-1")
     learner = learner_class(each.ray).remote()
     each.ray.get(learner.publish.remote(each.conductor, 1), timeout=WAIT_S)
-    for actor in (learner, *each.generators.values()):
-        pid = each.pid(actor)
-        os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: not is_alive(pid), "a process that was killed to be gone")
+    kill(each, learner)
     assert each.waiting() == 8
+    for generator in each.generators.values():
+        kill(each, generator)
     each.train()
     writers = each.train()  # under weights 1, of which these processes have been given none by a learner
     assert set(writers) <= {"generator-0.1", "generator-1.1"}

@@ -95,12 +95,18 @@ def reads_of(tmp_path: Path, given: dict) -> dict[str, dict]:
         {"learners": {"engine": {"zero_stage": 3, "activation_checkpointing": True, "tokens_per_microbatch": 64}}},
         {"sft": {"checkpoint_seconds": 1.0}, "rm": {"checkpoint_seconds": 1.0}},
         {"ppo": {"checkpoint_every": 1, "checkpoints_kept": 5, "lease_s": 1.0, "batch_deadline_s": 9.0}},
-        {"ppo": {"straggler_bound_s": 60.0}},
+        {"ppo": {"straggler_bound_s": 60.0, "mismatch_bound_nats": 1.0, "min_effective_sample_size": 0.2}},
     ],
-    ids=["ranks", "engine", "when supervised stages save", "when PPO saves and gives up", "a bound that is raised"],
+    ids=["ranks", "engine", "when supervised stages save", "when PPO saves and gives up", "bounds that are moved"],
 )
 def test_a_run_goes_on_where_nothing_of_what_is_learned_has_changed(tmp_path, given):
     assert reads_of(tmp_path, given) == reads_of(tmp_path, {})
+
+
+def test_a_run_goes_on_where_a_reward_service_is_given_more_time_or_another_token(tmp_path):
+    service = {"kind": "http", "url": "http://scores/"}
+    patient = service | {"timeout_s": 60.0, "deadline_s": 3600.0, "token_variable": "SCORES_TOKEN"}
+    assert reads_of(tmp_path, {"reward": patient}) == reads_of(tmp_path, {"reward": service})
 
 
 @pytest.mark.parametrize(
@@ -110,6 +116,7 @@ def test_a_run_goes_on_where_nothing_of_what_is_learned_has_changed(tmp_path, gi
         ({"sft": {"residual_dropout": 0.1}}, {"sft"}),
         ({"ppo": {"clip": 0.1}}, {"ppo"}),
         ({"ppo": {"policy": {"peak_lr": 1e-6}}}, {"ppo"}),
+        ({"reward": {"kind": "http", "url": "http://scores/"}}, {"select-sft", "ppo", "eval"}),
     ],
 )
 def test_what_changes_what_is_learned_is_read(tmp_path, given, changed):

@@ -462,13 +462,19 @@ def test_an_attempt_that_only_exported_leaves_what_the_one_before_it_saved(done)
     assert done.audit().problems == []
 
 
-def test_a_stage_that_its_kl_budget_ended_may_have_left_episodes_that_waited(done):
+def test_a_stage_that_its_kl_budget_ended_may_have_left_episodes_that_waited_and_any_other_end_is_told(done):
     done.path(6, 2).unlink()
     record = json.loads((done.directory / "stage.json").read_text())
     (done.directory / "stage.json").write_text(json.dumps(record | {"values": {"updates": 5}, "files": {}}))
     data = saved_data(5, 2, waiting=2)
     done.write_trained(5, waiting=[20, 21], ledger=data["ledger"], stopped_by="the KL budget")
+    assert done.audit().problems == ["metrics.jsonl has a line of update 6, which the stage has not."]
+    rewrite(done.directory / "metrics.jsonl", lambda text: "".join(text.splitlines(True)[:5]))
     assert done.audit().problems == []
+    done.write_trained(5, waiting=[20, 21], ledger=data["ledger"], stopped_by="")
+    assert done.audit().problems == [
+        f"{TRAINED}: training ended after 5 of 6 updates, and nothing is said to have ended it."
+    ]
 
 
 def test_a_finished_stage_whose_learner_left_nothing_is_told_and_why_that_can_be(done):
