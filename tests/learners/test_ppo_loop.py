@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,23 @@ def test_the_time_of_a_checkpoint_is_told_with_the_updates_after_it(run):
     told = [row.get("time/checkpoint") for row in each.metrics()]
     assert told[:2] == [None, None]
     assert told[2] == told[3] > 0
+
+
+def test_the_line_of_an_update_is_on_the_disk_before_the_checkpoint_that_holds_it(run, monkeypatch):
+    synced: list[str] = []
+    sync = os.fsync
+
+    def recording(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == "metrics.jsonl":
+            synced.append(f"{len(read_metrics(path))} lines")
+        elif path.name == "manifest.json":
+            synced.append(path.parent.name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recording)
+    run(updates=2, checkpoint_every=1).train()
+    assert synced == ["1 lines", "step-00000001-1", "2 lines", "step-00000002-1"]
 
 
 def test_tensorboard_has_the_held_out_evaluations_the_last_one_included(whole):
