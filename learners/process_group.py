@@ -1,5 +1,6 @@
 """The torch.distributed process group that engines need: our own of one process, or the one that Ray Train made."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import torch.distributed as dist
 
 from corpus.deaths import death, is_death
 from corpus.problems import UNEXPECTED, RunProblem, UsageProblem
+
+log = logging.getLogger(__name__)
 
 
 def backend() -> str:
@@ -59,7 +62,8 @@ def any_rank(flag: bool) -> bool:
 
 def problem_of_ranks(problem: Exception | None) -> Exception:
     """What to raise where some rank has a problem: this rank's own, else what the lowest rank with one says, so that
-    whoever is heard first says what was wrong; a collective, for which some rank must have one."""
+    whoever is heard first says what was wrong; a collective, for which some rank must have one. A mistake of the
+    program is logged where it was made: its traceback is no part of what other ranks say of it."""
     every: list[UsageProblem | RunProblem | None] = [None] * dist.get_world_size()
     dist.all_gather_object(every, None if problem is None else _as_sent(problem))
     return problem or next(each for each in every if each is not None)
@@ -73,5 +77,6 @@ def _as_sent(problem: Exception) -> UsageProblem | RunProblem:
         return sort(problem.sentence, problem.code)
     if is_death(problem):
         return death(problem)
+    log.error("learner rank %d failed", dist.get_rank(), exc_info=problem)
     text = " ".join(str(problem).split())[:400].rstrip(". ")
     return RunProblem(f"Learner rank {dist.get_rank()} failed: {type(problem).__name__}: {text}.", UNEXPECTED)
